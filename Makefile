@@ -1,0 +1,53 @@
+# make demo     all five stages on the embedded phantom, from nothing to a report
+# make test     the test suite
+# make lint     format, lint, types, the floors of the package
+# make docs     the documentation, in docs/_build/html
+# make venv     the virtual environment alone, with everything that the others need
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+DEMO := runs/demo
+
+.PHONY: help venv demo test lint docs
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+venv: $(VENV)/.tools
+
+# A stamp is written after its installation has succeeded, so that one cut short is taken up again.
+$(VENV)/.runtime: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python %d.%d is too old: $(PYTHON). Use 3.11 or newer: make PYTHON=python3.11." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.runtime
+	$(PIP_INSTALL) -e '.[dev,docs]'
+	@touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/python train_vqvae.py --run $(DEMO) --data phantom --preset demo --overwrite
+	$(BIN)/python extract_codes.py --run $(DEMO) --overwrite
+	$(BIN)/python train_prior.py --run $(DEMO) --level top --overwrite
+	$(BIN)/python train_prior.py --run $(DEMO) --level bottom --overwrite
+	$(BIN)/python sample.py --run $(DEMO) --num 64 --label diagnosis=healthy --out $(DEMO)/samples-healthy
+	$(BIN)/python sample.py --run $(DEMO) --num 64 --label diagnosis=atrophy --out $(DEMO)/samples-atrophy
+	$(BIN)/python evaluate.py --run $(DEMO)
+	@echo
+	@echo "report:  $(DEMO)/report/index.html"
+	@echo "samples: $(DEMO)/samples-healthy/grid.png and $(DEMO)/samples-atrophy/grid.png"
+
+test: $(VENV)/.tools
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.tools
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -1,0 +1,62 @@
+"""What the user says about the data: the fields become flags and are stored with the run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vqvae2.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they are read; raises UserError for a value that cannot be meant."""
+
+    data: str = "phantom"
+    """A folder of images, `phantom` (drawn brain slices), or `torchvision:` CIFAR10, MNIST, FashionMNIST."""
+
+    size: str | None = None
+    """Height and width in pixels, as HxW; default: the images' own, which must then be all equal."""
+
+    fit: Literal["pad", "crop", "resize"] = "pad"
+    """How other sizes come to --size: zeros around, the middle cut out, or scaled with the shape kept."""
+
+    channels: int | None = None
+    """1 (grey) or 3 (RGB); default: as the data has it, grey stored as RGB counted as grey."""
+
+    labels: str | None = None
+    """Labels, as FILE.csv:COLUMN[,COLUMN]; the column `file` holds paths relative to the data, or names."""
+
+    subject_pattern: str | None = None
+    """Regular expression for paths relative to the data; its group 1, or the whole match, is the subject."""
+
+    data_root: str = "data"
+    """Folder in which `torchvision:` keeps its downloads."""
+
+    phantom_images: int = 2000
+    """Images of the phantom in all splits together, >= 10."""
+
+    split_seed: int = 0
+    """Seed of the hash that assigns subjects to splits, >= 0."""
+
+    def __post_init__(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"--channels {self.channels} is not supported", how="Give 1 (grey) or 3 (RGB)")
+        if self.phantom_images < 10:
+            raise UserError(f"--phantom-images {self.phantom_images} is too few", how="Give at least 10")
+        if self.split_seed < 0:
+            raise UserError(f"--split-seed {self.split_seed} is negative", how="Give 0 or more")
+        if self.fit not in ("pad", "crop", "resize"):
+            raise UserError(f"--fit {self.fit} is not known", how="Give pad, crop or resize")
+        self.height_width()
+
+    def height_width(self) -> tuple[int, int] | None:
+        """The wanted (height, width) in pixels, None for the images' own; UserError if it is not HxW."""
+        if self.size is None:
+            return None
+        parts = self.size.lower().replace("×", "x").split("x")
+        if len(parts) == 1:
+            parts *= 2
+        if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise UserError(
+                f"--size {self.size} is not a size", how="Give height and width in pixels, such as 128x128"
+            )
+        return int(parts[0]), int(parts[1])

@@ -1,0 +1,162 @@
+"""Images in memory as stored integers, handed out as tensors in [-1, 1]."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+def to_unit(array: NDArray[Any], value_range: tuple[float, float]) -> torch.Tensor:
+    """Stored values of any shape to float32 in [-1, 1], the ends of value_range to -1 and 1."""
+    low, high = value_range
+    unit = array.astype(np.float32)
+    unit -= np.float32(low)
+    unit *= np.float32(2 / (high - low))
+    unit -= 1
+    return torch.from_numpy(unit)
+
+
+def from_unit(tensor: torch.Tensor, value_range: tuple[float, float]) -> Pixels:
+    """A tensor of any shape in [-1, 1] to stored values, rounded and clipped: uint8, or uint16 above 255."""
+    low, high = value_range
+    values = (tensor.detach().double().cpu().numpy() + 1) * ((high - low) / 2) + low
+    stored = np.clip(np.rint(values), low, high)
+    return stored.astype(np.uint8) if high <= 255 else stored.astype(np.uint16)
+
+
+@dataclass
+class ImageSet(Dataset[dict[str, Any]]):
+    """The images of one split with their names, subjects and labels.
+
+    Args:
+        images: (N, C, H, W) uint8 or uint16.
+        keys: N names, unique: paths relative to the data's folder.
+        subjects: N names of whom the images show.
+        labels: (N, A) int64, -1 where missing.
+        value_range: the stored values that become -1 and 1.
+        skipped: (path, reason) of the files that could not be read.
+    """
+
+    images: Pixels
+    keys: list[str]
+    subjects: list[str]
+    labels: NDArray[np.int64]
+    value_range: tuple[float, float]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.keys) == len(self.subjects) == len(self.labels):
+            raise ValueError("images, keys, subjects and labels differ in length")
+        if self.images.ndim != 4 or self.labels.ndim != 2:
+            raise ValueError(
+                f"expected (N, C, H, W) and (N, A), got {self.images.shape} and {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image: "image" (C, H, W) float32 in [-1, 1], "label" (A,) int64, "index"."""
+        return {
+            "image": to_unit(self.images[index], self.value_range),
+            "label": torch.from_numpy(self.labels[index].copy()),
+            "index": index,
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch: "image" (B, C, H, W), "label" (B, A), "index" (B,); for a collate_fn that keeps it."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return {
+            "image": to_unit(self.images[rows], self.value_range),
+            "label": torch.from_numpy(self.labels[rows]),
+            "index": torch.from_numpy(rows),
+        }
+
+
+@dataclass
+class ImageData:
+    """A whole data set: what it is, its splits, and what the user should know about it.
+
+    Args:
+        name: what the user called it.
+        layout: how its folders were understood, in words.
+        channels: C, 1 or 3.
+        height: H in pixels.
+        width: W in pixels.
+        value_range: the stored values that become -1 and 1.
+        attributes: name -> class names in label order; empty when there are no labels.
+        splits: "train", "selection", "val" and perhaps "test".
+        skipped: (path, reason) of the files that were left out.
+        notes: remarks for the user.
+        fit: how images of other sizes are brought to H x W.
+        bins: attribute -> inner edges, for the attributes that are binned numbers.
+        sizes: (height, width) of the files -> how many.
+    """
+
+    name: str
+    layout: str
+    channels: int
+    height: int
+    width: int
+    value_range: tuple[float, float]
+    attributes: dict[str, tuple[str, ...]]
+    splits: dict[str, ImageSet]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fit: str = "pad"
+    bins: dict[str, list[float]] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def to_config(self) -> dict[str, Any]:
+        """What later stages must know to read images alike, as plain JSON values."""
+        return {
+            "source": self.name,
+            "layout": self.layout,
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "fit": self.fit,
+            "value_range": list(self.value_range),
+            "attributes": {name: list(classes) for name, classes in self.attributes.items()},
+            "bins": {name: list(edges) for name, edges in self.bins.items()},
+        }
+
+    def report(self) -> str:
+        """The data report: images, subjects and labels by split, sizes, values, what was skipped and why."""
+        colour = "grey" if self.channels == 1 else "RGB"
+        low, high = self.value_range
+        lines = [
+            f"data       {self.name}, {self.layout}",
+            f"images     {self.height} x {self.width} (height x width), {colour}, "
+            f"stored values {low:g} to {high:g} become -1 to 1",
+        ]
+        if self.sizes and set(self.sizes) != {(self.height, self.width)}:
+            common = Counter(self.sizes).most_common(5)
+            listed = ", ".join(f"{count:,} of {h} x {w}" for (h, w), count in common)
+            more = f" and {len(self.sizes) - 5} more sizes" if len(self.sizes) > 5 else ""
+            lines.append(f"files      {listed}{more}, brought to size by {self.fit}")
+        lines.append(f"{'split':<11}{'images':>8}{'subjects':>10}{'values':>14}")
+        for split, images in self.splits.items():
+            seen = f"{images.images.min()} to {images.images.max()}" if len(images) else "-"
+            lines.append(f"{split:<11}{len(images):>8,}{len(set(images.subjects)):>10,}{seen:>14}")
+        for column, (attribute, classes) in enumerate(self.attributes.items()):
+            for split, images in self.splits.items():
+                values = images.labels[:, column]
+                counts = [f"{name} {int((values == k).sum()):,}" for k, name in enumerate(classes[:12])]
+                counts += [f"{len(classes) - 12} more classes"] if len(classes) > 12 else []
+                counts += [f"missing {int((values < 0).sum()):,}"] if (values < 0).any() else []
+                lines.append(f"{attribute:<11}{split}: {', '.join(counts)}")
+        lines += [f"note       {note}" for note in self.notes]
+        lines += [f"skipped    {path!r}: {reason}" for path, reason in self.skipped[:10]]
+        if len(self.skipped) > 10:
+            reasons = Counter(reason for _, reason in self.skipped[10:]).most_common(3)
+            told = "; ".join(f"{reason} ({count:,})" for reason, count in reasons)
+            lines.append(f"skipped    {len(self.skipped) - 10:,} more: {told}")
+        return "\n".join(lines)

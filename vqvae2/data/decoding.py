@@ -1,0 +1,155 @@
+"""Image files to arrays of stored integers of one size, with the reason where that cannot be."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from vqvae2.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+MOST_PIXELS = 64_000_000  # a slice has far fewer; a small file that claims more is there to fill the memory
+
+Pixels = NDArray[Any]
+
+
+class UnreadableError(Exception):
+    """A file cannot be used; the text is the reason."""
+
+
+@dataclass
+class Picture:
+    """A decoded file: pixels (H, W) if it is grey in any guise, else (H, W, 3); uint8 or uint16."""
+
+    pixels: Pixels
+    size: tuple[int, int]  # height and width in the file
+    digest: bytes  # of the pixels in the file; empty if they are all equal
+    halved: bool  # 16 bits a colour, of which the upper 8 were read
+
+
+def decode(path: Path) -> Picture:
+    """Read one image file upright, without alpha; raises UnreadableError with the reason."""
+    if not path.is_file():  # a pipe would be waited for, a link may lead nowhere
+        raise UnreadableError("not a regular file")
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            pixels, halved = _pixels(file)
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError:
+        empty = os.path.getsize(path) == 0
+        raise UnreadableError(
+            "the file is empty" if empty else "not an image in a format that is read"
+        ) from None
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+    except Exception as error:  # Pillow lets parsers' own errors through (SyntaxError, struct.error, ...)
+        raise UnreadableError(f"{type(error).__name__}: {error}") from None
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    pixels = np.ascontiguousarray(pixels)
+    constant = pixels.max() == pixels.min()
+    digest = b"" if constant else hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+    return Picture(pixels, pixels.shape[:2], digest, halved)
+
+
+def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
+    """The upright pixels of an opened file, and whether colours lost their lower 8 bits."""
+    if file.width * file.height > MOST_PIXELS:
+        raise UnreadableError(f"{file.height} x {file.width} pixels are more than {MOST_PIXELS:,}")
+    if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
+        raise UnreadableError(
+            f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own"
+        )
+    raw = [str(tile[3]) for tile in getattr(file, "tile", ())]  # how the pixels are stored, such as "RGB;16B"
+    halved = file.mode in ("RGB", "RGBA", "LA") and any("16" in layout for layout in raw)
+    upright = ImageOps.exif_transpose(file)
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        wide = np.asarray(upright)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise UnreadableError(f"values {wide.min()} to {wide.max()} do not fit 16 bits")
+        return wide.astype(np.uint16), False
+    if upright.mode == "F":
+        raise UnreadableError("floating-point pixels; store 8 or 16 bit integers")
+    if upright.mode in ("1", "L", "LA", "La"):
+        return np.asarray(upright.convert("L")), halved
+    return np.asarray(upright.convert("RGB")), halved
+
+
+def fit(pixels: Pixels, size: tuple[int, int], how: str) -> Pixels:
+    """Bring pixels (H, W) or (H, W, 3) to a size (height, width).
+
+    Args:
+        pixels: uint8 or uint16.
+        size: wanted height and width.
+        how: "pad" (zeros around), "crop" (the middle, zeros where short) or "resize" (scaled with the shape
+            kept until it fits in, zeros around).
+
+    Raises:
+        UserError: for "pad" and an image that is larger than the size.
+    """
+    if pixels.shape[:2] == size:
+        return pixels
+    if how == "resize":
+        pixels = _scaled(pixels, size)
+    height, width = pixels.shape[:2]
+    if how == "pad" and (height > size[0] or width > size[1]):
+        raise UserError(
+            "an image is larger than --size and cannot be padded to it",
+            f"{height}x{width} against {size[0]}x{size[1]}",
+            "Give --fit crop or --fit resize, or a larger --size",
+        )
+    top, left = max(height - size[0], 0) // 2, max(width - size[1], 0) // 2
+    middle = pixels[top : top + size[0], left : left + size[1]]
+    fitted = np.zeros((*size, *pixels.shape[2:]), pixels.dtype)
+    down, across = (size[0] - middle.shape[0]) // 2, (size[1] - middle.shape[1]) // 2
+    fitted[down : down + middle.shape[0], across : across + middle.shape[1]] = middle
+    return fitted
+
+
+def _scaled(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resample as large as fits in with the shape kept; without ringing downwards: black stays black."""
+    height, width = pixels.shape[:2]
+    ratio = min(size[0] / height, size[1] / width)
+    target = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    kernel = Image.Resampling.HAMMING if ratio < 1 else Image.Resampling.BICUBIC
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(target, kernel))
+    scaled = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize(target, kernel))
+    return np.clip(np.rint(scaled), 0, 65535).astype(np.uint16)
+
+
+def recolour(pixels: Pixels, channels: int) -> Pixels:
+    """Pixels (H, W) or (H, W, 3) as (C, H, W); colour becomes grey by ITU-R 601 luminance, rounded."""
+    if pixels.ndim == 2:
+        return np.broadcast_to(pixels, (channels, *pixels.shape))
+    if channels == 3:
+        return pixels.transpose(2, 0, 1)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[None]
+
+
+def decode_all(
+    paths: Sequence[Path], prepare: Callable[[Picture], Picture]
+) -> Iterable[tuple[int, Picture | UnreadableError]]:
+    """Decode files in a pool of threads and prepare each; yields (index, picture or why not) in order."""
+
+    def one(path: Path) -> Picture | UnreadableError:
+        try:
+            return prepare(decode(path))
+        except UnreadableError as reason:
+            return reason
+
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        bar = tqdm(
+            pool.map(one, paths), total=len(paths), desc="reading images", delay=2, leave=False, disable=None
+        )
+        yield from enumerate(bar)

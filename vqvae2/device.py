@@ -1,0 +1,91 @@
+"""Which device, which precision, and whether compiling pays."""
+
+import contextlib
+import shutil
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vqvae2.errors import UserError
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+CompileChoice = Literal["auto", "on", "off"]
+
+__all__ = ["autocast", "compile_modules", "resolve_device", "resolve_precision"]
+
+
+def resolve_device(choice: DeviceChoice) -> torch.device:
+    """Pick a device: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        choice = next(name for name, there in available.items() if there)  # type: ignore[assignment]
+    if not available[choice]:
+        raise UserError("this device is not available here", f"--device {choice}", "Use --device auto")
+    return torch.device(choice)
+
+
+def resolve_precision(choice: PrecisionChoice, device: torch.device) -> torch.dtype:
+    """Pick the precision of matrix products: ``auto`` takes bfloat16 where the hardware multiplies it fast."""
+    if choice != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Run matrix products and convolutions in ``dtype``; nothing changes for fp32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: bool) -> str:
+    """Compile modules in place by torch.compile, where that works and pays.
+
+    Args:
+        choice: ``auto`` compiles only when a compiler works and the run is long enough to earn it back.
+        modules: compiled each by itself; state-dict names do not change.
+        long_run: whether the run takes more than some ten minutes.
+
+    Returns:
+        One line for the user: what was done and why.
+
+    Raises:
+        UserError: ``on``, and no compiler works.
+    """
+    if choice == "off":
+        return "eager: --compile off"
+    if choice == "auto" and not long_run:
+        return "eager: the run is too short for torch.compile to pay"
+    problem = _compiler_problem()
+    if problem and choice == "on":
+        raise UserError(f"torch.compile does not work here ({problem})", "--compile on", "Use --compile auto")
+    if problem:
+        return f"eager: torch.compile does not work here ({problem})"
+    # Each of the modules is compiled by itself, but they share the code of their class, and so its limit.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(modules))
+    for module in modules:
+        module.compile()
+    return f"compiled {len(modules)} modules; the first steps take up to a minute or two"
+
+
+def _compiler_problem() -> str:
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        return "no C++ compiler found"
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(4))
+    except Exception as error:  # whatever a broken toolchain raises, eager mode works
+        return type(error).__name__
+    return ""

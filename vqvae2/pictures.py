@@ -1,0 +1,56 @@
+"""Tensors and codes as pictures: grids of images, maps of codes. Everything returned is uint8."""
+
+import colorsys
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["code_map", "grid", "to_picture"]
+
+Picture = NDArray[np.uint8]
+
+
+def to_picture(image: Tensor) -> Picture:
+    """Turn an image (C, H, W) in [-1, 1] into (H, W) grey or (H, W, 3); of other channel counts the first is shown."""
+    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+
+
+def grid(pictures: list[Picture], columns: int | None = None, gap: int = 2) -> Picture:
+    """Lay out pictures of equal size in rows.
+
+    Args:
+        pictures: (H, W) or (H, W, 3) uint8 each, at least one.
+        columns: by default as square as possible.
+        gap: dark pixels between two pictures.
+
+    Returns:
+        (rows * (H + gap) + gap, columns * (W + gap) + gap), with 3 channels if any picture has them.
+    """
+    colour = any(picture.ndim == 3 for picture in pictures)
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    height, width = pictures[0].shape[:2]
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 32, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = (n * (size + gap) + gap for n, size in zip(divmod(i, columns), (height, width), strict=True))
+        sheet[top : top + height, left : left + width] = picture if picture.ndim == 3 else picture[..., None]
+    return sheet if colour else sheet[..., 0]
+
+
+def code_map(codes: Tensor, num_embeddings: int, size: tuple[int, int]) -> Picture:
+    """Colour a map of codes (h, w), each code by a colour of its own, enlarged to ``size``: (H, W, 3)."""
+    colours = _palette(num_embeddings)[codes.cpu().numpy()]
+    enlarged = colours.repeat(max(1, size[0] // codes.shape[0]), 0).repeat(max(1, size[1] // codes.shape[1]), 1)
+    return np.ascontiguousarray(enlarged)
+
+
+@lru_cache
+def _palette(count: int) -> Picture:
+    golden = (math.sqrt(5) - 1) / 2
+    colours = [colorsys.hsv_to_rgb((i * golden) % 1, 0.45 + 0.4 * (i % 3) / 2, 0.6 + 0.4 * (i % 5) / 4) for i in range(count)]
+    return (np.array(colours) * 255).round().astype(np.uint8)

@@ -1,0 +1,101 @@
+"""Settings by name, each with its source: the paper's, and ours."""
+
+from dataclasses import dataclass, field, replace
+
+from vqvae2.prior import PriorConfig
+from vqvae2.training import TrainingConfig
+from vqvae2.vqvae import VQVAEConfig
+
+__all__ = ["PRESETS", "Preset", "preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings of a whole run.
+
+    Attributes:
+        source: where they come from.
+        vqvae: of the VQ-VAE; image channels and size are replaced by the data's.
+        vqvae_training: how it is trained.
+        priors: of each level, top first; level, shapes and labels are replaced by the code store's.
+        prior_training: how they are trained.
+        size: --size of the data where the user gives none; None: the data's own.
+    """
+
+    source: str
+    vqvae: VQVAEConfig
+    vqvae_training: TrainingConfig
+    priors: tuple[PriorConfig, ...]
+    prior_training: tuple[TrainingConfig, ...]
+    size: str | None = None
+    phantom_images: int = 2000
+    notes: tuple[str, ...] = field(default=())
+
+
+def preset(name: str) -> Preset:
+    """Look a preset up by name; ValueError names those that exist."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name}")
+    return PRESETS[name]
+
+
+_OURS = VQVAEConfig(
+    height=128,
+    width=128,
+    strides=(2, 4),
+    num_embeddings=(512, 512),
+    embedding_dim=(64, 64),
+    hidden_channels=96,
+    residual_channels=48,
+    num_residual_layers=2,
+    normalize="layer",
+    level_dropout=0.1,
+    mse_weight=1.0,
+    l1_weight=0.2,
+    ssim_weight=0.2,
+)
+_OURS_TRAINING = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=100, evaluations=12)
+_PRIOR = PriorConfig(
+    embedding_dim=64, channels=128, residual_channels=128, num_layers=8, attention_every=4, num_heads=4, dropout=0.2
+)
+_PRIOR_TRAINING = TrainingConfig(
+    batch_size=16,
+    learning_rate=1e-3,
+    warmup_steps=100,
+    weight_decay=0.05,
+    beta2=0.95,
+    ema_decay=0.995,
+    evaluations=20,
+)
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        source="the settings of brain128, for any data; without a limit, by patience",
+        vqvae=_OURS,
+        vqvae_training=_OURS_TRAINING,
+        priors=(_PRIOR, _PRIOR),
+        prior_training=(_PRIOR_TRAINING, _PRIOR_TRAINING),
+    ),
+    "brain128": Preset(
+        source="ours: 128x128 brain slices of about a hundred subjects, 65 minutes on 2 CPU cores",
+        vqvae=_OURS,
+        vqvae_training=replace(_OURS_TRAINING, max_minutes=25),
+        priors=(_PRIOR, replace(_PRIOR, attention_every=0)),
+        prior_training=(replace(_PRIOR_TRAINING, max_minutes=15), replace(_PRIOR_TRAINING, max_minutes=25)),
+        size="128x128",
+    ),
+    "demo": Preset(
+        source="ours: the 64x64 phantom, all stages in five minutes on 2 CPU cores",
+        vqvae=replace(_OURS, height=64, width=64, hidden_channels=48, residual_channels=24, num_embeddings=(128, 128)),
+        vqvae_training=replace(_OURS_TRAINING, max_minutes=1.25, evaluations=4),
+        priors=(
+            replace(_PRIOR, channels=64, residual_channels=64, num_layers=4, attention_every=2),
+            replace(_PRIOR, channels=64, residual_channels=64, num_layers=4, attention_every=0, condition_layers=2),
+        ),
+        prior_training=(
+            replace(_PRIOR_TRAINING, max_minutes=0.5, evaluations=3),
+            replace(_PRIOR_TRAINING, max_minutes=0.75, evaluations=3),
+        ),
+        size="64x64",
+    ),
+}

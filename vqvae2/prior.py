@@ -1,0 +1,359 @@
+"""The autoregressive prior over one level's codes, given the coarser levels and a label.
+
+One class serves every level (Razavi et al. 2019, arXiv 1906.00446, section 3.2: p_top with attention, p_bottom
+conditioned on the top through a residual stack of its own). Blocks and streams are those of `causal.py`.
+
+    codes -> embed -+- shift down -----> v --- blocks.above ---+
+                    |                                          | link
+                    +- shift previous -> h --- blocks.within --+-- attention --> 1x1 blocks -> logits
+
+Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R residual channels, A label attributes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from vqvae2 import checkpoint
+from vqvae2.causal import Cache, CausalAttention, GatedBlock, Padding, Past, shift_down, shift_previous
+
+__all__ = ["Prior", "PriorConfig"]
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Everything that rebuilds a Prior."""
+
+    level: Annotated[str, tyro.conf.Fixed] = "top"
+    """Name of the level. Taken from the code store by train_prior."""
+    height: Annotated[int, tyro.conf.Fixed] = 16
+    """Cells of the level, vertically. Taken from the code store by train_prior."""
+    width: Annotated[int, tyro.conf.Fixed] = 16
+    """Cells of the level, horizontally. Taken from the code store by train_prior."""
+    num_embeddings: Annotated[int, tyro.conf.Fixed] = 512
+    """Codes K of the level. Taken from the code store by train_prior."""
+    condition_levels: Annotated[tuple[str, ...], tyro.conf.Fixed] = ()
+    """Coarser levels that the prior is conditioned on, top first. Taken from the code store by train_prior."""
+    condition_shapes: Annotated[tuple[tuple[int, int], ...], tyro.conf.Fixed] = ()
+    """Their shapes (h, w). Taken from the code store by train_prior."""
+    condition_num_embeddings: Annotated[tuple[int, ...], tyro.conf.Fixed] = ()
+    """Their K. Taken from the code store by train_prior."""
+    attributes: Annotated[tuple[tuple[str, tuple[str, ...]], ...], tyro.conf.Fixed] = ()
+    """Label attributes and the names of their classes. Taken from the code store by train_prior."""
+    embedding_dim: int = 64
+    """Dimension E of the codes' embedding."""
+    channels: int = 128
+    """Hidden units C of both streams."""
+    residual_channels: int = 128
+    """Residual units R inside a gated block."""
+    num_layers: int = 8
+    """Gated blocks."""
+    kernel_size: int = 5
+    """Causal kernel k >= 2: k//2 + 1 rows of k columns above, k//2 + 1 codes to the left."""
+    attention_every: int = 0
+    """Causal attention after every n-th gated block; 0: none."""
+    num_heads: int = 8
+    """Attention heads; they divide the channels."""
+    output_layers: int = 0
+    """1x1 residual blocks before the logits."""
+    condition_layers: int = 4
+    """Residual blocks of the stack over the coarser levels."""
+    dropout: float = 0.1
+    """Dropout in each gated block, in [0, 1)."""
+    attention_dropout: float = 0.0
+    """Dropout of the attention weights, in [0, 1)."""
+    input_dropout: float = 0.0
+    """Share of the input codes that training hides from the network, against overfitting, in [0, 1)."""
+    label_dropout: float = 0.1
+    """Share of the labels that training hides, so that sampling without a label is defined, in [0, 1]."""
+
+    position_logits: bool = True
+    """Start from the log-frequency of each code at each position (the position-wise unigram), a fixed table."""
+    codebook_embeddings: bool = True
+    """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs."""
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.num_embeddings, self.channels, self.residual_channels) < 1:
+            raise ValueError("height, width, num_embeddings, channels and residual_channels must be >= 1")
+        if self.kernel_size < 2:
+            raise ValueError(f"kernel_size must be >= 2, got {self.kernel_size}: a smaller one never looks aside")
+        if not len(self.condition_levels) == len(self.condition_shapes) == len(self.condition_num_embeddings):
+            raise ValueError("condition_levels, condition_shapes and condition_num_embeddings must match in number")
+        for height, width in self.condition_shapes:
+            if self.height % height or self.width % width:
+                raise ValueError(f"condition of {height}x{width} cells does not divide {self.height}x{self.width}")
+        for name in ("dropout", "attention_dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells of the level (h, w)."""
+        return self.height, self.width
+
+
+class ConditionStack(nn.Module):
+    """Turn the coarser levels' codes into features at the prior's resolution (not causal: they are all known).
+
+    Codes are embedded and brought to the finest of the coarser resolutions, a residual stack runs there, and each cell
+    is unfolded into the cells below it, every one with features of its own.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.shape = config.condition_shapes[-1]
+        self.factors = (config.height // self.shape[0], config.width // self.shape[1])
+        dim = config.embedding_dim
+        self.embeddings = nn.ModuleList(nn.Embedding(k, dim) for k in config.condition_num_embeddings)
+        self.inputs = nn.ModuleList(nn.Linear(dim, channels) for _ in config.condition_num_embeddings)
+        self.position = nn.Parameter(torch.zeros(*self.shape, channels))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(channels, config.residual_channels, 3, padding=1),
+                nn.SiLU(),
+                nn.Dropout(config.dropout),
+                nn.Conv2d(config.residual_channels, channels, 1),
+            )
+            for _ in range(config.condition_layers)
+        )
+        self.unfold = nn.Linear(channels, channels * self.factors[0] * self.factors[1])
+
+    def forward(self, codes: list[Tensor]) -> Tensor:
+        """Map codes (B, h', w') by level, top first, to (B, h, w, C)."""
+        x = self.position.expand(len(codes[0]), -1, -1, -1)
+        for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
+            repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
+            x = x + project(embedding(level.long())).repeat_interleave(repeats[0], 1).repeat_interleave(repeats[1], 2)
+        x = x.permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.unfold(x.permute(0, 2, 3, 1))
+        (fy, fx), (batch, height, width) = self.factors, x.shape[:3]
+        return x.view(batch, height, width, fy, fx, -1).transpose(2, 3).reshape(batch, height * fy, width * fx, -1)
+
+
+class Prior(nn.Module):
+    """An autoregressive distribution over maps of codes, in raster order.
+
+    Args:
+        config: its settings.
+
+    Source: Razavi et al. 2019, section 3.2 and table 3 (settings); PixelSNAIL (Chen et al. 2017, arXiv 1712.09763).
+
+    Example:
+        >>> prior = Prior(PriorConfig(height=4, width=6, num_embeddings=32, channels=16, num_layers=2)).eval()
+        >>> tuple(prior(torch.zeros(2, 4, 6, dtype=torch.int64)).shape)
+        (2, 32, 4, 6)
+    """
+
+    position_table: Tensor | None
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, height, width = config.channels, config.height, config.width
+        conditional = bool(config.condition_levels or config.attributes)
+        self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
+        self.input_v = nn.Linear(config.embedding_dim, channels)
+        self.input_h = nn.Linear(config.embedding_dim, channels)
+        self.position_v = nn.Parameter(torch.randn(height, width, channels) * 0.02)
+        self.position_h = nn.Parameter(torch.randn(height, width, channels) * 0.02)
+        self.condition = ConditionStack(config) if config.condition_levels else None
+        # The last row of each table stands for a missing label.
+        self.labels = nn.ModuleList(nn.Embedding(len(classes) + 1, channels) for _, classes in config.attributes)
+        self.blocks = nn.ModuleList(
+            GatedBlock(
+                channels,
+                config.residual_channels,
+                config.kernel_size,
+                condition_channels=channels if conditional else 0,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        every = config.attention_every
+        self.attention = nn.ModuleDict(
+            {
+                str(i): CausalAttention(channels, config.num_heads, config.attention_dropout)
+                for i in range(config.num_layers)
+                if every and (i + 1) % every == 0
+            }
+        )
+        self.output_blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.RMSNorm(channels, eps=1e-6),
+                nn.Linear(channels, config.residual_channels),
+                nn.SiLU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(config.residual_channels, channels),
+            )
+            for _ in range(config.output_layers)
+        )
+        self.output_norm = nn.RMSNorm(channels, eps=1e-6)
+        self.output = nn.Linear(channels, config.num_embeddings)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        table = torch.zeros(height, width, config.num_embeddings) if config.position_logits else None
+        self.register_buffer("position_table", table)
+
+    @torch.no_grad()
+    def start_from(self, codebooks: list[Tensor] | None = None, position_log_p: Tensor | None = None) -> None:
+        """Give an untrained prior what is known before training; does what the config asks for.
+
+        Args:
+            codebooks: (K, D) of the coarser levels, top first, then of its own; used where D is ``embedding_dim``.
+            position_log_p: (h w, K) log-frequency of each code at each position, of training codes.
+        """
+        if codebooks is not None and self.config.codebook_embeddings:
+            tables = [*(self.condition.embeddings if self.condition is not None else []), self.embedding]
+            for table, codebook in zip(tables, codebooks, strict=True):
+                if table.weight.shape == codebook.shape:
+                    table.weight.copy_((codebook - codebook.mean(0)) / codebook.std().clamp_min(1e-6))
+        if position_log_p is not None and self.position_table is not None:
+            self.position_table.copy_(position_log_p.view_as(self.position_table))
+
+    def forward(self, codes: Tensor, condition: list[Tensor] | None = None, label: Tensor | None = None) -> Tensor:
+        """Predict every code from those before it (the full form).
+
+        Args:
+            codes: (B, h, w) integers.
+            condition: codes of the coarser levels, top first, (B, h', w') each; required when the prior has any.
+            label: (B, A) int64 class of each attribute, -1 missing; None: all missing.
+
+        Returns:
+            (B, K, h, w) logits: at each position of its own code, given all earlier ones.
+
+        Raises:
+            ValueError: a shape or a condition is not what the config says.
+        """
+        if tuple(codes.shape[1:]) != self.config.shape:
+            raise ValueError(f"codes must be (B, {self.config.height}, {self.config.width}), got {tuple(codes.shape)}")
+        context = self._context(condition, label, len(codes), codes.device)
+        x, past = self._embed(codes), Padding()
+        links = self._above(shift_down(x), self.position_v, context, past)
+        logits = self._within(shift_previous(x), self.position_h, links, past)
+        return self._at_positions(logits, self.position_table).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        draw: Callable[[Tensor, int, int], Tensor],
+        batch: int,
+        condition: list[Tensor] | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """Make maps of codes one position at a time, in raster order (the incremental form).
+
+        Args:
+            draw: called as ``draw(logits, row, column)`` with (B, K) logits, returns (B,) codes.
+            batch: B.
+            condition: as in `forward`.
+            label: as in `forward`.
+
+        Returns:
+            (B, h, w) int64 codes.
+        """
+        height, width = self.config.shape
+        device = self.output.weight.device
+        context = self._context(condition, label, batch, device)
+        codes = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
+        above = self.embedding.weight.new_zeros(batch, 1, width, self.config.embedding_dim)
+        previous = above[:, :, :1]
+        past = Cache(height, width)
+        for past.row in range(height):
+            row = slice(past.row, past.row + 1)
+            cells = None if context is None else context[:, row]
+            links = self._above(above, self.position_v[row], cells, past)
+            for past.column in range(width):
+                column = slice(past.column, past.column + 1)
+                position = self.position_h[row, column]
+                logits = self._within(previous, position, [link[:, :, column] for link in links], past)
+                table = None if self.position_table is None else self.position_table[past.row, past.column]
+                logits = self._at_positions(logits[:, 0, 0], table)
+                codes[:, row, column] = draw(logits, past.row, past.column)[:, None, None]
+                previous = self.embedding(codes[:, row, column])
+            above = self.embedding(codes[:, row])
+        return codes
+
+    def _at_positions(self, logits: Tensor, table: Tensor | None) -> Tensor:
+        """Add the position-wise log-frequencies: the network learns what lies beyond them."""
+        return logits if table is None else logits + table
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        """Embed codes (B, h, w) -> (B, h, w, E); in training some are hidden."""
+        x = self.embedding(codes.long())
+        if self.training and self.config.input_dropout:
+            x = x * (torch.rand(x.shape[:3], device=x.device) >= self.config.input_dropout)[..., None]
+        return x
+
+    def _context(
+        self, condition: list[Tensor] | None, label: Tensor | None, batch: int, device: torch.device
+    ) -> Tensor | None:
+        """Join condition and label: (B, h, w, C), or None when the prior has neither."""
+        config = self.config
+        if len(condition or []) != len(config.condition_levels):
+            wanted = ", ".join(config.condition_levels) or "none"
+            raise ValueError(f"the prior of level {config.level} is conditioned on: {wanted}; got {len(condition or [])}")
+        context = self.condition(condition) if self.condition is not None and condition is not None else None
+        if not config.attributes:
+            return context
+        if label is None:
+            label = torch.full((batch, len(self.labels)), -1, device=device)
+        if tuple(label.shape) != (batch, len(self.labels)):
+            raise ValueError(f"label must be ({batch}, {len(self.labels)}), got {tuple(label.shape)}")
+        if self.training and config.label_dropout:
+            label = label.masked_fill(torch.rand(label.shape, device=device) < config.label_dropout, -1)
+        x = sum(
+            (table(column.where(column >= 0, table.num_embeddings - 1)) for table, column in zip(self.labels, label.T, strict=True)),
+            start=torch.zeros((), device=device),
+        )
+        x = x[:, None, None, :]
+        return x.expand(-1, *config.shape, -1) if context is None else context + x
+
+    def _above(self, x: Tensor, position: Tensor, context: Tensor | None, past: Past) -> list[Tensor]:
+        """Run the vertical stream over rows: the codes above (B, n, w, E) -> the link (B, n, w, R) of every block."""
+        v, links = self.input_v(x) + position, []
+        for block in self.blocks:
+            v, link = block.above(v, context, past)
+            links.append(link)
+        return links
+
+    def _within(self, x: Tensor, position: Tensor, links: list[Tensor], past: Past) -> Tensor:
+        """Run the horizontal stream: the previous codes (B, n, m, E) and the links -> (B, n, m, K) logits."""
+        h = self.input_h(x) + position
+        for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
+            h = block.within(h, link, past)
+            if str(i) in self.attention:
+                h = self.attention[str(i)].within(h, past)
+        for block in self.output_blocks:
+            h = h + block(h)
+        return self.output(self.output_norm(h))
+
+    def save_pretrained(self, folder: str | Path, origin: dict | None = None) -> str:
+        """Write config.json and model.safetensors; return the SHA-256 of the weights file.
+
+        Args:
+            folder: made if absent.
+            origin: fingerprint of the codes it was trained on, and what else should be kept.
+        """
+        config = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        return checkpoint.save_pretrained(folder, {"kind": "prior", **config, **(origin or {})}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Prior":
+        """Rebuild a saved prior in evaluation mode.
+
+        Raises:
+            UserError: the folder holds no prior, or one that is damaged or from a newer version.
+        """
+        config = checkpoint.config_from(PriorConfig, checkpoint.load_config(folder, kind="prior"), folder)
+        model = cls(config)
+        checkpoint.load_weights(model, folder)
+        return model.to(device).eval()

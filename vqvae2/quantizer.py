@@ -1,0 +1,289 @@
+"""Vector quantisation with an exponential-moving-average codebook that stays alive.
+
+The codebook follows the encoder by the moving averages of van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1),
+as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.1) uses them. Two things are added, without which a codebook
+collapses on pictures that are mostly background: it starts from k-means over encoder outputs, and codes that fall out
+of use are moved to where the quantisation error is largest.
+
+Shapes: N vectors, K codes, D dimensions.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2 import distributed
+
+Normalization = Literal["none", "layer"]
+
+_ELEMENTS_PER_CHUNK = 1 << 22
+"""Distances held at once: 16 MiB in fp32."""
+
+__all__ = ["Quantized", "VectorQuantizer", "kmeans", "nearest_codes"]
+
+
+class Quantized(NamedTuple):
+    """What a quantiser returns.
+
+    Attributes:
+        vectors: (..., D) the nearest codes, with the straight-through gradient of the input.
+        codes: (...) int64 indices in [0, K).
+        loss: scalar commitment loss, ``commitment_cost * mean((x - sg[e])^2)``.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    loss: Tensor
+
+
+def nearest_codes(x: Tensor, codebook: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """Find the nearest code of each vector without holding all N x K distances.
+
+    Args:
+        x: (N, D) vectors.
+        codebook: (K, D).
+        chunk: vectors compared at once; by default as many as 16 MiB of distances allow.
+
+    Returns:
+        ``(codes, errors)``: (N,) int64 indices and (N,) squared Euclidean distances, never negative.
+    """
+    num_vectors, num_codes = x.shape[0], codebook.shape[0]
+    chunk = chunk or max(1, _ELEMENTS_PER_CHUNK // num_codes)
+    squares = codebook.square().sum(1)
+    codes = torch.empty(num_vectors, dtype=torch.int64, device=x.device)
+    errors = torch.empty(num_vectors, dtype=x.dtype, device=x.device)
+    for start in range(0, num_vectors, chunk):
+        part = slice(start, start + chunk)
+        # ||x - e||^2 = ||x||^2 + (||e||^2 - 2 x.e); the first term does not decide.
+        least, index = torch.addmm(squares, x[part], codebook.t(), alpha=-2).min(1)
+        codes[part], errors[part] = index, least
+    return codes, (errors + x.square().sum(1)).clamp_min_(0)
+
+
+def kmeans(x: Tensor, num_codes: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Cluster vectors by Lloyd's iteration from a k-means++ start (Arthur and Vassilvitskii 2007).
+
+    Args:
+        x: (N, D) vectors, N >= num_codes.
+        num_codes: K.
+        iterations: Lloyd steps.
+        seed: of the draws; the same input and seed give the same clusters.
+
+    Returns:
+        ``(centres, counts)``: (K, D) and (K,) vectors assigned to each.
+    """
+    if x.shape[0] < num_codes:
+        raise ValueError(f"k-means needs at least {num_codes} vectors, got {x.shape[0]}")
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(num_codes, generator=generator, dtype=torch.float64).to(x.device)
+    chosen = [(uniform[0] * x.shape[0]).long()]
+    distances = (x - x[chosen[0]]).square().sum(1)
+    for k in range(1, num_codes):
+        index = _draw(distances, uniform[k : k + 1])[0]
+        chosen.append(index)
+        distances = torch.minimum(distances, (x - x[index]).square().sum(1))
+    centres = x[torch.stack(chosen)].clone()
+    counts = torch.zeros(num_codes, dtype=x.dtype, device=x.device)
+    for _ in range(iterations):
+        codes, _ = nearest_codes(x, centres)
+        counts = torch.bincount(codes, minlength=num_codes).to(x.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, codes, x)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
+    return centres, counts
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Draw indices with probability proportional to ``weights`` (uniformly when all are zero), by inverse CDF."""
+    weights = weights.double()
+    weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
+    cumulative = weights.cumsum(0)
+    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(weights) - 1)
+
+
+class VectorQuantizer(nn.Module):
+    """Replace vectors by their nearest code; the codebook is a moving average of what was assigned to it.
+
+    In training mode each call updates, in fp32 (fp64 for fp64 input) whatever the surrounding precision, with n_i
+    vectors assigned to code i (equations of Razavi et al. 2019, section 3.1)::
+
+        N_i <- decay N_i + (1 - decay) n_i        m_i <- decay m_i + (1 - decay) sum of x assigned to i
+        e_i  = m_i / N_i                          N_i smoothed: (N_i + eps) / (sum N + K eps) * sum N
+
+    The decay of update t is at most (1 + t) / (10 + t), so that the codebook can follow the encoder's first steps.
+    Until ``init_vectors`` encoder outputs have been seen the input passes through unquantised; then the codebook is
+    their k-means. After every update, codes with N_i below ``revival_threshold`` times the mean N are moved to current
+    inputs, drawn with probability proportional to their squared quantisation error. All draws depend on the number of
+    updates alone, so every process of a distributed run makes the same ones, and a resumed run makes them again.
+
+    Args:
+        num_embeddings: K, at least 1.
+        embedding_dim: D, at least 1.
+        commitment_cost: beta, weight of the commitment loss, >= 0.
+        decay: gamma of the moving averages, in [0, 1).
+        epsilon: of the Laplace smoothing, > 0.
+        init_vectors: encoder outputs that the k-means start sees; at least K are always gathered. 0: keep the random
+            codebook.
+        revival_threshold: share of the mean count below which a code counts as dead; 0 turns revival off.
+        normalize: ``layer`` gives each vector zero mean and unit variance before quantising, ``none`` leaves it.
+
+    Source: van den Oord et al. 2017, appendix A.1; revival after Jukebox (Dhariwal et al. 2020, section 3.1).
+
+    Example:
+        >>> quantizer = VectorQuantizer(num_embeddings=8, embedding_dim=4).eval()
+        >>> out = quantizer(torch.zeros(2, 3, 3, 4))
+        >>> out.vectors.shape, out.codes.shape
+        (torch.Size([2, 3, 3, 4]), torch.Size([2, 3, 3]))
+    """
+
+    embedding: Tensor
+    cluster_size: Tensor
+    embedding_sum: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        init_vectors: int = 8192,
+        revival_threshold: float = 0.05,
+        normalize: Normalization = "none",
+    ) -> None:
+        super().__init__()
+        if num_embeddings < 1 or embedding_dim < 1:
+            raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if commitment_cost < 0 or epsilon <= 0 or init_vectors < 0 or revival_threshold < 0:
+            raise ValueError(
+                "commitment_cost, init_vectors and revival_threshold must be >= 0 and epsilon > 0, got "
+                f"{commitment_cost}, {init_vectors}, {revival_threshold}, {epsilon}"
+            )
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.commitment_cost, self.decay, self.epsilon = commitment_cost, decay, epsilon
+        self.init_vectors = max(init_vectors, num_embeddings) if init_vectors else 0
+        self.revival_threshold, self.normalize = revival_threshold, normalize
+        self.register_buffer("embedding", torch.randn(num_embeddings, embedding_dim))
+        self.register_buffer("cluster_size", torch.ones(num_embeddings))
+        self.register_buffer("embedding_sum", self.embedding.clone())
+        # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
+        self.register_buffer("updates", torch.tensor(-1 if init_vectors else 0))
+        self._updates = int(self.updates)
+        self._gathered: list[Tensor] = []
+        self.register_load_state_dict_post_hook(_recall_updates)
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the codebook holds its start values, so that inputs are quantised in training too."""
+        return self._updates >= 0
+
+    def extra_repr(self) -> str:
+        """Name the settings in ``print(model)``."""
+        return f"K={self.num_embeddings}, D={self.embedding_dim}, decay={self.decay}, beta={self.commitment_cost}"
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Embed codes: (...) int64 in [0, K) -> (..., D)."""
+        return F.embedding(codes, self.embedding)
+
+    def mean_embedding(self) -> Tensor:
+        """Return the usage-weighted mean code (D,), which stands for a level that is absent."""
+        return (self.cluster_size[:, None] * self.embedding).sum(0) / self.cluster_size.sum()
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Quantise vectors; in training mode also update the codebook.
+
+        Args:
+            x: (..., D), any floating type.
+
+        Returns:
+            Quantized vectors in the type of ``x``, codes and commitment loss.
+
+        Raises:
+            ValueError: the last dimension is not D.
+        """
+        if x.shape[-1] != self.embedding_dim:
+            raise ValueError(f"expected vectors of {self.embedding_dim} dimensions, got shape {tuple(x.shape)}")
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(self.embedding.dtype)
+            if self.normalize == "layer":
+                wide = F.layer_norm(wide, (self.embedding_dim,))
+            flat = wide.detach().reshape(-1, self.embedding_dim)
+            if self.training and not self.initialized:
+                self._gather(flat)
+                codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+                return Quantized(wide.to(x.dtype), codes, wide.new_zeros(()))
+            codes, errors = nearest_codes(flat, self.embedding)
+            vectors = self.lookup(codes).view_as(wide)
+            loss = self.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
+            vectors = wide + (vectors - wide).detach()
+            if self.training and flat.numel():
+                self._update(flat, codes, errors)
+            return Quantized(vectors.to(x.dtype), codes.view(x.shape[:-1]), loss)
+
+    @torch.no_grad()
+    def _gather(self, flat: Tensor) -> None:
+        self._gathered.append(distributed.all_gather_rows(flat))
+        if sum(len(rows) for rows in self._gathered) < self.init_vectors:
+            return
+        rows, self._gathered = torch.cat(self._gathered), []
+        pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: self.init_vectors]
+        centres, counts = kmeans(rows[pick.to(rows.device)], self.num_embeddings)
+        # Counts in the scale of one update, and nobody starts as dead.
+        counts = counts * (distributed.all_reduce_sum(counts.new_tensor(len(flat))) / counts.sum())
+        self.cluster_size.copy_(counts.clamp_min(float(self._revived_size(counts))))
+        self.embedding.copy_(centres)
+        self.embedding_sum.copy_(centres * self.cluster_size[:, None])
+        self._advance()
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, codes: Tensor, errors: Tensor) -> None:
+        counts = torch.bincount(codes, minlength=self.num_embeddings).to(flat.dtype)
+        sums = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
+        counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
+        # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows.
+        decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
+        self.cluster_size.lerp_(counts, 1 - decay)
+        self.embedding_sum.lerp_(sums, 1 - decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        self.embedding.copy_(self.embedding_sum / smoothed[:, None])
+        if self.revival_threshold:
+            self._revive(flat, errors)
+        self._advance()
+
+    def _revive(self, flat: Tensor, errors: Tensor) -> None:
+        """Move dead codes to inputs that are badly served; nothing here waits for the device."""
+        dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
+        generator = torch.Generator().manual_seed(self._updates)
+        uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64).to(flat.device)
+        everyone = distributed.all_gather_rows(errors)
+        index = _draw(everyone, uniform)
+        if distributed.world_size() > 1:
+            lengths = distributed.all_gather_rows(torch.tensor([len(flat)], device=flat.device))
+            index = index - lengths[: distributed.rank()].sum()
+            mine = (index >= 0) & (index < len(flat))
+            candidates = flat[index.clamp(0, len(flat) - 1)] * mine[:, None]
+            candidates = distributed.all_reduce_sum(candidates)
+        else:
+            candidates = flat[index]
+        size = self._revived_size(self.cluster_size)
+        self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
+        self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
+        self.embedding_sum.copy_(torch.where(dead[:, None], candidates * size, self.embedding_sum))
+
+    def _revived_size(self, counts: Tensor) -> Tensor:
+        """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99."""
+        return 5 * self.revival_threshold * counts.mean()
+
+    def _advance(self) -> None:
+        self._updates += 1
+        self.updates.fill_(self._updates)
+
+
+def _recall_updates(module: nn.Module, _keys: object) -> None:
+    assert isinstance(module, VectorQuantizer)
+    module._updates = int(module.updates)

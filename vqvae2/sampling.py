@@ -1,0 +1,267 @@
+"""Ancestral sampling: the top's codes, each finer level's given the coarser ones, then the image.
+
+Razavi et al. 2019 (arXiv 1906.00446), algorithm 2 and section 3.2. The distribution is the model's own: nothing is
+approximated. Sample i is made of random numbers that depend on the seed, on i and on the level alone, in chunks of one
+fixed size, the last one padded; so a set can be enlarged, interrupted or shared out and holds the same bytes.
+
+Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attributes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvae2.errors import UserError
+from vqvae2.prior import Prior
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["Samples", "Sharpness", "label_rows", "log_probabilities", "sample", "sample_chunk", "sample_codes"]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """How a level's distribution is changed before a code is drawn; the default leaves it as it is."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; > 0, below 1 sharpens."""
+    top_k: int = 0
+    """Draw among the k most probable codes; 0: among all."""
+    top_p: float = 1.0
+    """Draw among the fewest codes whose probability reaches p, in (0, 1] (Holtzman et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"need temperature > 0, top_k >= 0 and 0 < top_p <= 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` returns.
+
+    Attributes:
+        images: (N, C, H, W) in [-1, 1].
+        codes: by level, top first, (N, h, w) int64.
+        nll: (N, levels) in nats per code under the priors themselves, whatever the sharpness.
+        label: (N, A) int64, -1 where none was asked for.
+    """
+
+    images: Tensor
+    codes: list[Tensor]
+    nll: Tensor
+    label: Tensor
+
+
+def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
+    """Apply temperature, then top-k, then top-p.
+
+    Args:
+        logits: (B, K).
+        sharpness: of the level.
+
+    Returns:
+        (B, K) log-probabilities in float64, -inf for codes that are left out.
+    """
+    log_p = (logits.double() / sharpness.temperature).log_softmax(-1)
+    if 0 < sharpness.top_k < log_p.shape[-1]:
+        least = log_p.topk(sharpness.top_k, -1).values[:, -1:]
+        log_p = log_p.masked_fill(log_p < least, -torch.inf).log_softmax(-1)
+    if sharpness.top_p < 1:
+        ordered, order = log_p.sort(-1, descending=True, stable=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        # A code is kept while those before it fall short of p, so that the kept ones reach it.
+        ordered = ordered.masked_fill(before >= sharpness.top_p, -torch.inf)
+        log_p = torch.empty_like(log_p).scatter_(-1, order, ordered).log_softmax(-1)
+    return log_p
+
+
+def sample_codes(
+    prior: Prior,
+    uniform: Tensor,
+    condition: list[Tensor] | None = None,
+    label: Tensor | None = None,
+    sharpness: Sharpness | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample one level.
+
+    Args:
+        prior: of the level, in evaluation mode.
+        uniform: (B, P) random numbers in [0, 1), float64, one for each position in raster order.
+        condition: codes of the coarser levels, top first, (B, h', w').
+        label: (B, A) int64, -1 missing; None: all missing.
+        sharpness: None: the prior's own distribution.
+        progress: called with the number of codes made, after each position.
+
+    Returns:
+        ``(codes, nll)``: (B, h, w) int64, and (B,) nats per code under the prior.
+    """
+    sharpness = sharpness or Sharpness()
+    plain = sharpness == Sharpness()
+    batch, width = len(uniform), prior.config.width
+    nll = torch.zeros(batch, dtype=torch.float64, device=uniform.device)
+
+    def draw(logits: Tensor, row: int, column: int) -> Tensor:
+        log_p = log_probabilities(logits, sharpness)
+        cumulative = log_p.exp().cumsum(-1)
+        u = uniform[:, row * width + column, None]
+        # right=True: a code of probability zero is never the first to exceed u.
+        codes = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(logits.shape[-1] - 1)
+        own = log_p if plain else logits.double().log_softmax(-1)
+        nll.sub_(own.gather(-1, codes)[:, 0])
+        if progress is not None:
+            progress(batch)
+        return codes[:, 0]
+
+    codes = prior.generate(draw, batch, condition, label)
+    return codes, nll / uniform.shape[1]
+
+
+def sample_chunk(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    indices: Sequence[int],
+    label: Tensor,
+    seed: int = 0,
+    sharpness: Sequence[Sharpness] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Samples:
+    """Sample the images of given indices together.
+
+    Args:
+        model: the VQ-VAE.
+        priors: of all its levels, top first.
+        indices: S sample indices; sample i is the same in any chunk of equal size.
+        label: (S, A) int64, -1 missing.
+        seed: of the set.
+        sharpness: by level, top first.
+        progress: called with the number of codes made, after each position.
+    """
+    device = next(model.parameters()).device
+    codes: list[Tensor] = []
+    nll = []
+    for i, prior in enumerate(priors):
+        positions = prior.config.height * prior.config.width
+        rows = np.stack([np.random.default_rng([seed, index, i]).random(positions) for index in indices])
+        uniform = torch.from_numpy(rows).to(device)
+        level, level_nll = sample_codes(
+            prior, uniform, list(codes), label.to(device), sharpness[i] if sharpness else None, progress
+        )
+        codes.append(level)
+        nll.append(level_nll)
+    return Samples(model.decode(codes), codes, torch.stack(nll, 1), label)
+
+
+def sample(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    num: int,
+    label: Tensor | Mapping[str, str] | None = None,
+    seed: int = 0,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    chunk_size: int = 16,
+) -> Samples:
+    """Sample images.
+
+    Args:
+        model: the VQ-VAE.
+        priors: of all its levels, top first.
+        num: N >= 1.
+        label: (N, A) or (A,) int64 classes, -1 missing; or class names by attribute; None: all missing.
+        seed: >= 0; sample i is the same for any N with equal ``chunk_size``.
+        temperature: > 0, of all levels or by level, top first.
+        top_k: >= 0, likewise; 0 leaves all codes.
+        top_p: in (0, 1], likewise.
+        chunk_size: S, images made at once.
+
+    Returns:
+        The samples, on the model's device.
+
+    Raises:
+        ValueError: priors that are not those of the model's levels, or a setting out of range.
+        UserError: a label that does not exist.
+
+    Example:
+        >>> from vqvae2 import PriorConfig, VQVAEConfig
+        >>> model = VQVAE(VQVAEConfig(height=8, width=8, strides=(4,), num_embeddings=(16,), embedding_dim=(4,)))
+        >>> prior = Prior(PriorConfig(height=2, width=2, num_embeddings=16, channels=16, num_layers=1))
+        >>> tuple(sample(model.eval(), [prior.eval()], num=3).images.shape)
+        (3, 1, 8, 8)
+    """
+    check_priors(model, priors)
+    if num < 1 or chunk_size < 1:
+        raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
+    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors))
+    rows = label_rows(priors[0].config.attributes, label, num)
+    parts = []
+    for first in range(0, num, chunk_size):
+        indices = range(first, first + chunk_size)
+        padded = rows[[min(index, num - 1) for index in indices]]
+        parts.append(sample_chunk(model, priors, indices, padded, seed, sharpness))
+    return Samples(
+        torch.cat([part.images for part in parts])[:num],
+        [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],
+        torch.cat([part.nll for part in parts])[:num],
+        rows,
+    )
+
+
+def check_priors(model: VQVAE, priors: Sequence[Prior]) -> None:
+    """Raise ValueError unless the priors are those of the model's levels, in order."""
+    wanted = list(zip(model.levels, model.config.shapes, model.config.num_embeddings, strict=True))
+    got = [(prior.config.level, prior.config.shape, prior.config.num_embeddings) for prior in priors]
+    if [entry[1:] for entry in wanted] != [entry[1:] for entry in got]:
+        raise ValueError(f"the model's levels (name, shape, K) are {wanted}, the priors' {got}")
+
+
+def sharpness_by_level(
+    temperature: float | Sequence[float], top_k: int | Sequence[int], top_p: float | Sequence[float], levels: int
+) -> list[Sharpness]:
+    """Spread settings over levels: one value serves all; ValueError for any other number than that of the levels."""
+    columns = []
+    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+        values = list(value) if isinstance(value, Sequence) else [value]
+        if len(values) not in (1, levels):
+            raise ValueError(f"{name} needs 1 value or {levels}, one for each level; got {len(values)}")
+        columns.append(values * levels if len(values) == 1 else values)
+    return [Sharpness(t, int(k), p) for t, k, p in zip(*columns, strict=True)]
+
+
+def label_rows(
+    attributes: Sequence[tuple[str, Sequence[str]]], label: Tensor | Mapping[str, str] | None, num: int
+) -> Tensor:
+    """Turn what was asked for into class indices.
+
+    Args:
+        attributes: name and class names of each attribute, in order.
+        label: (num, A) or (A,) indices, class names by attribute, or None.
+        num: rows.
+
+    Returns:
+        (num, A) int64, -1 missing.
+
+    Raises:
+        UserError: an attribute or a class that does not exist.
+        ValueError: a tensor of another shape.
+    """
+    if isinstance(label, Tensor):
+        rows = label.expand(num, len(attributes)) if label.ndim == 1 else label
+        if tuple(rows.shape) != (num, len(attributes)):
+            raise ValueError(f"label must be ({num}, {len(attributes)}), got {tuple(label.shape)}")
+        return rows.long()
+    rows = torch.full((num, len(attributes)), -1)
+    classes = {name: list(names) for name, names in attributes}
+    for name, value in (label or {}).items():
+        if name not in classes:
+            known = ", ".join(classes) or "none: the codes have no labels"
+            raise UserError(f"there is no attribute {name}", f"label {name}={value}", f"Attributes are {known}")
+        if value not in classes[name]:
+            raise UserError(
+                f"{name} has no class {value}", f"label {name}={value}", f"Classes are {', '.join(classes[name])}"
+            )
+        rows[:, list(classes).index(name)] = classes[name].index(value)
+    return rows

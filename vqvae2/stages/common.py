@@ -1,0 +1,240 @@
+"""What the stages share: the run folder, the command line, and how mistakes are told."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+
+from vqvae2 import checkpoint
+from vqvae2.codes import CodeStore
+from vqvae2.device import DeviceChoice, PrecisionChoice, resolve_device, resolve_precision
+from vqvae2.errors import UserError
+from vqvae2.training import Interrupted, Outcome
+from vqvae2.version import __version__
+
+T = TypeVar("T")
+Flat = tyro.conf.OmitArgPrefixes
+"""Marks a config whose fields are flags without a prefix."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely to compute."""
+
+    device: DeviceChoice = "auto"
+    """Device; auto takes CUDA, then MPS, then the CPU."""
+    precision: PrecisionChoice = "auto"
+    """Precision of matrix products; auto takes bf16 where the hardware multiplies it fast."""
+    seed: int = 0
+    """Seed of every random draw, >= 0."""
+    num_workers: int = 0
+    """Processes that load batches; 0 loads in the main one."""
+
+    def resolve(self) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the precision."""
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
+        device = resolve_device(self.device)
+        return device, resolve_precision(self.precision, device)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder that the stages share, and its run.json."""
+
+    path: Path
+
+    @property
+    def vqvae(self) -> Path:
+        """Folder of the VQ-VAE."""
+        return self.path / "vqvae"
+
+    @property
+    def codes(self) -> Path:
+        """The code store."""
+        return self.path / "codes"
+
+    def prior(self, level: str) -> Path:
+        """Folder of one level's prior."""
+        return self.path / f"prior-{level}"
+
+    def read(self) -> dict[str, Any]:
+        """Return run.json.
+
+        Raises:
+            UserError: there is none yet, or it is from a newer version.
+        """
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise UserError("this is not a run folder", self.path, "Run train_vqvae.py with this --run first")
+        record = checkpoint.read_json(path)
+        checkpoint.check_format(record.get("format", 0), path, record.get("version"))
+        return record
+
+    def write(self, **changes: Any) -> None:
+        """Change entries of run.json, which is made if absent."""
+        path = self.path / "run.json"
+        record = self.read() if path.is_file() else {}
+        checkpoint.make_folder(self.path)
+        head = {"format": checkpoint.FORMAT, "version": __version__}
+        checkpoint.write_json(path, {**record, **head, **changes})
+
+
+def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, prog: str | None, name: str) -> int:
+    """Run a stage and turn what ends it into an exit code.
+
+    Args:
+        story: the stage, called with its arguments and the name it was called by.
+        argv: arguments; None takes the process's.
+        prog: name shown in --help.
+        name: file name of the stage's script.
+
+    Returns:
+        0; 2 after a mistake of the user's, told in one line on stderr; 130 after an interruption.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--version" in argv:
+        print(f"vqvae2 {__version__}")
+        return 0
+    try:
+        story(argv, prog or name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"{error}. Go on with: {command(name, argv, '--resume')}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def command(name: str, argv: list[str], *more: str) -> str:
+    """Write the command that goes on with the same run."""
+    run = option(argv, "run")
+    return " ".join(["python", name, *(["--run", run] if run else []), *more])
+
+
+def option(argv: list[str], name: str) -> str | None:
+    """Look ahead at one flag's value, as ``--name VALUE`` or ``--name=VALUE``."""
+    value = None
+    for i, argument in enumerate(argv):
+        if argument == f"--{name}" and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif argument.startswith(f"--{name}="):
+            value = argument.split("=", 1)[1]
+    return value
+
+
+def parse(arguments: type[T], default: T, argv: list[str], prog: str, description: str) -> T:
+    """Read the command line into a dataclass; a config's own refusal becomes a one-line error."""
+    try:
+        return tyro.cli(
+            arguments,
+            default=default,
+            args=argv,
+            prog=prog,
+            description=description,
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.SuppressFixed, tyro.conf.FlagCreatePairsOff),
+        )
+    except ValueError as error:
+        raise UserError(str(error), "command line", "See --help") from error
+
+
+def with_config_file(configs: dict[str, Any], argv: list[str]) -> dict[str, Any]:
+    """Replace fields of configs by those of ``--config FILE.json``, wherever a field of that name exists.
+
+    Raises:
+        UserError: a name that no config has, or a value that one refuses.
+    """
+    path = option(argv, "config")
+    if path is None:
+        return configs
+    record = checkpoint.read_json(path)
+    if not isinstance(record, dict):
+        raise UserError("a config file holds one JSON object", path, 'Such as {"num_embeddings": [512, 512]}')
+    known = {field.name for config in configs.values() for field in fields(config)}
+    for name in record:
+        if name not in known:
+            raise UserError(f"no setting has the name {name}", path, "See --help for the names")
+    return {key: merged(config, record, path) for key, config in configs.items()}
+
+
+def merged(config: T, record: dict[str, Any], where: object) -> T:
+    """Replace the fields of a config that a JSON record names; other keys of the record are left out."""
+    current = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    return checkpoint.config_from(type(config), {**current, **record}, where)
+
+
+def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to train over an earlier training unless told what to do with it; --overwrite empties the folder.
+
+    Raises:
+        UserError: the folder holds a training and neither flag was given, or both.
+    """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
+    trained = [path for name in ("state", "stats.jsonl", "model.safetensors") if (path := folder / name).exists()]
+    if trained and not (resume or overwrite):
+        raise UserError("there is a training already", folder, "Add --resume to go on or --overwrite to start again")
+    if overwrite:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check_fingerprints(run: RunFolder, store: CodeStore, priors: Sequence[str] = ()) -> None:
+    """Refuse what does not belong together: codes of another VQ-VAE, or priors of other codes.
+
+    Raises:
+        UserError: names the two that disagree, and what to run again.
+    """
+    if store.vqvae_sha256 != checkpoint.sha256_of(run.vqvae):
+        raise UserError(
+            f"these codes were made by another VQ-VAE than {run.vqvae}", run.codes, "Run extract_codes.py --overwrite"
+        )
+    for level in priors:
+        if checkpoint.load_config(run.prior(level), kind="prior").get("codes") != store.fingerprint:
+            raise UserError(
+                f"this prior was trained on other codes than {run.codes}",
+                run.prior(level),
+                f"Run train_prior.py --level {level} --overwrite",
+            )
+
+
+def tell_outcome(outcome: Outcome, folder: Path) -> None:
+    """Print how a training ended and where its model is."""
+    best = "  ".join(f"{name} {value:.4g}" for name, value in outcome.best.items())
+    print(f"{outcome.reason} at step {outcome.steps:,} after {outcome.seconds / 60:.1f} minutes")
+    print(f"best at step {outcome.best_step:,}: {best}")
+    print(f"wrote {folder}/model.safetensors, config.json, stats.jsonl, figures/ and TensorBoard events")
+
+
+def memory_in_words(num_bytes: float) -> str:
+    """Write bytes as MiB or GiB."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+__all__ = [
+    "Compute",
+    "Flat",
+    "RunFolder",
+    "check_fingerprints",
+    "command",
+    "memory_in_words",
+    "merged",
+    "option",
+    "parse",
+    "prepare_folder",
+    "run_stage",
+    "tell_outcome",
+    "with_config_file",
+]

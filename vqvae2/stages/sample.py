@@ -1,0 +1,192 @@
+"""Stage 4: make images (Razavi et al. 2019, algorithm 2, last steps)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import encode_png
+from tqdm import tqdm
+
+from vqvae2 import checkpoint
+from vqvae2.codes import CodeStore
+from vqvae2.data import from_unit
+from vqvae2.errors import UserError
+from vqvae2.pictures import grid, to_picture
+from vqvae2.prior import Prior
+from vqvae2.sampling import Samples, label_rows, sample_chunk, sharpness_by_level
+from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.version import __version__
+from vqvae2.vqvae import VQVAE
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Sample images from the priors."""
+
+    run: Path
+    """Run folder with a VQ-VAE and the priors of all its levels."""
+    num: int = 64
+    """Images."""
+    label: tuple[str, ...] = ()
+    """Class of each attribute wanted, as ATTRIBUTE=CLASS; CLASS alone where there is one attribute."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Temperature > 0; one value, or one for each level, top first."""
+    top_k: tuple[int, ...] = (0,)
+    """Draw among the k most probable codes, 0: all; one value, or one for each level."""
+    top_p: tuple[float, ...] = (1.0,)
+    """Draw among the fewest codes that reach probability p, in (0, 1]; one value, or one for each level."""
+    chunk_size: int = 16
+    """Images made at once; sets of different chunk sizes differ by rounding."""
+    out: Path | None = None
+    """Folder of the images; default: samples in the run folder."""
+    compute: Flat[Compute] = field(default_factory=Compute)
+    dry_run: bool = False
+    """Print what would be made, and exit."""
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the stage; return its exit code."""
+    return run_stage(_story, argv, prog, "sample.py")
+
+
+def _story(argv: list[str], prog: str) -> None:
+    arguments = parse(Arguments, Arguments(run=Path("runs/NAME")), argv, prog, __doc__ or "")
+    if arguments.num < 1 or arguments.chunk_size < 1:
+        raise UserError("nothing to sample", f"--num {arguments.num} --chunk-size {arguments.chunk_size}", "Give >= 1")
+    run = RunFolder(arguments.run)
+    run.read()
+    device, _ = arguments.compute.resolve()
+    out = arguments.out or run.path / "samples"
+    model, priors = load_models(run, device)
+    attributes = priors[0].config.attributes
+    wanted = parse_labels(arguments.label, attributes)
+    label = label_rows(attributes, wanted, arguments.num)
+    sharpness = sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, len(priors))
+    codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
+    print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
+    if arguments.dry_run:
+        return
+    samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size)
+    how = {
+        "num": arguments.num,
+        "label": wanted,
+        "temperature": [s.temperature for s in sharpness],
+        "top_k": [s.top_k for s in sharpness],
+        "top_p": [s.top_p for s in sharpness],
+        "seed": arguments.compute.seed,
+        "chunk_size": arguments.chunk_size,
+        "device": str(device),
+    }
+    write_samples(out, samples, model, run, how)
+    print(f"wrote {out}/grid.png, {arguments.num} images, codes.npz and samples.json")
+    print(f"next: python evaluate.py --run {run.path}")
+
+
+def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior]]:
+    """Load the VQ-VAE and the priors of all its levels, top first.
+
+    Raises:
+        UserError: one is missing, or two do not belong together.
+    """
+    model = VQVAE.from_pretrained(run.vqvae, device)
+    for level in model.levels:
+        if not checkpoint.has_model(run.prior(level)):
+            raise UserError(
+                f"there is no prior of level {level}",
+                run.prior(level),
+                f"Run train_prior.py --run {run.path} --level {level}",
+            )
+    check_fingerprints(run, CodeStore(run.codes), model.levels)
+    return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
+
+
+def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
+    """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute.
+
+    Raises:
+        UserError: CLASS alone, and there is not exactly one attribute.
+    """
+    wanted = {}
+    for part in (part.strip() for text in given for part in text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            if len(attributes) != 1:
+                known = ", ".join(name for name, _ in attributes) or "none"
+                raise UserError("which attribute is meant", f"--label {part}", f"Give ATTRIBUTE=CLASS of: {known}")
+            name, value = attributes[0][0], part
+        wanted[name] = value
+    return wanted
+
+
+def draw(
+    model: VQVAE,
+    priors: list[Prior],
+    label: Tensor,
+    seed: int,
+    sharpness: list,
+    chunk_size: int,
+) -> Samples:
+    """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_chunk`."""
+    num = len(label)
+    chunks = -(-num // chunk_size)
+    codes_of_chunk = chunk_size * sum(h * w for h, w in model.config.shapes)
+    parts = []
+    with tqdm(total=chunks * codes_of_chunk, unit="code", unit_scale=True, disable=None) as bar:
+        for first in range(0, num, chunk_size):
+            indices = range(first, first + chunk_size)
+            rows = label[[min(index, num - 1) for index in indices]]
+            part = sample_chunk(model, priors, indices, rows, seed, sharpness, bar.update)
+            parts.append(Samples(part.images.cpu(), [c.cpu() for c in part.codes], part.nll.cpu(), part.label))
+    return Samples(
+        torch.cat([part.images for part in parts])[:num],
+        [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],
+        torch.cat([part.nll for part in parts])[:num],
+        label,
+    )
+
+
+def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
+    """Write images in the data's own value range, a grid, the codes, and how they were made."""
+    checkpoint.make_folder(out)
+    for old in [*out.glob("[0-9]*.png"), *out.glob("[0-9]*.npy")]:
+        old.unlink()
+    data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
+    pixels = from_unit(samples.images, tuple(data["value_range"]))
+    for i, image in enumerate(pixels):
+        checkpoint.write_atomic(out / f"{i:05d}.png", png_bytes(image))
+    shown = [to_picture(image) for image in samples.images[:64]]
+    checkpoint.write_atomic(out / "grid.png", png_bytes(_channels_first(grid(shown))))
+    arrays = {level: codes.numpy().astype(np.int32) for level, codes in zip(model.levels, samples.codes, strict=True)}
+    checkpoint.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))
+    nll = {level: [round(float(v), 6) for v in column] for level, column in zip(model.levels, samples.nll.T, strict=True)}
+    record = {
+        "version": __version__,
+        **how,
+        "levels": list(model.levels),
+        "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
+        "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
+        "nll_nats_per_code": nll,
+        "labels": samples.label.tolist(),
+    }
+    checkpoint.write_json(out / "samples.json", record)
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """Encode stored values (C, H, W), uint8 or uint16, of 1 or 3 channels, as PNG."""
+    if image.dtype == np.uint8:
+        return encode_png(torch.from_numpy(np.ascontiguousarray(image))).numpy().tobytes()
+    import io
+
+    from PIL import Image
+
+    if len(image) != 1:
+        raise UserError("16-bit colour images cannot be written as PNG", "samples", "Train with --channels 1")
+    buffer = io.BytesIO()
+    Image.fromarray(image[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _channels_first(picture: np.ndarray) -> np.ndarray:
+    return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)

@@ -1,0 +1,245 @@
+"""Stage 1: train the VQ-VAE on images (Razavi et al. 2019, algorithm 1)."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
+from vqvae2.device import CompileChoice
+from vqvae2.errors import UserError
+from vqvae2.metrics import CodeCounts, constant_cells, ssim
+from vqvae2.pictures import Picture, code_map, grid, to_picture
+from vqvae2.presets import PRESETS
+from vqvae2.stages.common import (
+    Compute,
+    Flat,
+    RunFolder,
+    memory_in_words,
+    merged,
+    option,
+    parse,
+    prepare_folder,
+    run_stage,
+    tell_outcome,
+    with_config_file,
+)
+from vqvae2.training import Sums, TrainingConfig, fit
+from vqvae2.vqvae import VQVAE, VQVAEConfig
+
+_EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train the hierarchical VQ-VAE."""
+
+    run: Path
+    """Run folder, made if absent."""
+    data: Flat[DataConfig] = field(default_factory=DataConfig)
+    model: Flat[VQVAEConfig] = field(default_factory=VQVAEConfig)
+    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
+    compute: Flat[Compute] = field(default_factory=Compute)
+    preset: str = "default"
+    """Settings by name; given here once, and kept for the later stages."""
+    config: Path | None = None
+    """JSON file with settings by name, for those that one flag cannot say; flags override it."""
+    compile: CompileChoice = "auto"
+    """torch.compile; auto takes it where a compiler works and the run is long."""
+    resume: bool = False
+    """Go on from the saved state, with the settings of the run."""
+    overwrite: bool = False
+    """Start again, removing the VQ-VAE that the run folder holds."""
+    dry_run: bool = False
+    """Print the data report, the model's size, code shapes and a memory estimate, and exit."""
+
+
+class VQVAETask:
+    """What `fit` trains in this stage."""
+
+    unit = "images_per_second"
+    score = "selection/loss"
+
+    def __init__(self, model: VQVAE, data: ImageData) -> None:
+        self.model, self.data = model, data
+        self.dataset = data.splits["train"]
+        self.device = next(model.parameters()).device
+        self.window = [CodeCounts(k) for k in model.config.num_embeddings]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"vqvae": self.model}
+
+    def compilable(self) -> list[nn.Module]:
+        return [*self.model.encoders, *self.model.decoders]
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        images = batch["image"].to(self.device)
+        loss, terms, out = self.model.loss(images)
+        for counts, codes in zip(self.window, out.codes, strict=True):
+            counts.update(codes)
+        return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
+
+    def validate(self) -> dict[str, float]:
+        levels = self.model.levels
+        figures = {"selection/loss": self._scores("selection")["loss"]}
+        held_out = self._scores("val")
+        figures |= {f"val/{name}": held_out[name] for name in ("mse", "psnr_db", "ssim")}
+        for i, level in enumerate(levels):
+            figures[f"{level}/perplexity"] = held_out[f"{level}/perplexity"]
+            figures[f"{level}/perplexity_foreground"] = held_out[f"{level}/perplexity_foreground"]
+            figures[f"{level}/usage"] = held_out[f"{level}/usage"]
+            figures[f"train/{level}/perplexity"] = self.window[i].perplexity
+            self.window[i].reset()
+        for i, level in enumerate(levels[:-1]):
+            figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
+        return figures
+
+    def preview(self) -> dict[str, Picture]:
+        images = self._some("val", _SHOWN)
+        codes = self.model.encode(images)
+        rows = [images, self.model.decode(codes)]
+        rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
+        rows.insert(2, (rows[1] - rows[0]).abs() * 2 - 1)
+        size = (images.shape[2], images.shape[3])
+        maps = [
+            code_map(level[i], k, size)
+            for level, k in zip(codes, self.model.config.num_embeddings, strict=True)
+            for i in range(len(images))
+        ]
+        pictures = [to_picture(image) for row in rows for image in row]
+        return {"reconstructions": grid(pictures, len(images)), "code_maps": grid(maps, len(images))}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, self.data.to_config())
+
+    def _some(self, split: str, count: int) -> Tensor:
+        images = self.data.splits[split]
+        rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+        return images.__getitems__(rows.tolist())["image"].to(self.device)
+
+    def _scores(self, split: str) -> dict[str, float]:
+        """Reconstruction errors and code statistics of a split."""
+        model, config = self.model, self.model.config
+        sums: dict[str, float] = {}
+        counts = [CodeCounts(k) for k in config.num_embeddings]
+        images = self._some(split, _EVALUATED)
+        for x in images.split(32):
+            codes = model.encode(x)
+            for count, level in zip(counts, codes, strict=True):
+                count.update(level, ~constant_cells(x, level.shape[1:]))
+            y = model.decode(codes)
+            mse = (y - x).square().mean((1, 2, 3))
+            batch = {
+                "mse": mse,
+                "l1": (y - x).abs().mean((1, 2, 3)),
+                "psnr_db": 10 * torch.log10(4 / mse.clamp_min(1e-12)),
+                "ssim": ssim(y, x),
+            }
+            for i in range(1, len(codes)):
+                batch[f"ssim_{i}"] = ssim(model.decode(codes[:i]), x)
+            for name, values in batch.items():
+                sums[name] = sums.get(name, 0.0) + float(values.sum())
+        scores = {name: value / len(images) for name, value in sums.items()}
+        scores["loss"] = (
+            config.mse_weight * scores["mse"]
+            + config.l1_weight * scores["l1"]
+            + config.ssim_weight * (1 - scores["ssim"])
+        )
+        for level, count in zip(model.levels, counts, strict=True):
+            scores[f"{level}/perplexity"] = count.perplexity
+            scores[f"{level}/perplexity_foreground"] = count.perplexity_foreground
+            scores[f"{level}/usage"] = count.usage
+        return scores
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the stage; return its exit code."""
+    return run_stage(_story, argv, prog, "train_vqvae.py")
+
+
+def _story(argv: list[str], prog: str) -> None:
+    arguments = _arguments(argv, prog)
+    run = RunFolder(arguments.run)
+    device, precision = arguments.compute.resolve()
+    data = open_data(arguments.data)
+    print(data.report())
+    for split in ("train", "selection", "val"):
+        if split not in data.splits or not len(data.splits[split]):
+            raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
+    config = replace(arguments.model, channels=data.channels, height=data.height, width=data.width)
+    config.check_size(config.height, config.width)
+    torch.manual_seed(arguments.compute.seed)
+    model = VQVAE(config)
+    _describe(model, arguments.training, data.splits["train"])
+    if arguments.dry_run:
+        print(arguments.training.describe_limit())
+        return
+    prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
+    run.write(
+        preset=arguments.preset,
+        seed=arguments.compute.seed,
+        data={**asdict(arguments.data), **data.to_config()},
+        train_vqvae={"data": asdict(arguments.data), "model": asdict(config), "training": asdict(arguments.training)},
+    )
+    model = model.to(device, memory_format=torch.channels_last)
+    outcome = fit(
+        VQVAETask(model, data),
+        arguments.training,
+        run.vqvae,
+        device=device,
+        precision=precision,
+        compile=arguments.compile,
+        seed=arguments.compute.seed,
+        num_workers=arguments.compute.num_workers,
+        resume=arguments.resume,
+    )
+    tell_outcome(outcome, run.vqvae)
+    for level, k in zip(config.levels, config.num_embeddings, strict=True):
+        if outcome.best[f"{level}/perplexity"] < max(4, k / 50):
+            print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
+    print(f"next: python extract_codes.py --run {run.path}")
+
+
+def _arguments(argv: list[str], prog: str) -> Arguments:
+    """Read the command line over the preset, or over the settings of the run that is resumed."""
+    name, run = option(argv, "preset") or "default", option(argv, "run")
+    configs: dict[str, Any] = {}
+    if "--resume" in argv and run:
+        record = RunFolder(Path(run)).read()
+        name = record["preset"]
+        kept = record["train_vqvae"]
+        configs = {
+            "data": merged(DataConfig(), kept["data"], run),
+            "model": merged(VQVAEConfig(), kept["model"], run),
+            "training": merged(TrainingConfig(), kept["training"], run),
+        }
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
+    if not configs:
+        chosen = PRESETS[name]
+        data = DataConfig(size=chosen.size, phantom_images=chosen.phantom_images)
+        configs = {"data": data, "model": chosen.vqvae, "training": chosen.vqvae_training}
+    default = Arguments(run=Path("runs/NAME"), preset=name, **with_config_file(configs, argv))
+    return parse(Arguments, default, argv, prog, __doc__ or "")
+
+
+def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
+    """Print what a dry run promises: size, code shapes, bits and memory."""
+    config = model.config
+    parameters = sum(p.numel() for p in model.parameters())
+    codes = "  ".join(
+        f"{level} {h}x{w} of {k}"
+        for level, (h, w), k in zip(config.levels, config.shapes, config.num_embeddings, strict=True)
+    )
+    bits = sum(h * w * np.log2(k) for (h, w), k in zip(config.shapes, config.num_embeddings, strict=True))
+    # Activations: some forty maps of hidden channels at the finest code resolution, kept for the backward pass.
+    h, w = config.shapes[-1]
+    activations = training.batch_size * 40 * config.hidden_channels * h * w * 4
+    print(f"model      {parameters:,} parameters, hidden {config.hidden_channels}, residual {config.residual_channels}")
+    print(f"codes      {codes}; {bits / (config.height * config.width):.2f} bits a pixel before entropy coding")
+    total = parameters * 16 + activations + images.images.nbytes
+    print(f"memory     about {memory_in_words(total)}: weights and optimiser, activations, images")

@@ -1,0 +1,407 @@
+"""The hierarchical vector-quantised autoencoder (Razavi et al. 2019, arXiv 1906.00446, section 3.1, algorithm 1).
+
+Any number of levels, top (coarsest) first. Encoders climb from the image to the top; the top is quantised first; going
+down, the decoded upper levels join each level's features before it is quantised. One ladder of decoders serves both:
+the decoded upper levels that a level is conditioned on are what the decoder of the image continues from.
+
+    image -> Encoder(bottom) -> Encoder(top) -> quantise top -> Decoder(top) -+-> quantise bottom -> Decoder(bottom) -> image
+                    +------------------------------------------------------------^
+
+Left out: adversarial and perceptual losses, which the paper does not use.
+
+Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions of a code, F hidden channels.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from vqvae2 import checkpoint
+from vqvae2.errors import UserError
+from vqvae2.metrics import ssim
+from vqvae2.quantizer import Normalization, VectorQuantizer
+
+__all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
+
+
+def level_names(count: int) -> tuple[str, ...]:
+    """Name levels top first.
+
+    Example:
+        >>> level_names(2), level_names(3)
+        (('top', 'bottom'), ('top', 'middle', 'bottom'))
+    """
+    if count < 1:
+        raise ValueError(f"a hierarchy has at least 1 level, got {count}")
+    if count <= 3:
+        return {1: ("top",), 2: ("top", "bottom"), 3: ("top", "middle", "bottom")}[count]
+    return ("top", *(f"middle{i}" for i in range(1, count - 1)), "bottom")
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Everything that rebuilds a VQVAE, and its objective."""
+
+    channels: Annotated[int, tyro.conf.Fixed] = 1
+    """Channels of an image: 1 grey, 3 colour, or more. Taken from the data by train_vqvae."""
+    height: Annotated[int, tyro.conf.Fixed] = 128
+    """Image height in pixels. Taken from the data by train_vqvae."""
+    width: Annotated[int, tyro.conf.Fixed] = 128
+    """Image width in pixels. Taken from the data by train_vqvae."""
+    strides: tuple[int, ...] = (2, 4)
+    """Downsampling of each level against the next finer one (the last: against the image), top first, each >= 2."""
+    num_embeddings: tuple[int, ...] = (512, 512)
+    """Codebook size K of each level, top first."""
+    embedding_dim: tuple[int, ...] = (64, 64)
+    """Code dimension D of each level, top first."""
+    hidden_channels: int = 128
+    """Hidden units: channels of every stack."""
+    residual_channels: int = 64
+    """Residual units: channels inside a residual block."""
+    num_residual_layers: int = 2
+    """Residual blocks of each encoder and decoder."""
+    commitment_cost: float = 0.25
+    """beta: weight of the commitment loss, >= 0."""
+    decay: float = 0.99
+    """gamma of the codebooks' moving averages, in [0, 1)."""
+    epsilon: float = 1e-5
+    """Laplace smoothing of the codes' counts, > 0."""
+    init_vectors: int = 8192
+    """Encoder outputs that the k-means start of a codebook sees; 0 keeps a random codebook."""
+    revival_threshold: float = 0.05
+    """Share of the mean count below which a code is dead and revived; 0 turns revival off."""
+    normalize: Normalization = "none"
+    """Encoder outputs before quantisation: 'layer' (zero mean, unit variance for each vector) or 'none'."""
+    level_dropout: float = 0.0
+    """Share of training images decoded from upper levels alone, which keeps the top useful, in [0, 1)."""
+    mse_weight: float = 1.0
+    """Weight of the mean squared error, the paper's loss, >= 0."""
+    l1_weight: float = 0.0
+    """Weight of the mean absolute error, >= 0."""
+    ssim_weight: float = 0.0
+    """Weight of 1 - SSIM (Wang et al. 2004; as a loss: Zhao et al. 2016), >= 0."""
+
+    def __post_init__(self) -> None:
+        levels = len(self.strides)
+        if not (levels and levels == len(self.num_embeddings) == len(self.embedding_dim)):
+            raise ValueError(
+                "strides, num_embeddings and embedding_dim must name the same number of levels, got "
+                f"{self.strides}, {self.num_embeddings}, {self.embedding_dim}"
+            )
+        if min(self.strides) < 2:
+            raise ValueError(f"strides must be >= 2, got {self.strides}")
+        if min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1 or self.num_residual_layers < 0:
+            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2")
+        if not 0 <= self.level_dropout < 1:
+            raise ValueError(f"level_dropout must be in [0, 1), got {self.level_dropout}")
+        if min(self.mse_weight, self.l1_weight, self.ssim_weight) < 0:
+            raise ValueError("mse_weight, l1_weight and ssim_weight must be >= 0")
+        if self.mse_weight + self.l1_weight + self.ssim_weight == 0:
+            raise ValueError("at least one of mse_weight, l1_weight and ssim_weight must be > 0")
+        self.check_size(self.height, self.width)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, top first."""
+        return level_names(len(self.strides))
+
+    @property
+    def total_strides(self) -> tuple[int, ...]:
+        """Pixels under one cell along each side, by level, top first."""
+        totals, product = [], 1
+        for stride in reversed(self.strides):
+            product *= stride
+            totals.append(product)
+        return tuple(reversed(totals))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Code shapes (h, w) by level, top first."""
+        return tuple((self.height // s, self.width // s) for s in self.total_strides)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UserError, naming the nearest sizes that work, unless the strides divide height and width."""
+        stride = self.total_strides[0]
+        if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
+            return
+        low = [max(stride, n // stride * stride) for n in (height, width)]
+        high = [-(-max(n, 1) // stride) * stride for n in (height, width)]
+        raise UserError(
+            f"images of {height}x{width} do not divide into cells of {stride}x{stride} pixels",
+            f"strides {self.strides}",
+            f"Use --size {low[0]}x{low[1]} or --size {high[0]}x{high[1]}",
+        )
+
+
+class ResidualBlock(nn.Module):
+    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, add: (B, F, h, w) -> the same."""
+
+    def __init__(self, channels: int, residual_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, residual_channels, 3, padding=1)
+        self.project = nn.Conv2d(residual_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(F.relu(self.conv(F.relu(x))))
+
+
+def _factors(stride: int) -> list[int]:
+    """Prime factors of a stride, ascending: one strided convolution each."""
+    factors, divisor = [], 2
+    while stride > 1:
+        while stride % divisor == 0:
+            factors.append(divisor)
+            stride //= divisor
+        divisor += 1
+    return factors
+
+
+def _residual_stack(config: VQVAEConfig) -> list[nn.Module]:
+    blocks = [
+        ResidualBlock(config.hidden_channels, config.residual_channels) for _ in range(config.num_residual_layers)
+    ]
+    return [*blocks, nn.ReLU()]
+
+
+class Encoder(nn.Sequential):
+    """Downsample by ``stride`` through strided convolutions, then residual blocks: (B, C, H, W) -> (B, F, h, w)."""
+
+    def __init__(self, in_channels: int, stride: int, config: VQVAEConfig) -> None:
+        hidden, layers, channels = config.hidden_channels, [], in_channels
+        factors = _factors(stride)
+        for i, factor in enumerate(factors):
+            out = hidden if i == len(factors) - 1 else hidden // 2
+            layers += [nn.Conv2d(channels, out, factor + 2, stride=factor, padding=1), nn.ReLU()]
+            channels = out
+        layers += [nn.Conv2d(hidden, hidden, 3, padding=1), *_residual_stack(config)]
+        super().__init__(*layers)
+
+
+class Decoder(nn.Sequential):
+    """Residual blocks, then upsample by ``stride`` through transposed convolutions: (B, D, h, w) -> (B, C, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, config: VQVAEConfig) -> None:
+        hidden = config.hidden_channels
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1), *_residual_stack(config)]
+        channels, factors = hidden, list(reversed(_factors(stride)))
+        for i, factor in enumerate(factors):
+            last = i == len(factors) - 1
+            out = out_channels if last else hidden // 2
+            layers.append(nn.ConvTranspose2d(channels, out, factor + 2, stride=factor, padding=1))
+            layers += [] if last else [nn.ReLU()]
+            channels = out
+        super().__init__(*layers)
+
+
+class Reconstruction(NamedTuple):
+    """What one pass of training returns.
+
+    Attributes:
+        images: (B, C, H, W) reconstructions, not clamped.
+        codes: by level, top first, (B, h, w) int64.
+        commitment: scalar, the commitment losses of all levels.
+    """
+
+    images: Tensor
+    codes: list[Tensor]
+    commitment: Tensor
+
+
+class VQVAE(nn.Module):
+    """A hierarchical VQ-VAE.
+
+    Args:
+        config: its settings.
+
+    Source: Razavi et al. 2019, section 3.1 and algorithm 1. The top's name in the paper is h_top -> e_top, the bottom's
+    h_bottom = E_bottom(x, e_top) -> e_bottom, and the reconstruction D(e_top, e_bottom).
+
+    Example:
+        >>> model = VQVAE(VQVAEConfig(height=32, width=32, hidden_channels=8, residual_channels=4)).eval()
+        >>> codes = model.encode(torch.zeros(2, 1, 32, 32))
+        >>> [tuple(c.shape) for c in codes], tuple(model.decode(codes).shape)
+        ([(2, 4, 4), (2, 8, 8)], (2, 1, 32, 32))
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, dims = config.hidden_channels, config.embedding_dim
+        count = len(config.strides)
+        # Index 0 is the top in every list.
+        self.encoders = nn.ModuleList(
+            Encoder(config.channels if i == count - 1 else hidden, stride, config) for i, stride in enumerate(config.strides)
+        )
+        self.to_code = nn.ModuleList(nn.Conv2d(hidden + (hidden if i else 0), dims[i], 1) for i in range(count))
+        self.quantizers = nn.ModuleList(
+            VectorQuantizer(
+                k,
+                d,
+                commitment_cost=config.commitment_cost,
+                decay=config.decay,
+                epsilon=config.epsilon,
+                init_vectors=config.init_vectors,
+                revival_threshold=config.revival_threshold,
+                normalize=config.normalize,
+            )
+            for k, d in zip(config.num_embeddings, dims, strict=True)
+        )
+        self.decoders = nn.ModuleList(
+            Decoder(dims[i] + (hidden if i else 0), config.channels if i == count - 1 else hidden, stride, config)
+            for i, stride in enumerate(config.strides)
+        )
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, top first."""
+        return self.config.levels
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Encode, quantise and decode.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            Reconstruction, codes and commitment loss. In training mode the codebooks are updated, and a share
+            ``level_dropout`` of the images is decoded without its lower levels.
+
+        Raises:
+            ValueError: the images' shape is not the config's.
+        """
+        features = self._features(images)
+        kept = self._levels_kept(len(images), images.device)
+        decoded: Tensor | None = None
+        codes, commitment = [], images.new_zeros((), dtype=self.quantizers[0].embedding.dtype)
+        for i, feature in enumerate(features):
+            quantized = self._quantize(i, feature, decoded)
+            codes.append(quantized.codes)
+            commitment = commitment + quantized.loss
+            vectors = quantized.vectors
+            if kept is not None:
+                mean = self.quantizers[i].mean_embedding().to(vectors.dtype)
+                vectors = torch.where((kept > i)[:, None, None, None], vectors, mean)
+            decoded = self._descend(i, vectors, decoded)
+        assert decoded is not None
+        return Reconstruction(decoded, codes, commitment)
+
+    def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Reconstruction]:
+        """Compute the objective: weighted reconstruction errors plus the commitment losses (algorithm 1).
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            ``(loss, terms, reconstruction)``: a scalar, its unweighted terms by name (``mse`` on the [-1, 1] scale),
+            and the forward pass.
+        """
+        out = self(images)
+        config, y = self.config, out.images.float()
+        terms = {"mse": F.mse_loss(y, images), "commitment": out.commitment}
+        loss = config.mse_weight * terms["mse"] + out.commitment
+        if config.l1_weight:
+            terms["l1"] = F.l1_loss(y, images)
+            loss = loss + config.l1_weight * terms["l1"]
+        if config.ssim_weight:
+            terms["ssim"] = ssim(y, images).mean()
+            loss = loss + config.ssim_weight * (1 - terms["ssim"])
+        return loss, terms, out
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64."""
+        decoded, codes = None, []
+        for i, feature in enumerate(self._features(images)):
+            quantized = self._quantize(i, feature, decoded)
+            codes.append(quantized.codes)
+            if i + 1 < len(self.encoders):
+                decoded = self._descend(i, quantized.vectors, decoded)
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Decode codes to images.
+
+        Args:
+            codes: top first, (B, h, w) integers; any leading part of the levels. A level that is absent takes its
+                usage-weighted mean code everywhere, so one can look at what the upper levels carry.
+
+        Returns:
+            (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: no levels, too many, or a shape that is not the config's.
+        """
+        if not 1 <= len(codes) <= len(self.decoders):
+            raise ValueError(f"expected codes of 1 to {len(self.decoders)} levels, got {len(codes)}")
+        decoded: Tensor | None = None
+        for i, shape in enumerate(self.config.shapes):
+            quantizer = self.quantizers[i]
+            if i < len(codes):
+                if tuple(codes[i].shape[1:]) != shape:
+                    raise ValueError(f"codes of level {self.levels[i]} must be (B, {shape[0]}, {shape[1]}), got "
+                                     f"{tuple(codes[i].shape)}")
+                vectors = quantizer.lookup(codes[i].long())
+            else:
+                vectors = quantizer.mean_embedding().expand(len(codes[0]), *shape, -1)
+            decoded = self._descend(i, vectors, decoded)
+        assert decoded is not None
+        return decoded.float().clamp(-1, 1)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Climb from the image to the top: features (B, F, h, w) of each level, top first."""
+        config = self.config
+        if tuple(images.shape[1:]) != (config.channels, config.height, config.width):
+            raise ValueError(
+                f"expected images (B, {config.channels}, {config.height}, {config.width}), got {tuple(images.shape)}"
+            )
+        features, x = [], images.contiguous(memory_format=torch.channels_last)
+        for encoder in reversed(self.encoders):
+            x = encoder(x)
+            features.append(x)
+        return features[::-1]
+
+    def _quantize(self, i: int, feature: Tensor, decoded: Tensor | None):  # noqa: ANN202
+        joined = feature if decoded is None else torch.cat([feature, decoded], 1)
+        return self.quantizers[i](self.to_code[i](joined).permute(0, 2, 3, 1))
+
+    def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
+        """Decode level i: vectors (B, h, w, D) and the decoded upper levels (B, F, h, w) -> the next finer resolution."""
+        x = vectors.permute(0, 3, 1, 2)
+        return self.decoders[i](x if decoded is None else torch.cat([x, decoded], 1))
+
+    def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
+        """Draw how many levels each image is decoded from, (B,); None: all."""
+        count = len(self.decoders)
+        ready = all(quantizer.initialized for quantizer in self.quantizers)
+        if not (self.training and self.config.level_dropout and count > 1 and ready):
+            return None
+        dropped = torch.rand(batch, device=device) < self.config.level_dropout
+        return torch.where(dropped, torch.randint(1, count, (batch,), device=device), count)
+
+    def save_pretrained(self, folder: str | Path, data: dict | None = None) -> str:
+        """Write config.json and model.safetensors; return the SHA-256 of the weights file.
+
+        Args:
+            folder: made if absent.
+            data: what later stages must know of the data (channels, size, value range, classes).
+        """
+        config = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        return checkpoint.save_pretrained(folder, {"kind": "vqvae", **config, "data": data or {}}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "VQVAE":
+        """Rebuild a saved model in evaluation mode.
+
+        Raises:
+            UserError: the folder holds no VQ-VAE, or one that is damaged or from a newer version.
+        """
+        config = checkpoint.config_from(VQVAEConfig, checkpoint.load_config(folder, kind="vqvae"), folder)
+        model = cls(config)
+        checkpoint.load_weights(model, folder)
+        return model.to(device).eval()
