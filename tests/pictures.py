@@ -8,9 +8,7 @@ from PIL import Image
 from vqvae2.data import ImageData
 
 
-def picture(
-    seed: int = 0, shape: tuple[int, ...] = (8, 8), top: int = 256, dtype: type = np.uint8
-) -> np.ndarray:
+def picture(seed: int = 0, shape: tuple[int, ...] = (8, 8), top: int = 256, dtype: type = np.uint8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, top, shape).astype(dtype)
 
 
@@ -33,9 +31,7 @@ def ten(folder: Path, count: int = 10) -> Path:
 
 def every(data: ImageData) -> dict[str, np.ndarray]:
     """All images of all splits by key."""
-    return {
-        key: image for part in data.splits.values() for key, image in zip(part.keys, part.images, strict=True)
-    }
+    return {key: image for part in data.splits.values() for key, image in zip(part.keys, part.images, strict=True)}
 
 
 def labels_of(data: ImageData) -> dict[str, list[str | None]]:

@@ -85,9 +85,7 @@ def test_wrapped_names_and_a_missing_kind_are_programming_mistakes(tmp_path, ten
         checkpoint.save_pretrained(tmp_path, {}, tensors)
 
 
-def test_a_kill_between_the_two_files_never_leaves_weights_beside_another_models_config(
-    tmp_path, tensors, monkeypatch
-):
+def test_a_kill_between_the_two_files_never_leaves_weights_beside_another_models_config(tmp_path, tensors, monkeypatch):
     checkpoint.save_pretrained(tmp_path, {"kind": "vqvae", "width": 1}, tensors)
     monkeypatch.setattr(checkpoint, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -162,11 +160,7 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
-        return (
-            isinstance(other, dict)
-            and one.keys() == other.keys()
-            and all(same(one[k], other[k]) for k in one)
-        )
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return one == other

@@ -39,9 +39,7 @@ def example(n: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def write(
-    path: Path, batches: list[tuple[str, list[int]]], all_of: dict[str, Any], **changes: Any
-) -> CodeStore:
+def write(path: Path, batches: list[tuple[str, list[int]]], all_of: dict[str, Any], **changes: Any) -> CodeStore:
     with CodeWriter(path, **{**SETTINGS, **changes}) as writer:
         for split, rows in batches:
             writer.append(
@@ -182,9 +180,7 @@ def test_workers_read_the_same_although_the_parent_has_read_before(store, contex
     if context not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {context} here")
     second = CodeStore(store.path)  # a second store on one file in one process
-    loader = DataLoader(
-        store, batch_size=4, num_workers=workers, collate_fn=identity, multiprocessing_context=context
-    )
+    loader = DataLoader(store, batch_size=4, num_workers=workers, collate_fn=identity, multiprocessing_context=context)
     for batch in loader:
         expected = second.__getitems__(batch["index"].tolist())
         for level, other in zip(batch["codes"], expected["codes"], strict=True):

@@ -18,9 +18,7 @@ def test_every_stored_value_survives_the_way_to_unit_and_back(dtype, top):
     values = np.arange(top + 1, dtype=dtype)
     unit = to_unit(values, (0, top))
     assert unit.dtype == torch.float32
-    np.testing.assert_allclose(
-        unit.numpy(), values / top * 2 - 1, atol=2e-7
-    )  # one rounding of float32 near 1
+    np.testing.assert_allclose(unit.numpy(), values / top * 2 - 1, atol=2e-7)  # one rounding of float32 near 1
     back = from_unit(unit, (0, top))
     assert back.dtype == dtype
     np.testing.assert_array_equal(back, values)
@@ -100,9 +98,7 @@ def test_the_report_counts_images_subjects_and_labels_by_split(tmp_path):
     report = data.report()
     assert "train/test folders with class folders" in report
     assert "8 x 8 (height x width), grey" in report
-    assert [line.split()[:3] for line in report.splitlines() if line.startswith("test ")] == [
-        ["test", "4", "2"]
-    ]
+    assert [line.split()[:3] for line in report.splitlines() if line.startswith("test ")] == [["test", "4", "2"]]
     assert "test: AD 2, NC 2" in report
 
 
@@ -122,9 +118,7 @@ def test_the_phantom_is_balanced_split_by_subject_and_repeatable():
 def fake_cifar(root: str, train: bool, download: bool) -> types.SimpleNamespace:
     count = 200 if train else 20
     images = picture(int(train), (count, 32, 32, 3))
-    return types.SimpleNamespace(
-        data=images, targets=[i % 3 for i in range(count)], classes=["cat", "dog", "eel"]
-    )
+    return types.SimpleNamespace(data=images, targets=[i % 3 for i in range(count)], classes=["cat", "dog", "eel"])
 
 
 def test_torchvision_sets_keep_their_test_part_and_hold_val_out_of_the_rest(monkeypatch):
@@ -132,22 +126,16 @@ def test_torchvision_sets_keep_their_test_part_and_hold_val_out_of_the_rest(monk
     data = open_data(DataConfig(data="torchvision:CIFAR10"))
     assert {split: len(part) for split, part in data.splits.items()}["test"] == 20
     assert {"train", "selection", "val", "test"} == set(data.splits)
-    assert all(
-        key.startswith("test/") == (split == "test")
-        for split, part in data.splits.items()
-        for key in part.keys
-    )
+    assert all(key.startswith("test/") == (split == "test") for split, part in data.splits.items() for key in part.keys)
     assert data.attributes == {"class": ("cat", "dog", "eel")}
     for key, image in every(data).items():
         part, index = key.split("/")
-        np.testing.assert_array_equal(
-            image, fake_cifar("", part == "train", False).data[int(index)].transpose(2, 0, 1)
-        )
+        np.testing.assert_array_equal(image, fake_cifar("", part == "train", False).data[int(index)].transpose(2, 0, 1))
         assert labels_of(data)[key] == [("cat", "dog", "eel")[int(index) % 3]]
         break
-    assert open_data(DataConfig(data="torchvision:CIFAR10", size="40x40", channels=1)).splits[
-        "val"
-    ].images.shape[1:] == (1, 40, 40)
+    assert open_data(DataConfig(data="torchvision:CIFAR10", size="40x40", channels=1)).splits["val"].images.shape[
+        1:
+    ] == (1, 40, 40)
 
 
 def test_a_failed_download_and_an_unknown_set_are_one_line(monkeypatch):

@@ -34,9 +34,7 @@ def test_lossless_formats_are_read_to_the_last_bit(tmp_path, name, options, shap
 
 def test_jpeg_is_read_nearly(tmp_path):
     smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
-    assert (
-        np.abs(decode(save(tmp_path / "a.jpeg", smooth, quality=95)).pixels.astype(int) - smooth).max() <= 4
-    )
+    assert np.abs(decode(save(tmp_path / "a.jpeg", smooth, quality=95)).pixels.astype(int) - smooth).max() <= 4
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -125,12 +123,7 @@ def png_of_wide_colours(pixels: np.ndarray) -> bytes:
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def hostile(folder: Path) -> dict[str, str]:
@@ -144,9 +137,7 @@ def hostile(folder: Path) -> dict[str, str]:
     (folder / "dangling.png").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.png")
     Image.fromarray(picture().astype(np.float32)).save(folder / "float.tif")
-    Image.fromarray(picture()).save(
-        folder / "pages.tif", save_all=True, append_images=[Image.fromarray(picture(1))]
-    )
+    Image.fromarray(picture()).save(folder / "pages.tif", save_all=True, append_images=[Image.fromarray(picture(1))])
     for name, side in (("bomb.png", 30_000), ("large.png", 9_000)):
         head = b"IHDR" + struct.pack(">II", side, side) + whole[24:29]
         (folder / name).write_bytes(whole[:12] + head + struct.pack(">I", zlib.crc32(head)) + whole[33:])
@@ -182,9 +173,7 @@ def test_unreadable_files_are_left_out_and_reported_with_the_reason(tmp_path):
 def test_odd_names_are_read_and_can_be_stored(tmp_path):
     names = ["Größe ä_1.png", "two\nlines_2.png", "blank s_3.png", "脳_4.png"]
     write(tmp_path, names)
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/byte\xff_5.png")).write_bytes(
-        (tmp_path / names[0]).read_bytes()
-    )
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/byte\xff_5.png")).write_bytes((tmp_path / names[0]).read_bytes())
     keys = list(every(open_data(DataConfig(data=str(tmp_path)))))
     assert sorted(keys) == sorted([*names, "byte\\udcff_5.png"])
     json.dumps(keys).encode()

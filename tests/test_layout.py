@@ -182,9 +182,7 @@ def test_exact_copies_across_splits_are_told(tmp_path):
     save(tmp_path / "train/black_1.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "val/black2_1.png", np.zeros((8, 8), np.uint8))
     notes = open_data(DataConfig(data=str(tmp_path))).notes
-    assert any(
-        "1 held-out images are exact copies of training images, such as val/e_1.png" in note for note in notes
-    )
+    assert any("1 held-out images are exact copies of training images, such as val/e_1.png" in note for note in notes)
 
 
 def table(path: Path, text: str) -> Path:
@@ -217,9 +215,7 @@ def test_labels_come_from_a_table_by_path_or_name_with_missing_cells(tmp_path):
 def test_many_numbers_are_binned_at_the_quartiles_of_the_training_images(tmp_path):
     ages = {f"p{i}_0.png": 20 + 0.5 * i for i in range(60)}
     folder = ten(tmp_path, 60)
-    file = table(
-        tmp_path / "t.tsv", "file\tage\n" + "".join(f"{name}\t{age}\n" for name, age in ages.items())
-    )
+    file = table(tmp_path / "t.tsv", "file\tage\n" + "".join(f"{name}\t{age}\n" for name, age in ages.items()))
     data = open_data(DataConfig(data=str(folder), labels=f"{file}:age"))
     training = [ages[key] for split in ("train", "selection") for key in data.splits[split].keys]
     edges = data.bins["age"]

@@ -88,9 +88,7 @@ def test_perplexity_of_m_equal_codes_is_m_and_usage_their_share():
         counts = torch.tensor([5] * m + [0] * (8 - m))
         assert metrics.perplexity(counts) == pytest.approx(m)
         assert metrics.usage(counts) == m / 8
-    assert metrics.perplexity([1, 3]) == pytest.approx(
-        math.exp(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
-    )
+    assert metrics.perplexity([1, 3]) == pytest.approx(math.exp(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75))))
     assert math.isnan(metrics.perplexity([0, 0]))
 
 
@@ -165,9 +163,7 @@ def test_positionwise_nll_equals_a_loop_over_positions(code_maps):
             for j in range(3):
                 seen = train[:, i, j].tolist().count(image[i, j])
                 terms.append(-math.log((seen + 3.0 * unigram[image[i, j]]) / (12 + 3.0)))
-    got = metrics.positionwise_unigram_nll(
-        torch.from_numpy(train.astype(np.int64)), held_out, 5, strength=3.0
-    )
+    got = metrics.positionwise_unigram_nll(torch.from_numpy(train.astype(np.int64)), held_out, 5, strength=3.0)
     assert got == pytest.approx(np.mean(terms))
 
 

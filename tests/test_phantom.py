@@ -76,9 +76,7 @@ def test_measurement_survives_the_blur_and_noise_of_a_decoder(heads, blur):
     images, labels, truth = heads
     rng = np.random.default_rng(0)
     soft = ndimage.gaussian_filter(images.astype(float), (0, blur, blur)) + rng.normal(0, 5, images.shape)
-    assert difference(measured(np.clip(soft, 0, 255)), labels) == pytest.approx(
-        difference(truth, labels), rel=0.1
-    )
+    assert difference(measured(np.clip(soft, 0, 255)), labels) == pytest.approx(difference(truth, labels), rel=0.1)
 
 
 def test_measurement_survives_other_brightness_and_contrast(heads):
@@ -108,9 +106,7 @@ def test_two_fifths_of_the_4x4_blocks_are_constant_background_in_every_picture(h
 
 
 def test_tissues_stand_in_the_order_of_a_t1_weighted_picture(heads):
-    image = (
-        heads[0].astype(float).mean(0)
-    )  # ventricles are dark in the middle, white matter beside them is bright
+    image = heads[0].astype(float).mean(0)  # ventricles are dark in the middle, white matter beside them is bright
     middle = image[26:38, 26:38].min()
     white = image[20:44, 18:46].max()
     assert middle < 0.6 * white

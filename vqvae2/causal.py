@@ -2,7 +2,7 @@
 
 The prior reads two views of its codes, made once by `shift_down` and `shift_previous`: the row above each position, and
 the code before it in raster order. Every layer after that is inclusive, so a position sees itself and everything
-earlier: no future leaks, and nothing earlier is hidden.
+earlier: no future leaks, and nothing earlier is hidden::
 
     the vertical stream   v (B, n, W, C)   knows finished rows alone: a whole row of it is made at once (`above`)
     the horizontal stream h (B, n, m, C)   knows besides what lies to the left: made position by position (`within`)
@@ -19,7 +19,6 @@ Shapes: B batch, n rows of H, m columns of W, C channels, R residual channels, T
 
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -188,7 +187,12 @@ class GatedBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, residual_channels: int, kernel_size: int, condition_channels: int = 0, dropout: float = 0.0
+        self,
+        channels: int,
+        residual_channels: int,
+        kernel_size: int,
+        condition_channels: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm_v, self.norm_h = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)

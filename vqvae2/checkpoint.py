@@ -33,7 +33,6 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PLAIN = (bool, int, float, str, type(None))
 
 T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +93,7 @@ def load_config(folder: str | os.PathLike[str], kind: str | None = None) -> dict
         raise UserError("this is not the config of a model", path, "Name the folder of a trained model")
     check_format(config["format"], path, config.get("version"))
     if kind is not None and config["kind"] != kind:
-        raise UserError(
-            f"this folder holds a {config['kind']}, not a {kind}", folder, "Name the other folder"
-        )
+        raise UserError(f"this folder holds a {config['kind']}, not a {kind}", folder, "Name the other folder")
     return config
 
 

@@ -97,9 +97,7 @@ class CodeWriter:
         with told_as("cannot write the codes", self._partial, _ROOM, _ERRORS):
             self._env = lmdb.open(str(self._partial), map_size=size, lock=False)
 
-    def append(
-        self, codes: Codes, keys: Sequence[str], subjects: Sequence[str], split: str, labels: ArrayLike
-    ) -> None:
+    def append(self, codes: Codes, keys: Sequence[str], subjects: Sequence[str], split: str, labels: ArrayLike) -> None:
         """Add a batch of images.
 
         Args:
@@ -244,8 +242,7 @@ class CodeStore(Dataset[dict[str, Any]]):
                 raise ValueError(f"value {chunk} has {size} bytes instead of {rows * self._row.itemsize}")
         tables = [json.loads(zlib.decompress(_value(transaction, "columns", chunk))) for chunk in chunks]
         self.keys, self.subjects, self.splits, labels = (
-            [item for table in tables for item in table[name]]
-            for name in ("keys", "subjects", "splits", "labels")
+            [item for table in tables for item in table[name]] for name in ("keys", "subjects", "splits", "labels")
         )
         if not len(self.keys) == len(self.subjects) == len(self.splits) == len(labels) == count:
             raise ValueError(f"the columns hold {len(self.keys)} images instead of {count}")
@@ -308,9 +305,7 @@ class CodeStore(Dataset[dict[str, Any]]):
                 value = _value(transaction, "codes", chunk)
                 first = chunk * self._per_value
                 if zlib.crc32(value) != checksum:
-                    raise UserError(
-                        f"the codes are damaged at image {first} or soon after", self.path, _AGAIN
-                    )
+                    raise UserError(f"the codes are damaged at image {first} or soon after", self.path, _AGAIN)
                 for i, row in enumerate(np.frombuffer(value, self._row), start=first):
                     digests[self.splits[i], self.keys[i]] = hashlib.sha256(row.tobytes()).digest()
         if _fingerprint(digests) != self.fingerprint:

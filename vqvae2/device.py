@@ -24,7 +24,7 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if choice == "auto":
-        choice = next(name for name, there in available.items() if there)  # type: ignore[assignment]
+        return torch.device(next(name for name, there in available.items() if there))
     if not available[choice]:
         raise UserError("this device is not available here", f"--device {choice}", "Use --device auto")
     return torch.device(choice)

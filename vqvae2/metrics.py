@@ -43,13 +43,9 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     equation 13.
     """
     if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(
-            f"ssim takes two equal shapes (B, C, H, W), got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        raise ValueError(f"ssim takes two equal shapes (B, C, H, W), got {tuple(x.shape)} and {tuple(y.shape)}")
     if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(
-            f"ssim needs images of at least {_WINDOW}x{_WINDOW} pixels, got {tuple(x.shape[-2:])}"
-        )
+        raise ValueError(f"ssim needs images of at least {_WINDOW}x{_WINDOW} pixels, got {tuple(x.shape[-2:])}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     with torch.autocast(x.device.type, enabled=False):
@@ -118,6 +114,9 @@ def perplexity(counts: Any) -> float:
 
     Returns:
         From 1 (one code only) to K (all equally often); NaN where nothing was counted.
+
+    >>> perplexity([5, 5, 0, 0])
+    2.0
     """
     share = _array(counts, np.float64)
     if share.sum() == 0:
@@ -131,6 +130,9 @@ def usage(counts: Any) -> float:
 
     Args:
         counts: (K,) how often each code occurs, >= 0.
+
+    >>> usage([5, 5, 0, 0])
+    0.5
     """
     return float((_array(counts, np.float64) > 0).mean())
 
@@ -326,9 +328,7 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     """
     q, r = torch.as_tensor(queries), torch.as_tensor(references)
     if q.shape[1:] != r.shape[1:] or len(r) == 0:
-        raise ValueError(
-            f"nearest takes (N, ...) and (M, ...), M >= 1, got {tuple(q.shape)} and {tuple(r.shape)}"
-        )
+        raise ValueError(f"nearest takes (N, ...) and (M, ...), M >= 1, got {tuple(q.shape)} and {tuple(r.shape)}")
     q, r = q.reshape(len(q), q.shape[1:].numel()), r.reshape(len(r), r.shape[1:].numel())
     index = torch.zeros(len(q), dtype=torch.int64)
     distance = torch.zeros(len(q))

@@ -52,5 +52,7 @@ def code_map(codes: Tensor, num_embeddings: int, size: tuple[int, int]) -> Pictu
 @lru_cache
 def _palette(count: int) -> Picture:
     golden = (math.sqrt(5) - 1) / 2
-    colours = [colorsys.hsv_to_rgb((i * golden) % 1, 0.45 + 0.4 * (i % 3) / 2, 0.6 + 0.4 * (i % 5) / 4) for i in range(count)]
+    colours = [
+        colorsys.hsv_to_rgb((i * golden) % 1, 0.45 + 0.4 * (i % 3) / 2, 0.6 + 0.4 * (i % 5) / 4) for i in range(count)
+    ]
     return (np.array(colours) * 255).round().astype(np.uint8)

@@ -1,6 +1,6 @@
 """Settings by name, each with its source: the paper's, and ours."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vqvae2.prior import PriorConfig
 from vqvae2.training import TrainingConfig
@@ -20,6 +20,7 @@ class Preset:
         priors: of each level, top first; level, shapes and labels are replaced by the code store's.
         prior_training: how they are trained.
         size: --size of the data where the user gives none; None: the data's own.
+        phantom_images: images of the phantom, where that is the data.
     """
 
     source: str
@@ -29,7 +30,6 @@ class Preset:
     prior_training: tuple[TrainingConfig, ...]
     size: str | None = None
     phantom_images: int = 2000
-    notes: tuple[str, ...] = field(default=())
 
 
 def preset(name: str) -> Preset:
@@ -56,7 +56,13 @@ _OURS = VQVAEConfig(
 )
 _OURS_TRAINING = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=100, evaluations=12)
 _PRIOR = PriorConfig(
-    embedding_dim=64, channels=128, residual_channels=128, num_layers=8, attention_every=4, num_heads=4, dropout=0.2
+    embedding_dim=64,
+    channels=128,
+    residual_channels=128,
+    num_layers=8,
+    attention_every=4,
+    num_heads=4,
+    dropout=0.2,
 )
 _PRIOR_TRAINING = TrainingConfig(
     batch_size=16,
@@ -67,6 +73,31 @@ _PRIOR_TRAINING = TrainingConfig(
     ema_decay=0.995,
     evaluations=20,
 )
+
+_PAPER = VQVAEConfig(
+    channels=3,
+    height=256,
+    width=256,
+    strides=(2, 4),
+    num_embeddings=(512, 512),
+    embedding_dim=(64, 64),
+    hidden_channels=128,
+    residual_channels=64,
+    num_residual_layers=2,
+)
+_PAPER_PRIOR = PriorConfig(
+    channels=512,
+    residual_channels=1024,
+    num_layers=20,
+    kernel_size=5,
+    num_heads=8,
+    dropout=0.1,
+    attention_dropout=0.1,
+    condition_layers=20,
+    position_logits=False,
+    codebook_embeddings=False,
+)
+_PAPER_TRAINING = TrainingConfig(optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, ema_decay=0.9999)
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
@@ -98,4 +129,69 @@ PRESETS: dict[str, Preset] = {
         ),
         size="64x64",
     ),
+    "imagenet256": Preset(
+        source="Razavi et al. 2019, tables 1 and 3 (arXiv 1906.00446); rate as in reimplementations, steps unverified",
+        vqvae=_PAPER,
+        vqvae_training=TrainingConfig(
+            batch_size=128,
+            optimizer="adam",
+            learning_rate=3e-4,
+            beta2=0.999,
+            clip_norm=0,
+            max_steps=2_207_444,
+        ),
+        priors=(
+            replace(_PAPER_PRIOR, residual_channels=2048, attention_every=5, output_layers=20),
+            _PAPER_PRIOR,
+        ),
+        prior_training=(
+            replace(_PAPER_TRAINING, batch_size=1024, max_steps=1_600_000),
+            replace(_PAPER_TRAINING, batch_size=512, max_steps=754_000),
+        ),
+        size="256x256",
+    ),
+    "ffhq1024": Preset(
+        source="Razavi et al. 2019, tables 1 and 3 (arXiv 1906.00446), three levels; most figures of FFHQ unverified",
+        vqvae=replace(
+            _PAPER,
+            height=1024,
+            width=1024,
+            strides=(2, 2, 8),
+            num_embeddings=(512, 512, 512),
+            embedding_dim=(64, 64, 64),
+        ),
+        vqvae_training=TrainingConfig(
+            batch_size=128, optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, max_steps=304_741
+        ),
+        priors=(
+            replace(_PAPER_PRIOR, residual_channels=2048, attention_every=5, dropout=0.5, attention_dropout=0.5),
+            replace(_PAPER_PRIOR, attention_every=20, condition_layers=8, dropout=0.3, attention_dropout=0.3),
+            replace(_PAPER_PRIOR, num_layers=10, condition_layers=8, dropout=0.25),
+        ),
+        prior_training=(
+            replace(_PAPER_TRAINING, batch_size=1024, max_steps=237_000),
+            replace(_PAPER_TRAINING, batch_size=512, max_steps=57_000),
+            replace(_PAPER_TRAINING, batch_size=256, max_steps=270_000),
+        ),
+        size="1024x1024",
+    ),
+    "cifar10": Preset(
+        source="Sonnet's VQ-VAE notebook (van den Oord et al. 2017, arXiv 1711.00937): one level; prior ours",
+        vqvae=replace(
+            _PAPER,
+            height=32,
+            width=32,
+            strides=(4,),
+            num_embeddings=(512,),
+            embedding_dim=(64,),
+            residual_channels=32,
+        ),
+        vqvae_training=TrainingConfig(
+            batch_size=32, optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, max_steps=10_000
+        ),
+        priors=(_PRIOR,),
+        prior_training=(replace(_PRIOR_TRAINING, max_steps=20_000),),
+        size="32x32",
+    ),
 }
+"""The presets by name."""

@@ -1,7 +1,7 @@
 """The autoregressive prior over one level's codes, given the coarser levels and a label.
 
 One class serves every level (Razavi et al. 2019, arXiv 1906.00446, section 3.2: p_top with attention, p_bottom
-conditioned on the top through a residual stack of its own). Blocks and streams are those of `causal.py`.
+conditioned on the top through a residual stack of its own). Blocks and streams are those of `causal.py`::
 
     codes -> embed -+- shift down -----> v --- blocks.above ---+
                     |                                          | link
@@ -300,7 +300,9 @@ class Prior(nn.Module):
         config = self.config
         if len(condition or []) != len(config.condition_levels):
             wanted = ", ".join(config.condition_levels) or "none"
-            raise ValueError(f"the prior of level {config.level} is conditioned on: {wanted}; got {len(condition or [])}")
+            raise ValueError(
+                f"the prior of level {config.level} is conditioned on: {wanted}; got {len(condition or [])}"
+            )
         context = self.condition(condition) if self.condition is not None and condition is not None else None
         if not config.attributes:
             return context
@@ -310,17 +312,17 @@ class Prior(nn.Module):
             raise ValueError(f"label must be ({batch}, {len(self.labels)}), got {tuple(label.shape)}")
         if self.training and config.label_dropout:
             label = label.masked_fill(torch.rand(label.shape, device=device) < config.label_dropout, -1)
-        x = sum(
-            (table(column.where(column >= 0, table.num_embeddings - 1)) for table, column in zip(self.labels, label.T, strict=True)),
-            start=torch.zeros((), device=device),
-        )
-        x = x[:, None, None, :]
+        rows = []
+        for (_, classes), table, column in zip(config.attributes, self.labels, label.T, strict=True):
+            rows.append(table(column.masked_fill(column < 0, len(classes))))
+        x = torch.stack(rows).sum(0)[:, None, None, :]
         return x.expand(-1, *config.shape, -1) if context is None else context + x
 
     def _above(self, x: Tensor, position: Tensor, context: Tensor | None, past: Past) -> list[Tensor]:
         """Run the vertical stream over rows: the codes above (B, n, w, E) -> the link (B, n, w, R) of every block."""
         v, links = self.input_v(x) + position, []
         for block in self.blocks:
+            assert isinstance(block, GatedBlock)
             v, link = block.above(v, context, past)
             links.append(link)
         return links
@@ -329,9 +331,12 @@ class Prior(nn.Module):
         """Run the horizontal stream: the previous codes (B, n, m, E) and the links -> (B, n, m, K) logits."""
         h = self.input_h(x) + position
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
+            assert isinstance(block, GatedBlock)
             h = block.within(h, link, past)
             if str(i) in self.attention:
-                h = self.attention[str(i)].within(h, past)
+                attention = self.attention[str(i)]
+                assert isinstance(attention, CausalAttention)
+                h = attention.within(h, past)
         for block in self.output_blocks:
             h = h + block(h)
         return self.output(self.output_norm(h))

@@ -1,9 +1,9 @@
 """Vector quantisation with an exponential-moving-average codebook that stays alive.
 
 The codebook follows the encoder by the moving averages of van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1),
-as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.1) uses them. Two things are added, without which a codebook
-collapses on pictures that are mostly background: it starts from k-means over encoder outputs, and codes that fall out
-of use are moved to where the quantisation error is largest.
+as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.1) uses them. Two things are added, without which a
+codebook collapses on pictures that are mostly background: it starts from k-means over encoder outputs, and codes that
+fall out of use are moved to where the quantisation error is largest.
 
 Shapes: N vectors, K codes, D dimensions.
 """

@@ -18,7 +18,18 @@ from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["Samples", "Sharpness", "label_rows", "log_probabilities", "sample", "sample_chunk", "sample_codes"]
+__all__ = [
+    "Samples",
+    "Sharpness",
+    "check_priors",
+    "label_rows",
+    "log_probabilities",
+    "sample",
+    "sample_chunk",
+    "sample_codes",
+    "sample_rows",
+    "sharpness_by_level",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
         least = log_p.topk(sharpness.top_k, -1).values[:, -1:]
         log_p = log_p.masked_fill(log_p < least, -torch.inf).log_softmax(-1)
     if sharpness.top_p < 1:
-        ordered, order = log_p.sort(-1, descending=True, stable=True)
+        ordered, order = log_p.sort(dim=-1, descending=True, stable=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()
         # A code is kept while those before it fall short of p, so that the kept ones reach it.
         ordered = ordered.masked_fill(before >= sharpness.top_p, -torch.inf)
@@ -197,16 +208,32 @@ def sample(
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
     sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors))
     rows = label_rows(priors[0].config.attributes, label, num)
-    parts = []
+    return sample_rows(model, priors, rows, seed, sharpness, chunk_size)
+
+
+def sample_rows(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    label: Tensor,
+    seed: int = 0,
+    sharpness: Sequence[Sharpness] | None = None,
+    chunk_size: int = 16,
+    progress: Callable[[int], object] | None = None,
+) -> Samples:
+    """Sample one image for each row of labels, in chunks of one size; the last chunk is padded and cut.
+
+    Args: as of `sample_chunk`, with label (N, A), and the chunks' size.
+    """
+    num, parts = len(label), []
     for first in range(0, num, chunk_size):
         indices = range(first, first + chunk_size)
-        padded = rows[[min(index, num - 1) for index in indices]]
-        parts.append(sample_chunk(model, priors, indices, padded, seed, sharpness))
+        rows = label[[min(index, num - 1) for index in indices]]
+        parts.append(sample_chunk(model, priors, indices, rows, seed, sharpness, progress))
     return Samples(
         torch.cat([part.images for part in parts])[:num],
         [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],
         torch.cat([part.nll for part in parts])[:num],
-        rows,
+        label,
     )
 
 
@@ -219,7 +246,10 @@ def check_priors(model: VQVAE, priors: Sequence[Prior]) -> None:
 
 
 def sharpness_by_level(
-    temperature: float | Sequence[float], top_k: int | Sequence[int], top_p: float | Sequence[float], levels: int
+    temperature: float | Sequence[float],
+    top_k: int | Sequence[int],
+    top_p: float | Sequence[float],
+    levels: int,
 ) -> list[Sharpness]:
     """Spread settings over levels: one value serves all; ValueError for any other number than that of the levels."""
     columns = []
@@ -261,7 +291,9 @@ def label_rows(
             raise UserError(f"there is no attribute {name}", f"label {name}={value}", f"Attributes are {known}")
         if value not in classes[name]:
             raise UserError(
-                f"{name} has no class {value}", f"label {name}={value}", f"Classes are {', '.join(classes[name])}"
+                f"{name} has no class {value}",
+                f"label {name}={value}",
+                f"Classes are {', '.join(classes[name])}",
             )
         rows[:, list(classes).index(name)] = classes[name].index(value)
     return rows

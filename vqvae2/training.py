@@ -75,7 +75,9 @@ class TrainingConfig:
             raise ValueError("batch_size, accumulate, evaluations, evaluate_every and log_every must be >= 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        if (self.max_steps is not None and self.max_steps < 1) or (self.max_minutes is not None and self.max_minutes <= 0):
+        if (self.max_steps is not None and self.max_steps < 1) or (
+            self.max_minutes is not None and self.max_minutes <= 0
+        ):
             raise ValueError("max_steps must be >= 1 and max_minutes > 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
@@ -95,19 +97,24 @@ class TrainingConfig:
         limits = [f"{self.max_steps} steps"] if self.max_steps else []
         limits += [f"{self.max_minutes:g} minutes"] if self.max_minutes else []
         patience = f"{self.stop_after} evaluations without improvement on the selection subjects"
-        limits += [patience + f" (one every {self.evaluate_every} steps)" * (not self.limited)] if self.stop_after else []
+        limits += (
+            [patience + f" (one every {self.evaluate_every} steps)" * (not self.limited)] if self.stop_after else []
+        )
         return "ends after " + " or ".join(limits)
 
 
 class Task(Protocol):
     """What `fit` trains."""
 
-    dataset: Dataset
-    """Its ``__getitems__(indices)`` returns one batch, a dict of tensors."""
     unit: str
     """What a batch is counted in, for the throughput: ``images_per_second``."""
     score: str
     """The figure of `validate` that is to become small."""
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """Data whose ``__getitems__(indices)`` returns one batch, a dict of tensors or lists of them."""
+        ...
 
     def modules(self) -> dict[str, nn.Module]:
         """Name the modules that are trained and kept in the state."""
@@ -134,7 +141,7 @@ class Task(Protocol):
         ...
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - no error
     """The user stopped the training; its state is saved."""
 
 
@@ -225,15 +232,23 @@ class _Run:
         num_workers: int,
         say: Callable[[str], None],
     ) -> None:
-        self.task, self.config, self.folder, self.device, self.precision = task, config, folder, device, precision
+        self.task, self.config, self.folder, self.device, self.precision = (
+            task,
+            config,
+            folder,
+            device,
+            precision,
+        )
         self.seed, self.num_workers, self.say = seed, num_workers, say
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.optimizer = _optimizer(config, self.parameters, device)
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
-        self.best_step, self.best, self.best_score, self.stale = 0, {}, math.inf, 0
-        self.evaluated = 0
+        self.best: dict[str, float] = {}
+        self.best_step, self.best_score, self.stale = 0, math.inf, 0
+        self.evaluated = 0  # step of the latest evaluation
+        self.due = 0  # evaluations of a limited run that were due so far
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
 
@@ -340,12 +355,7 @@ class _Run:
     def _log_window(self, bar: Any) -> None:
         figures = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
-        if not math.isfinite(figures["train/loss"]):
-            raise UserError(
-                f"the loss is {figures['train/loss']} at step {self.step}",
-                self.folder,
-                "The last good state is kept; lower --learning-rate or use --precision fp32, then --resume",
-            )
+        self._refuse_non_finite("the loss", figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
         figures["train/learning_rate"] = self._learning_rate()
@@ -355,10 +365,22 @@ class _Run:
         shown = {name.split("/")[-1]: f"{figures[name]:.4g}" for name in ("train/loss", self.task.unit)}
         bar.set_postfix(step=self.step, **shown)
 
+    def _refuse_non_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {self.step}",
+                self.folder,
+                "The last good state is kept; lower --learning-rate or use --precision fp32, then --resume",
+            )
+
     def _log(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self.writer.add_scalar(name, value, self.step)
-        record = {"step": self.step, "seconds": round(self.seconds, 3), **{k: _digits(v) for k, v in figures.items()}}
+        record = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            **{k: _digits(v) for k, v in figures.items()},
+        }
         with open(self.folder / "stats.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -368,12 +390,8 @@ class _Run:
         # The last evaluation is the final one.
         count = self.config.evaluations
         due = int(self.progress * count)
-        if due > getattr(self, "_due", int(self.progress_at_load * count)):
-            self._due = due
-            return due < count
-        return False
-
-    progress_at_load = 0.0
+        passed, self.due = self.due, max(due, self.due)
+        return passed < due < count
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -398,6 +416,7 @@ class _Run:
         with eager, self._averaged(), torch.no_grad(), autocast(self.device, self.precision):
             figures = self.task.validate()
             score = figures[self.task.score]
+            self._refuse_non_finite(self.task.score, score)
             better = score < self.best_score
             if better:
                 self.best_score, self.best_step, self.best, self.stale = score, self.step, figures, 0
@@ -422,7 +441,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "seconds": self.seconds,
-            "progress": self.progress,
+            "sums": self.sums,
+            "counts": self.counts,
             "best": [self.best_step, dict(self.best), self.best_score, self.stale],
             "random": _random_state(self.device),
         }
@@ -437,8 +457,10 @@ class _Run:
         _copy(self.average, state["average"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best_step, self.best, self.best_score, self.stale = state["best"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.counts = state["counts"]
         self.started = time.monotonic()
-        self.progress_at_load = self.progress
+        self.due = int(self.progress * self.config.evaluations)
         self.evaluated = self.step
         _set_random_state(state["random"], self.device)
         self.say(f"resumed at step {self.step}, {self.seconds / 60:.1f} minutes in")
@@ -448,7 +470,11 @@ class _Run:
         path = self.folder / "stats.jsonl"
         if path.exists():
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step] if self.step else []
+            kept = (
+                [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+                if self.step
+                else []
+            )
             checkpoint.write_atomic(path, "".join(line + "\n" for line in kept).encode())
 
 

@@ -2,10 +2,11 @@
 
 Any number of levels, top (coarsest) first. Encoders climb from the image to the top; the top is quantised first; going
 down, the decoded upper levels join each level's features before it is quantised. One ladder of decoders serves both:
-the decoded upper levels that a level is conditioned on are what the decoder of the image continues from.
+the decoded upper levels that a level is conditioned on are what the decoder of the image continues from::
 
-    image -> Encoder(bottom) -> Encoder(top) -> quantise top -> Decoder(top) -+-> quantise bottom -> Decoder(bottom) -> image
-                    +------------------------------------------------------------^
+    image -> Encoder(bottom) -+-> Encoder(top) -> quantise top -> Decoder(top) -+
+                              |                                                 |
+                              +---------------------------------> quantise bottom -> Decoder(bottom) -> image
 
 Left out: adversarial and perceptual losses, which the paper does not use.
 
@@ -14,7 +15,7 @@ Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from vqvae2 import checkpoint
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim
-from vqvae2.quantizer import Normalization, VectorQuantizer
+from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer
 
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
 
@@ -235,7 +236,8 @@ class VQVAE(nn.Module):
         count = len(config.strides)
         # Index 0 is the top in every list.
         self.encoders = nn.ModuleList(
-            Encoder(config.channels if i == count - 1 else hidden, stride, config) for i, stride in enumerate(config.strides)
+            Encoder(config.channels if i == count - 1 else hidden, stride, config)
+            for i, stride in enumerate(config.strides)
         )
         self.to_code = nn.ModuleList(nn.Conv2d(hidden + (hidden if i else 0), dims[i], 1) for i in range(count))
         self.quantizers = nn.ModuleList(
@@ -261,6 +263,11 @@ class VQVAE(nn.Module):
         """Names of the levels, top first."""
         return self.config.levels
 
+    @property
+    def codebooks(self) -> list[VectorQuantizer]:
+        """The quantisers, top first."""
+        return [cast(VectorQuantizer, quantizer) for quantizer in self.quantizers]
+
     def forward(self, images: Tensor) -> Reconstruction:
         """Encode, quantise and decode.
 
@@ -277,14 +284,14 @@ class VQVAE(nn.Module):
         features = self._features(images)
         kept = self._levels_kept(len(images), images.device)
         decoded: Tensor | None = None
-        codes, commitment = [], images.new_zeros((), dtype=self.quantizers[0].embedding.dtype)
+        codes, commitment = [], torch.zeros((), dtype=self.codebooks[0].embedding.dtype, device=images.device)
         for i, feature in enumerate(features):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             commitment = commitment + quantized.loss
             vectors = quantized.vectors
             if kept is not None:
-                mean = self.quantizers[i].mean_embedding().to(vectors.dtype)
+                mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
                 vectors = torch.where((kept > i)[:, None, None, None], vectors, mean)
             decoded = self._descend(i, vectors, decoded)
         assert decoded is not None
@@ -341,11 +348,13 @@ class VQVAE(nn.Module):
             raise ValueError(f"expected codes of 1 to {len(self.decoders)} levels, got {len(codes)}")
         decoded: Tensor | None = None
         for i, shape in enumerate(self.config.shapes):
-            quantizer = self.quantizers[i]
+            quantizer = self.codebooks[i]
             if i < len(codes):
                 if tuple(codes[i].shape[1:]) != shape:
-                    raise ValueError(f"codes of level {self.levels[i]} must be (B, {shape[0]}, {shape[1]}), got "
-                                     f"{tuple(codes[i].shape)}")
+                    raise ValueError(
+                        f"codes of level {self.levels[i]} must be (B, {shape[0]}, {shape[1]}), got "
+                        f"{tuple(codes[i].shape)}"
+                    )
                 vectors = quantizer.lookup(codes[i].long())
             else:
                 vectors = quantizer.mean_embedding().expand(len(codes[0]), *shape, -1)
@@ -366,19 +375,19 @@ class VQVAE(nn.Module):
             features.append(x)
         return features[::-1]
 
-    def _quantize(self, i: int, feature: Tensor, decoded: Tensor | None):  # noqa: ANN202
+    def _quantize(self, i: int, feature: Tensor, decoded: Tensor | None) -> Quantized:
         joined = feature if decoded is None else torch.cat([feature, decoded], 1)
         return self.quantizers[i](self.to_code[i](joined).permute(0, 2, 3, 1))
 
     def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
-        """Decode level i: vectors (B, h, w, D) and the decoded upper levels (B, F, h, w) -> the next finer resolution."""
+        """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, F, h, w), one resolution finer."""
         x = vectors.permute(0, 3, 1, 2)
         return self.decoders[i](x if decoded is None else torch.cat([x, decoded], 1))
 
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Draw how many levels each image is decoded from, (B,); None: all."""
         count = len(self.decoders)
-        ready = all(quantizer.initialized for quantizer in self.quantizers)
+        ready = all(quantizer.initialized for quantizer in self.codebooks)
         if not (self.training and self.config.level_dropout and count > 1 and ready):
             return None
         dropped = torch.rand(batch, device=device) < self.config.level_dropout

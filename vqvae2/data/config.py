@@ -56,7 +56,5 @@ class DataConfig:
         if len(parts) == 1:
             parts *= 2
         if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            raise UserError(
-                f"--size {self.size} is not a size", how="Give height and width in pixels, such as 128x128"
-            )
+            raise UserError(f"--size {self.size} is not a size", how="Give height and width in pixels, such as 128x128")
         return int(parts[0]), int(parts[1])

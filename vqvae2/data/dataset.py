@@ -55,9 +55,7 @@ class ImageSet(Dataset[dict[str, Any]]):
         if not len(self.images) == len(self.keys) == len(self.subjects) == len(self.labels):
             raise ValueError("images, keys, subjects and labels differ in length")
         if self.images.ndim != 4 or self.labels.ndim != 2:
-            raise ValueError(
-                f"expected (N, C, H, W) and (N, A), got {self.images.shape} and {self.labels.shape}"
-            )
+            raise ValueError(f"expected (N, C, H, W) and (N, A), got {self.images.shape} and {self.labels.shape}")
 
     def __len__(self) -> int:
         return len(self.keys)

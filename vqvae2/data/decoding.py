@@ -47,9 +47,7 @@ def decode(path: Path) -> Picture:
         raise
     except UnidentifiedImageError:
         empty = os.path.getsize(path) == 0
-        raise UnreadableError(
-            "the file is empty" if empty else "not an image in a format that is read"
-        ) from None
+        raise UnreadableError("the file is empty" if empty else "not an image in a format that is read") from None
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from None
     except Exception as error:  # Pillow lets parsers' own errors through (SyntaxError, struct.error, ...)
@@ -67,9 +65,7 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
     if file.width * file.height > MOST_PIXELS:
         raise UnreadableError(f"{file.height} x {file.width} pixels are more than {MOST_PIXELS:,}")
     if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
-        raise UnreadableError(
-            f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own"
-        )
+        raise UnreadableError(f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own")
     raw = [str(tile[3]) for tile in getattr(file, "tile", ())]  # how the pixels are stored, such as "RGB;16B"
     halved = file.mode in ("RGB", "RGBA", "LA") and any("16" in layout for layout in raw)
     upright = ImageOps.exif_transpose(file)
@@ -149,7 +145,5 @@ def decode_all(
             return reason
 
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        bar = tqdm(
-            pool.map(one, paths), total=len(paths), desc="reading images", delay=2, leave=False, disable=None
-        )
+        bar = tqdm(pool.map(one, paths), total=len(paths), desc="reading images", delay=2, leave=False, disable=None)
         yield from enumerate(bar)

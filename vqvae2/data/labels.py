@@ -65,9 +65,7 @@ def read_table(path: Path) -> Table:
     delimiter = max(",\t;", key=head.count)
     try:
         reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restval="", restkey="")
-        rows = [
-            {(name or "").strip(): str(cell or "").strip() for name, cell in row.items()} for row in reader
-        ]
+        rows = [{(name or "").strip(): str(cell or "").strip() for name, cell in row.items()} for row in reader]
     except csv.Error as error:
         raise UserError(f"the table of labels cannot be understood ({error})", path) from None
     columns = tuple((name or "").strip() for name in reader.fieldnames or ())
@@ -135,9 +133,7 @@ def encode(
         elif not present.any():
             raise UserError("no image has a label", name, "The table's column `file` must name the images")
         elif numbers is not None and len(np.unique(numbers[present])) > MOST_VALUES:
-            inner, classes = _quartiles(
-                numbers[present & training if (present & training).any() else present]
-            )
+            inner, classes = _quartiles(numbers[present & training if (present & training).any() else present])
             notes.append(f"{name}: numbers, binned at quartiles of the training images")
         else:
             inner = None
@@ -154,9 +150,7 @@ def encode(
             label = np.digitize(numbers, inner).astype(np.int64)
             edges[name] = inner
         label[~present] = -1
-        foreign = sorted(
-            {cell for cell, k, here in zip(cells, label, present, strict=True) if here and k < 0}
-        )
+        foreign = sorted({cell for cell, k, here in zip(cells, label, present, strict=True) if here and k < 0})
         if foreign:
             notes.append(f"{name}: {', '.join(foreign[:3])} fit no stored class and count as missing")
         columns.append(label)
@@ -168,9 +162,7 @@ def encode(
 def _numbers(cells: list[str], present: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     """The cells as numbers, nan where missing; None when one is no finite number."""
     try:
-        values = np.array(
-            [float(cell) if here else np.nan for cell, here in zip(cells, present, strict=True)]
-        )
+        values = np.array([float(cell) if here else np.nan for cell, here in zip(cells, present, strict=True)])
     except ValueError:
         return None
     return values if np.isfinite(values[present]).all() else None

@@ -88,13 +88,9 @@ def read_layout(folder: Path) -> Layout:
     paths, skipped, others = walk(folder)
     if not paths:
         if (folder / "run.json").exists():
-            raise UserError(
-                "this is a run folder, not data", folder, "Give --data the folder that holds the images"
-            )
+            raise UserError("this is a run folder, not data", folder, "Give --data the folder that holds the images")
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
-        raise UserError(
-            f"no images found, but {found}", folder, f"Formats that are read: {' '.join(SUFFIXES)}"
-        )
+        raise UserError(f"no images found, but {found}", folder, f"Formats that are read: {' '.join(SUFFIXES)}")
 
     keys = [key_of(path, folder) for path in paths]
     splits: list[str | None] = []
@@ -110,9 +106,7 @@ def read_layout(folder: Path) -> Layout:
         outside = len(keys) - len(kept)
         if outside:
             skipped += [
-                (keys[i], "not in a train, val or test folder")
-                for i, split in enumerate(splits)
-                if split is None
+                (keys[i], "not in a train, val or test folder") for i, split in enumerate(splits) if split is None
             ]
         paths, keys, splits = [paths[i] for i in kept], [keys[i] for i in kept], [splits[i] for i in kept]
         folders = [tuple(p for p in folders[i] if not SPLIT_FOLDER.fullmatch(p)) for i in kept]
@@ -133,9 +127,7 @@ def read_layout(folder: Path) -> Layout:
         layout.words = f"{words} with a folder for each subject" if words else "a folder for each subject"
     if kind == "subjects":
         known_names = [KNOWN_SUBJECT.search(parts[0]) for parts in folders]
-        layout.subjects = [
-            known[1] if known else parts[0] for known, parts in zip(known_names, folders, strict=True)
-        ]
+        layout.subjects = [known[1] if known else parts[0] for known, parts in zip(known_names, folders, strict=True)]
     elif len(set(layout.subjects)) == 1 < len(keys):
         layout.subjects = list(keys)
         layout.notes.append(

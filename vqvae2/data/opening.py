@@ -16,9 +16,7 @@ from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.errors import UserError
 
 
-def open_data(
-    config: DataConfig, splits: Sequence[str] | None = None, like: dict[str, Any] | None = None
-) -> ImageData:
+def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dict[str, Any] | None = None) -> ImageData:
     """Read the data that a config names.
 
     Args:
@@ -117,9 +115,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     )
     if copies:
         example = read.keys[copies[0]]
-        notes.append(
-            f"{len(copies):,} held-out images are exact copies of training images, such as {example}"
-        )
+        notes.append(f"{len(copies):,} held-out images are exact copies of training images, such as {example}")
 
     held: dict[str, ImageSet] = {}
     for split in SPLITS:
@@ -166,9 +162,7 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
                 f"An image is called {layout.keys[0]}",
             )
         if lacking:
-            layout.notes.append(
-                f"{lacking:,} images have no row in {table.path.name}; their labels count as missing"
-            )
+            layout.notes.append(f"{lacking:,} images have no row in {table.path.name}; their labels count as missing")
         named = {id(row) for row in rows if row is not None}
         absent = sum(id(row) not in named for row in table.rows)
         if absent:
@@ -178,8 +172,7 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
         if "subject" in table.columns:
             told = table.match(layout.keys)
             subjects = [
-                row["subject"] if row and row["subject"] else old
-                for row, old in zip(told, subjects, strict=True)
+                row["subject"] if row and row["subject"] else old for row, old in zip(told, subjects, strict=True)
             ]
     if config.subject_pattern is not None:
         subjects = subjects_by_pattern(layout.keys, config.subject_pattern)

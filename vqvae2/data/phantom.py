@@ -51,9 +51,7 @@ _CHAIN = np.array(
 )
 
 
-def render(
-    seed: int, index: int, size: tuple[int, int] = (64, 64)
-) -> tuple[NDArray[np.uint8], int, dict[str, float]]:
+def render(seed: int, index: int, size: tuple[int, int] = (64, 64)) -> tuple[NDArray[np.uint8], int, dict[str, float]]:
     """Draw slice ``index`` of the phantom, the same for the same arguments on every machine.
 
     Args:

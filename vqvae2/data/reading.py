@@ -32,9 +32,7 @@ class Reading:
         UserError: where none can be read, sizes differ, or 8 and 16 bit images are mixed.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], keys: Sequence[str], size: tuple[int, int] | None, how: str
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], keys: Sequence[str], size: tuple[int, int] | None, how: str) -> None:
         self.keys = keys
         self.skipped: list[tuple[str, str]] = []
         self.sizes: Counter[tuple[int, int]] = Counter()
@@ -54,9 +52,7 @@ class Reading:
         self.kept = sorted(self._pictures)
         if not self.kept:
             first = f", such as {keys[0]} ({self.skipped[0][1]})" if self.skipped else ""
-            raise UserError(
-                f"none of {len(paths):,} images can be read{first}", paths[0].parent if paths else ""
-            )
+            raise UserError(f"none of {len(paths):,} images can be read{first}", paths[0].parent if paths else "")
         if size is None and len(self.sizes) > 1:
             common = self.sizes.most_common(4)
             told = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in common)

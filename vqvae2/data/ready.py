@@ -23,9 +23,7 @@ def open_phantom(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     size = (like["height"], like["width"]) if like else config.height_width() or (64, 64)
     channels = like["channels"] if like else config.channels or 1
     if min(size) < 32:
-        raise UserError(
-            f"the phantom needs at least 32x32 pixels, not {size[0]}x{size[1]}", how="Give a larger --size"
-        )
+        raise UserError(f"the phantom needs at least 32x32 pixels, not {size[0]}x{size[1]}", how="Give a larger --size")
     keys = [f"phantom-{index:05d}" for index in range(config.phantom_images)]
     place = assign(keys, [None] * len(keys), config.split_seed)
     held: dict[str, ImageSet] = {}
@@ -45,9 +43,7 @@ def open_phantom(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     return ImageData("phantom", layout, channels, size[0], size[1], BYTES, attributes, held)
 
 
-def open_torchvision(
-    config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None
-) -> ImageData:
+def open_torchvision(config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None) -> ImageData:
     """Fetch a set of torchvision's: its test part is "test", the rest split by image; attribute "class"."""
     name = config.data.partition(":")[2]
     if name not in TORCHVISION:

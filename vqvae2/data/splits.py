@@ -32,9 +32,7 @@ def assign(subjects: Sequence[str], ready: Sequence[str | None], seed: int) -> l
     if any(split is not None for split in ready):
         splits = [split or "train" for split in ready]
     else:
-        chosen = {
-            s: "train" if u < 1 - VAL - TEST else "val" if u < 1 - TEST else "test" for s, u in place.items()
-        }
+        chosen = {s: "train" if u < 1 - VAL - TEST else "val" if u < 1 - TEST else "test" for s, u in place.items()}
         lowest = sorted(place, key=lambda s: (place[s], s))
         if "train" not in chosen.values():
             chosen[lowest[0]] = "train"
@@ -47,9 +45,7 @@ def assign(subjects: Sequence[str], ready: Sequence[str | None], seed: int) -> l
     return _carve(subjects, splits, "selection", second, SELECTION)
 
 
-def _carve(
-    subjects: Sequence[str], splits: list[str], part: str, place: dict[str, float], share: float
-) -> list[str]:
+def _carve(subjects: Sequence[str], splits: list[str], part: str, place: dict[str, float], share: float) -> list[str]:
     """Move the training subjects whose place is under share, at least one of two, to another part."""
     training = sorted(
         {s for s, split in zip(subjects, splits, strict=True) if split == "train"},
@@ -57,9 +53,7 @@ def _carve(
     )
     count = sum(place[subject] < share for subject in training)
     moved = set(training[: min(max(count, 1), len(training) - 1)])
-    return [
-        part if split == "train" and s in moved else split for s, split in zip(subjects, splits, strict=True)
-    ]
+    return [part if split == "train" and s in moved else split for s, split in zip(subjects, splits, strict=True)]
 
 
 def overlap(subjects: Sequence[str], splits: Sequence[str]) -> dict[str, set[str]]:

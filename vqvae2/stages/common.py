@@ -3,12 +3,13 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
@@ -18,8 +19,6 @@ from vqvae2.training import Interrupted, Outcome
 from vqvae2.version import __version__
 
 T = TypeVar("T")
-Flat = tyro.conf.OmitArgPrefixes
-"""Marks a config whose fields are flags without a prefix."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,9 @@ def check_fingerprints(run: RunFolder, store: CodeStore, priors: Sequence[str] =
     """
     if store.vqvae_sha256 != checkpoint.sha256_of(run.vqvae):
         raise UserError(
-            f"these codes were made by another VQ-VAE than {run.vqvae}", run.codes, "Run extract_codes.py --overwrite"
+            f"these codes were made by another VQ-VAE than {run.vqvae}",
+            run.codes,
+            "Run extract_codes.py --overwrite",
         )
     for level in priors:
         if checkpoint.load_config(run.prior(level), kind="prior").get("codes") != store.fingerprint:
@@ -210,8 +211,9 @@ def check_fingerprints(run: RunFolder, store: CodeStore, priors: Sequence[str] =
             )
 
 
-def tell_outcome(outcome: Outcome, folder: Path) -> None:
-    """Print how a training ended and where its model is."""
+def tell_outcome(outcome: Outcome, run: RunFolder, stage: str, folder: Path) -> None:
+    """Print how a training ended and where its model is, and keep it in run.json."""
+    run.write(**{stage: {**run.read()[stage], "outcome": asdict(outcome)}})
     best = "  ".join(f"{name} {value:.4g}" for name, value in outcome.best.items())
     print(f"{outcome.reason} at step {outcome.steps:,} after {outcome.seconds / 60:.1f} minutes")
     print(f"best at step {outcome.best_step:,}: {best}")

@@ -59,16 +59,19 @@ def _story(argv: list[str], prog: str) -> None:
         print(f"would write the codes of {total:,} images to {run.codes}")
         return
     counts = [CodeCounts(k) for k in config.num_embeddings]
-    with CodeWriter(
-        run.codes,
-        levels=config.levels,
-        shapes=config.shapes,
-        num_embeddings=config.num_embeddings,
-        vqvae_sha256=checkpoint.sha256_of(run.vqvae),
-        attributes=data.attributes,
-        data=data.to_config(),
-        overwrite=arguments.overwrite,
-    ) as writer, tqdm(total=total, unit="image", disable=None) as bar:
+    with (
+        CodeWriter(
+            run.codes,
+            levels=config.levels,
+            shapes=config.shapes,
+            num_embeddings=config.num_embeddings,
+            vqvae_sha256=checkpoint.sha256_of(run.vqvae),
+            attributes=data.attributes,
+            data=data.to_config(),
+            overwrite=arguments.overwrite,
+        ) as writer,
+        tqdm(total=total, unit="image", disable=None) as bar,
+    ):
         # Held-out images first: a collapsed codebook is told before the long part begins.
         for split in sorted(data.splits, key=lambda name: name != "val"):
             images = data.splits[split]
@@ -94,9 +97,9 @@ def _story(argv: list[str], prog: str) -> None:
     store = CodeStore(run.codes)
     size = (run.codes / "data.mdb").stat().st_size
     bare = sum(level.nbytes for level in store.read())
-    for level, count in zip(config.levels, counts, strict=True):
+    for name, count in zip(config.levels, counts, strict=True):
         print(
-            f"{level:<10} held-out perplexity {count.perplexity:.0f} of {len(count.counts)}, "
+            f"{name:<10} held-out perplexity {count.perplexity:.0f} of {len(count.counts)}, "
             f"{count.perplexity_foreground:.0f} without constant cells; usage {count.usage:.0%}"
         )
     print(f"wrote {run.codes}: {len(store):,} images, {size / bare:.2f} x the bytes of the codes alone")

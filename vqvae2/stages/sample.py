@@ -15,7 +15,7 @@ from vqvae2.data import from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import grid, to_picture
 from vqvae2.prior import Prior
-from vqvae2.sampling import Samples, label_rows, sample_chunk, sharpness_by_level
+from vqvae2.sampling import Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
 from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -125,26 +125,16 @@ def draw(
     priors: list[Prior],
     label: Tensor,
     seed: int,
-    sharpness: list,
+    sharpness: list[Sharpness],
     chunk_size: int,
 ) -> Samples:
-    """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_chunk`."""
-    num = len(label)
-    chunks = -(-num // chunk_size)
-    codes_of_chunk = chunk_size * sum(h * w for h, w in model.config.shapes)
-    parts = []
-    with tqdm(total=chunks * codes_of_chunk, unit="code", unit_scale=True, disable=None) as bar:
-        for first in range(0, num, chunk_size):
-            indices = range(first, first + chunk_size)
-            rows = label[[min(index, num - 1) for index in indices]]
-            part = sample_chunk(model, priors, indices, rows, seed, sharpness, bar.update)
-            parts.append(Samples(part.images.cpu(), [c.cpu() for c in part.codes], part.nll.cpu(), part.label))
-    return Samples(
-        torch.cat([part.images for part in parts])[:num],
-        [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],
-        torch.cat([part.nll for part in parts])[:num],
-        label,
-    )
+    """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_rows`."""
+    chunks = -(-len(label) // chunk_size)
+    total = chunks * chunk_size * sum(h * w for h, w in model.config.shapes)
+    with tqdm(total=total, unit="code", unit_scale=True, disable=None) as bar:
+        samples = sample_rows(model, priors, label, seed, sharpness, chunk_size, bar.update)
+    codes = [level.cpu() for level in samples.codes]
+    return Samples(samples.images.cpu(), codes, samples.nll.cpu(), samples.label)
 
 
 def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
@@ -159,8 +149,10 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
     shown = [to_picture(image) for image in samples.images[:64]]
     checkpoint.write_atomic(out / "grid.png", png_bytes(_channels_first(grid(shown))))
     arrays = {level: codes.numpy().astype(np.int32) for level, codes in zip(model.levels, samples.codes, strict=True)}
-    checkpoint.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))
-    nll = {level: [round(float(v), 6) for v in column] for level, column in zip(model.levels, samples.nll.T, strict=True)}
+    checkpoint.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    nll = {
+        level: [round(float(v), 6) for v in column] for level, column in zip(model.levels, samples.nll.T, strict=True)
+    }
     record = {
         "version": __version__,
         **how,

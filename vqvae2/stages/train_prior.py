@@ -13,7 +13,7 @@ from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import positionwise_unigram_nll, unigram_nll
+from vqvae2.metrics import positionwise_log_table, positionwise_unigram_nll, unigram_nll
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
@@ -65,7 +65,7 @@ class Arguments:
 class PriorTask:
     """What `fit` trains in this stage."""
 
-    unit = "codes_per_second"
+    unit = "images_per_second"
     score = "selection/nll"
 
     def __init__(self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any]) -> None:
@@ -74,8 +74,10 @@ class PriorTask:
         self.device = next(prior.parameters()).device
         train = store.indices("train")
         self.dataset = Subset(store, train)
-        self.items_per_batch_row = prior.config.height * prior.config.width
         codes, k = store.read(train)[self.index], prior.config.num_embeddings
+        # A resumed training replaces these by what it had learned.
+        table = torch.from_numpy(positionwise_log_table(codes, k))
+        prior.start_from([quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], table)
         self.splits = {split: self._some(split) for split in ("selection", "val")}
         held_out = store.read(self.splits["val"])[self.index]
         self.baselines = {
@@ -102,18 +104,24 @@ class PriorTask:
             for start in range(0, len(indices), 32):
                 batch = self.store.__getitems__(indices[start : start + 32])
                 logits, target = self._predict(batch)
-                share = len(target) / len(indices) 
+                share = len(target) / len(indices)
                 total += float(F.cross_entropy(logits.float(), target)) * share
                 right += float((logits.argmax(1) == target).float().mean()) * share
             figures[f"{split}/nll"], figures[f"{split}/accuracy"] = total, right
-        return {**figures, **self.baselines, "val/gain": self.baselines["val/position_nll"] - figures["val/nll"]}
+        return {
+            **figures,
+            **self.baselines,
+            "val/gain": self.baselines["val/position_nll"] - figures["val/nll"],
+        }
 
     def preview(self) -> dict[str, Picture]:
         """Sample this level, given held-out codes of the coarser ones, and decode as far as it goes."""
         batch = self.store.__getitems__(self.splits["val"][:: max(1, len(self.splits["val"]) // _SHOWN)][:_SHOWN])
         coarser = [level.to(self.device) for level in batch["codes"][: self.index]]
         positions = self.prior.config.height * self.prior.config.width
-        uniform = torch.rand(len(batch["label"]), positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        uniform = torch.rand(
+            len(batch["label"]), positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         codes, _ = sample_codes(self.prior, uniform.to(self.device), coarser, batch["label"].to(self.device))
         images = self.model.decode([*coarser, codes])
         k, size = self.prior.config.num_embeddings, (self.model.config.height, self.model.config.width)
@@ -168,7 +176,8 @@ def _story(argv: list[str], prog: str) -> None:
         return
     folder = run.prior(arguments.level)
     prepare_folder(folder, arguments.resume, arguments.overwrite)
-    run.write(**{f"train_prior_{arguments.level}": {"model": asdict(config), "training": asdict(arguments.training)}})
+    stage = f"train_prior_{arguments.level}"
+    run.write(**{stage: {"model": asdict(config), "training": asdict(arguments.training)}})
     outcome = fit(
         PriorTask(prior.to(device), VQVAE.from_pretrained(run.vqvae, device), store, {"codes": store.fingerprint}),
         arguments.training,
@@ -180,13 +189,15 @@ def _story(argv: list[str], prog: str) -> None:
         num_workers=arguments.compute.num_workers,
         resume=arguments.resume,
     )
-    tell_outcome(outcome, folder)
+    tell_outcome(outcome, run, stage, folder)
     gain = outcome.best["val/gain"]
     print(f"held-out NLL {outcome.best['val/nll']:.3f} nats per code, {gain:.3f} below the position-wise unigram")
     if gain <= 0:
         print("warning: the prior is no better than a table of counts for each position")
     missing = [level for level in store.levels if not checkpoint.has_model(run.prior(level))]
-    follow = f"train_prior.py --run {run.path} --level {missing[0]}" if missing else f"sample.py --run {run.path} --num 64"
+    follow = (
+        f"train_prior.py --run {run.path} --level {missing[0]}" if missing else f"sample.py --run {run.path} --num 64"
+    )
     print(f"next: python {follow}")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,10 +149,10 @@ class VQVAETask:
             + config.l1_weight * scores["l1"]
             + config.ssim_weight * (1 - scores["ssim"])
         )
-        for level, count in zip(model.levels, counts, strict=True):
-            scores[f"{level}/perplexity"] = count.perplexity
-            scores[f"{level}/perplexity_foreground"] = count.perplexity_foreground
-            scores[f"{level}/usage"] = count.usage
+        for name, count in zip(model.levels, counts, strict=True):
+            scores[f"{name}/perplexity"] = count.perplexity
+            scores[f"{name}/perplexity_foreground"] = count.perplexity_foreground
+            scores[f"{name}/usage"] = count.usage
         return scores
 
 
@@ -181,11 +181,16 @@ def _story(argv: list[str], prog: str) -> None:
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
     run.write(
         preset=arguments.preset,
+        levels=config.levels,
         seed=arguments.compute.seed,
         data={**asdict(arguments.data), **data.to_config()},
-        train_vqvae={"data": asdict(arguments.data), "model": asdict(config), "training": asdict(arguments.training)},
+        train_vqvae={
+            "data": asdict(arguments.data),
+            "model": asdict(config),
+            "training": asdict(arguments.training),
+        },
     )
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     outcome = fit(
         VQVAETask(model, data),
         arguments.training,
@@ -197,7 +202,7 @@ def _story(argv: list[str], prog: str) -> None:
         num_workers=arguments.compute.num_workers,
         resume=arguments.resume,
     )
-    tell_outcome(outcome, run.vqvae)
+    tell_outcome(outcome, run, "train_vqvae", run.vqvae)
     for level, k in zip(config.levels, config.num_embeddings, strict=True):
         if outcome.best[f"{level}/perplexity"] < max(4, k / 50):
             print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
