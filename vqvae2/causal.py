@@ -19,6 +19,7 @@ Shapes: B batch, n rows of H, m columns of W, C channels, R residual channels, T
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -144,7 +145,7 @@ class RowConv(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Map rows (B, n, W, C) to (B, n, W, R)."""
-        return _channels_last(self.conv, past.rows(self, x, self.reach))
+        return self.conv(past.rows(self, x, self.reach).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ColumnConv(nn.Module):
@@ -156,21 +157,17 @@ class ColumnConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.reach = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, (1, self.reach + 1))
+        self.weight = nn.Parameter(torch.empty(out_channels, self.reach + 1, in_channels))  # (R, T, C)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.kaiming_uniform_(self.weight.flatten(1), a=5**0.5)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Map (B, n, m, C) to (B, n, m, R)."""
         window = past.columns(self, x, self.reach)
-        if window.shape[2] > self.reach + 1:
-            return _channels_last(self.conv, window)
-        # One position: a matrix product, without the convolution's set-up.
-        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # (R, T C)
-        return F.linear(window.flatten(2), weight, self.conv.bias)[:, :, None]
-
-
-def _channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to (B, H, W, C), in that memory order."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if window.shape[2] == self.reach + 1:  # one position: a matrix product, without a convolution's set-up
+            return F.linear(window.flatten(2), self.weight.flatten(1), self.bias)[:, :, None]
+        weight = self.weight.transpose(1, 2)[:, :, None]  # (R, C, 1, T)
+        return F.conv2d(window.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)
 
 
 class GatedBlock(nn.Module):
@@ -184,6 +181,7 @@ class GatedBlock(nn.Module):
         kernel_size: k >= 2.
         condition_channels: channels of the condition; 0: none.
         dropout: in [0, 1).
+        vertical_channels: residual channels of the vertical stream; 0: R.
     """
 
     def __init__(
@@ -193,15 +191,18 @@ class GatedBlock(nn.Module):
         kernel_size: int,
         condition_channels: int = 0,
         dropout: float = 0.0,
+        vertical_channels: int = 0,
     ) -> None:
         super().__init__()
+        vertical_channels = vertical_channels or residual_channels
         self.norm_v, self.norm_h = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
-        self.rows = RowConv(channels, residual_channels, kernel_size)
+        self.rows = RowConv(channels, vertical_channels, kernel_size)
         self.columns = ColumnConv(channels, residual_channels, kernel_size)
         self.link = nn.Linear(channels, residual_channels, bias=False)
-        self.condition_v = nn.Linear(condition_channels, residual_channels, bias=False) if condition_channels else None
+        self.condition_v = nn.Linear(condition_channels, vertical_channels, bias=False) if condition_channels else None
         self.condition_h = nn.Linear(condition_channels, residual_channels, bias=False) if condition_channels else None
-        self.out_v, self.out_h = (nn.Linear(residual_channels, 2 * channels) for _ in range(2))
+        self.out_v = nn.Linear(vertical_channels, 2 * channels)
+        self.out_h = nn.Linear(residual_channels, 2 * channels)
         self.dropout = nn.Dropout(dropout)
         for out in (self.out_v, self.out_h):  # the block starts as the identity
             nn.init.zeros_(out.weight)

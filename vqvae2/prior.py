@@ -51,6 +51,8 @@ class PriorConfig:
     """Hidden units C of both streams."""
     residual_channels: int = 128
     """Residual units R inside a gated block."""
+    vertical_channels: int = 0
+    """Residual units of the vertical stream, which sampling runs a row at a time, so they cost little; 0: R."""
     num_layers: int = 8
     """Gated blocks."""
     kernel_size: int = 5
@@ -175,6 +177,7 @@ class Prior(nn.Module):
                 config.kernel_size,
                 condition_channels=channels if conditional else 0,
                 dropout=config.dropout,
+                vertical_channels=config.vertical_channels,
             )
             for _ in range(config.num_layers)
         )
