@@ -1,15 +1,18 @@
-"""Tensors and codes as pictures: grids of images, maps of codes. Everything returned is uint8."""
+"""Tensors and codes as pictures: grids of images, maps of codes."""
 
 import colorsys
+import io
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-__all__ = ["code_map", "grid", "to_picture"]
+__all__ = ["channels_last", "code_map", "grid", "png_bytes", "to_picture"]
 
 Picture = NDArray[np.uint8]
 
@@ -17,6 +20,11 @@ Picture = NDArray[np.uint8]
 def to_picture(image: Tensor) -> Picture:
     """Turn an image (C, H, W) in [-1, 1] into (H, W) grey or (H, W, 3); of other channel counts the first is shown."""
     pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return channels_last(pixels)
+
+
+def channels_last(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Turn stored values (C, H, W) into (H, W, 3), or (H, W) of the first channel where there are not three."""
     return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 
 
@@ -40,6 +48,15 @@ def grid(pictures: list[Picture], columns: int | None = None, gap: int = 2) -> P
         top, left = (n * (size + gap) + gap for n, size in zip(divmod(i, columns), (height, width), strict=True))
         sheet[top : top + height, left : left + width] = picture if picture.ndim == 3 else picture[..., None]
     return sheet if colour else sheet[..., 0]
+
+
+def png_bytes(picture: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Encode a picture (H, W) of uint8 or uint16, or (H, W, 3) of uint8, as PNG; ValueError for any other."""
+    if picture.dtype == np.uint16 and picture.ndim == 3:
+        raise ValueError("PNG is written with 16 bits in grey alone")
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def code_map(codes: Tensor, num_embeddings: int, size: tuple[int, int]) -> Picture:

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import torch
 import tyro
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vqvae2 import checkpoint
@@ -80,18 +81,37 @@ class PriorConfig:
     """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs."""
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.num_embeddings, self.channels, self.residual_channels) < 1:
-            raise ValueError("height, width, num_embeddings, channels and residual_channels must be >= 1")
+        for name in (
+            "height",
+            "width",
+            "num_embeddings",
+            "embedding_dim",
+            "channels",
+            "residual_channels",
+            "num_layers",
+            "num_heads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("attention_every", "output_layers", "condition_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if self.kernel_size < 2:
             raise ValueError(f"kernel_size must be >= 2, got {self.kernel_size}: a smaller one never looks aside")
         if not len(self.condition_levels) == len(self.condition_shapes) == len(self.condition_num_embeddings):
             raise ValueError("condition_levels, condition_shapes and condition_num_embeddings must match in number")
+        finer = (*self.condition_shapes[-1:], self.shape)
         for height, width in self.condition_shapes:
-            if self.height % height or self.width % width:
-                raise ValueError(f"condition of {height}x{width} cells does not divide {self.height}x{self.width}")
+            for rows, columns in finer:
+                if rows % height or columns % width:
+                    raise ValueError(f"condition of {height}x{width} cells does not divide {rows}x{columns}")
+        if self.attention_every and self.channels % self.num_heads:
+            raise ValueError(f"num_heads must divide channels, got {self.num_heads} and {self.channels}")
         for name in ("dropout", "attention_dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -132,13 +152,13 @@ class ConditionStack(nn.Module):
         x = self.position.expand(len(codes[0]), -1, -1, -1)
         for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
             repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
-            x = x + project(embedding(level.long())).repeat_interleave(repeats[0], 1).repeat_interleave(repeats[1], 2)
-        x = x.permute(0, 3, 1, 2)
+            below = "b h w c -> b (h fy) (w fx) c"
+            x = x + repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1])
+        x = rearrange(x, "b h w c -> b c h w")
         for block in self.blocks:
             x = x + block(x)
-        x = self.unfold(x.permute(0, 2, 3, 1))
-        (fy, fx), (batch, height, width) = self.factors, x.shape[:3]
-        return x.view(batch, height, width, fy, fx, -1).transpose(2, 3).reshape(batch, height * fy, width * fx, -1)
+        x = self.unfold(rearrange(x, "b c h w -> b h w c"))
+        return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
 
 
 class Prior(nn.Module):
@@ -301,11 +321,11 @@ class Prior(nn.Module):
     ) -> Tensor | None:
         """Join condition and label: (B, h, w, C), or None when the prior has neither."""
         config = self.config
-        if len(condition or []) != len(config.condition_levels):
-            wanted = ", ".join(config.condition_levels) or "none"
-            raise ValueError(
-                f"the prior of level {config.level} is conditioned on: {wanted}; got {len(condition or [])}"
-            )
+        names, shapes = config.condition_levels, [(batch, *shape) for shape in config.condition_shapes]
+        got = [tuple(codes.shape) for codes in condition or []]
+        if got != shapes:
+            wanted = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True)) or "none"
+            raise ValueError(f"the prior of level {config.level} is conditioned on: {wanted}; got {got or 'none'}")
         context = self.condition(condition) if self.condition is not None and condition is not None else None
         if not config.attributes:
             return context

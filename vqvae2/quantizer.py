@@ -8,7 +8,7 @@ fall out of use are moved to where the quantisation error is largest.
 Shapes: N vectors, K codes, D dimensions.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ Normalization = Literal["none", "layer"]
 _ELEMENTS_PER_CHUNK = 1 << 22
 """Distances held at once: 16 MiB in fp32."""
 
-__all__ = ["Quantized", "VectorQuantizer", "kmeans", "nearest_codes"]
+__all__ = ["Quantized", "VectorQuantizer", "check_settings", "kmeans", "nearest_codes"]
 
 
 class Quantized(NamedTuple):
@@ -102,6 +102,31 @@ def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(weights) - 1)
 
 
+def check_settings(
+    num_embeddings: int,
+    embedding_dim: int,
+    *,
+    commitment_cost: float,
+    decay: float,
+    epsilon: float,
+    init_vectors: int,
+    revival_threshold: float,
+    normalize: Normalization,
+) -> None:
+    """Raise ValueError for settings that `VectorQuantizer`, which explains them, cannot take."""
+    if num_embeddings < 1 or embedding_dim < 1:
+        raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    if commitment_cost < 0 or epsilon <= 0 or init_vectors < 0 or revival_threshold < 0:
+        raise ValueError(
+            "commitment_cost, init_vectors and revival_threshold must be >= 0 and epsilon > 0, got "
+            f"{commitment_cost}, {init_vectors}, {revival_threshold}, {epsilon}"
+        )
+    if normalize not in get_args(Normalization):
+        raise ValueError(f"normalize must be one of {', '.join(get_args(Normalization))}, got {normalize}")
+
+
 class VectorQuantizer(nn.Module):
     """Replace vectors by their nearest code; the codebook is a moving average of what was assigned to it.
 
@@ -154,15 +179,16 @@ class VectorQuantizer(nn.Module):
         normalize: Normalization = "none",
     ) -> None:
         super().__init__()
-        if num_embeddings < 1 or embedding_dim < 1:
-            raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        if commitment_cost < 0 or epsilon <= 0 or init_vectors < 0 or revival_threshold < 0:
-            raise ValueError(
-                "commitment_cost, init_vectors and revival_threshold must be >= 0 and epsilon > 0, got "
-                f"{commitment_cost}, {init_vectors}, {revival_threshold}, {epsilon}"
-            )
+        check_settings(
+            num_embeddings,
+            embedding_dim,
+            commitment_cost=commitment_cost,
+            decay=decay,
+            epsilon=epsilon,
+            init_vectors=init_vectors,
+            revival_threshold=revival_threshold,
+            normalize=normalize,
+        )
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost, self.decay, self.epsilon = commitment_cost, decay, epsilon
         self.init_vectors = max(init_vectors, num_embeddings) if init_vectors else 0

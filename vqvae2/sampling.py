@@ -276,12 +276,15 @@ def label_rows(
 
     Raises:
         UserError: an attribute or a class that does not exist.
-        ValueError: a tensor of another shape.
+        ValueError: a tensor of another shape, or with a class that does not exist.
     """
     if isinstance(label, Tensor):
-        rows = label.expand(num, len(attributes)) if label.ndim == 1 else label
+        rows = label.expand(num, -1) if label.ndim == 1 else label
         if tuple(rows.shape) != (num, len(attributes)):
             raise ValueError(f"label must be ({num}, {len(attributes)}), got {tuple(label.shape)}")
+        for (name, names), column in zip(attributes, rows.T, strict=True):
+            if ((column < -1) | (column >= len(names))).any():
+                raise ValueError(f"label must be -1 to {len(names) - 1} for {name}, got {column.tolist()}")
         return rows.long()
     rows = torch.full((num, len(attributes)), -1)
     classes = {name: list(names) for name, names in attributes}

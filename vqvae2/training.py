@@ -3,7 +3,6 @@
 What is trained is a `Task`, built by its stage; nothing here knows what a batch or a figure means.
 """
 
-import json
 import math
 import signal
 import threading
@@ -13,94 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vqvae2 import checkpoint
+from vqvae2.batches import EpochBatches, batch_length, load_batches
 from vqvae2.device import CompileChoice, autocast, compile_modules
 from vqvae2.errors import UserError
+from vqvae2.logbook import Logbook
+from vqvae2.optim import TrainingConfig, WeightAverage, learning_rate, make_optimizer
 
 __all__ = ["EpochBatches", "Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
 
 Sums = Mapping[str, tuple[Tensor, float]]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained; what it is stands in the model's own config."""
-
-    batch_size: int = 16
-    """Items of a batch."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged into one step."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """Optimiser; adamw decouples the weight decay."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
-    final_learning_rate: float = 0.01
-    """Share of the peak at the end of the cosine, in [0, 1]. Without a limit the rate stays at its peak."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment."""
-    beta2: float = 0.99
-    """Adam's decay of the second moment."""
-    weight_decay: float = 0.0
-    """Weight decay of matrices and kernels, >= 0; vectors are never decayed."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 turns clipping off."""
-    ema_decay: float = 0.0
-    """Decay of the weights' moving average, which is evaluated and kept, in [0, 1); 0 turns it off."""
-    max_steps: int | None = None
-    """Limit in optimiser steps."""
-    max_minutes: float | None = None
-    """Limit in minutes of training, evaluations included and saved across resumes; the schedule fits itself to it."""
-    evaluations: int = 20
-    """Evaluations of a run that has a limit, spread evenly over it."""
-    evaluate_every: int = 500
-    """Steps between evaluations of a run without a limit."""
-    patience: int = 0
-    """Evaluations without improvement before the training stops; 0: never with a limit, 10 without one."""
-    log_every: int = 25
-    """Steps between two lines of train figures."""
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.accumulate, self.evaluations, self.evaluate_every, self.log_every) < 1:
-            raise ValueError("batch_size, accumulate, evaluations, evaluate_every and log_every must be >= 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        if (self.max_steps is not None and self.max_steps < 1) or (
-            self.max_minutes is not None and self.max_minutes <= 0
-        ):
-            raise ValueError("max_steps must be >= 1 and max_minutes > 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-
-    @property
-    def limited(self) -> bool:
-        """Whether the run ends at a given step or time."""
-        return self.max_steps is not None or self.max_minutes is not None
-
-    @property
-    def stop_after(self) -> int:
-        """Evaluations without improvement before the training stops; 0: never."""
-        return self.patience or (0 if self.limited else 10)
-
-    def describe_limit(self) -> str:
-        """Say in one line when the training ends."""
-        limits = [f"{self.max_steps} steps"] if self.max_steps else []
-        limits += [f"{self.max_minutes:g} minutes"] if self.max_minutes else []
-        patience = f"{self.stop_after} evaluations without improvement on the selection subjects"
-        limits += (
-            [patience + f" (one every {self.evaluate_every} steps)" * (not self.limited)] if self.stop_after else []
-        )
-        return "ends after " + " or ".join(limits)
 
 
 class Task(Protocol):
@@ -156,31 +85,6 @@ class Outcome:
     reason: str
 
 
-class EpochBatches(Sampler[list[int]]):
-    """Endless batches of indices: each epoch a permutation by (seed, epoch), from any batch on.
-
-    Args:
-        length: items of the data set, >= 1.
-        batch_size: items of a batch; an epoch's last, smaller batch is dropped unless it is the only one.
-        seed: of the permutations.
-        start: batches that are skipped.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
-        self.length, self.seed, self.start = length, seed, start
-        self.batch_size = min(batch_size, length)
-        self.batches_per_epoch = length // self.batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, first = divmod(self.start, self.batches_per_epoch)
-        while True:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.length, generator=generator).tolist()
-            for i in range(first, self.batches_per_epoch):
-                yield order[i * self.batch_size : (i + 1) * self.batch_size]
-            epoch, first = epoch + 1, 0
-
-
 def fit(
     task: Task,
     config: TrainingConfig,
@@ -232,18 +136,13 @@ class _Run:
         num_workers: int,
         say: Callable[[str], None],
     ) -> None:
-        self.task, self.config, self.folder, self.device, self.precision = (
-            task,
-            config,
-            folder,
-            device,
-            precision,
-        )
+        self.task, self.config, self.folder = task, config, folder
+        self.device, self.precision = device, precision
         self.seed, self.num_workers, self.say = seed, num_workers, say
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(config, self.parameters, device)
-        self.average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
+        self.optimizer = make_optimizer(config, self.parameters, device)
+        self.average = WeightAverage(self.parameters, config.ema_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         self.best: dict[str, float] = {}
         self.best_step, self.best_score, self.stale = 0, math.inf, 0
@@ -265,16 +164,20 @@ class _Run:
 
     def go(self, resume: bool, compile: CompileChoice) -> Outcome:
         config = self.config
-        checkpoint.make_folder(self.folder / "figures")
         torch.manual_seed(self.seed)
         if resume:
             self._load(checkpoint.load_state(self.folder / "state"))
-        self._cut_log()
         self.say(config.describe_limit())
         long_run = (config.max_minutes or 0) >= 10 or (config.max_steps or 0) >= 5000 or not config.limited
         self.say(compile_modules(compile, self.task.compilable(), long_run))
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if resume else None)
-        batches = self._batches()
+        self.logbook = Logbook(self.folder, self.step)
+        sampler = EpochBatches(
+            len(self.task.dataset),  # type: ignore[arg-type]
+            config.batch_size,
+            self.seed,
+            self.step * config.accumulate,
+        )
+        batches = load_batches(self.task.dataset, sampler, self.device, self.num_workers)
         reason = "reached its limit"
         bar = tqdm(total=100.0, unit="%", disable=None, bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}")
         try:
@@ -296,30 +199,14 @@ class _Run:
                     self._evaluate()
         finally:
             bar.close()
-            self.writer.close()
+            self.logbook.close()
         return Outcome(self.step, self.seconds, self.best_step, self.best, reason)
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        config = self.config
-        length = len(self.task.dataset)  # type: ignore[arg-type]
-        sampler = EpochBatches(length, config.batch_size, self.seed, self.step * config.accumulate)
-        loader = DataLoader(
-            self.task.dataset,
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=_identity,
-            pin_memory=self.device.type == "cuda",
-            # A generator of its own: loading must not move the training's random state.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        for batch in loader:
-            yield _to(batch, self.device)
-
-    def _train_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         config = self.config
         for module in self.modules.values():
             module.train()
-        rate = self._learning_rate()
+        rate = learning_rate(config, self.step, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for _ in range(config.accumulate):
@@ -328,24 +215,14 @@ class _Run:
                 loss, sums = self.task.loss(batch)
             (loss / config.accumulate).backward()
             self._add({"train/loss": (loss.detach(), 1.0), **sums})
-            self.window_items += len(next(iter(batch.values())))
+            self.window_items += batch_length(batch)
         if config.clip_norm:
             norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
             self._add({"train/gradient_norm": (norm.detach(), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.average:
-            # Ramps up, so that the first steps do not weigh for ever.
-            decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-
-    def _learning_rate(self) -> float:
-        config = self.config
-        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        low = config.final_learning_rate
-        cosine = low + (1 - low) * (1 + math.cos(math.pi * self.progress)) / 2 if config.limited else 1.0
-        return config.learning_rate * warm * cosine
+        self.average.update(self.step)
 
     def _add(self, sums: Sums) -> None:
         for name, (value, count) in sums.items():
@@ -358,9 +235,9 @@ class _Run:
         self._refuse_non_finite("the loss", figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
-        figures["train/learning_rate"] = self._learning_rate()
+        figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.window_start, self.window_items = now, 0
-        self._log(figures)
+        self.logbook.figures(self.step, self.seconds, figures)
         bar.update(100 * self.progress - bar.n)
         shown = {name.split("/")[-1]: f"{figures[name]:.4g}" for name in ("train/loss", self.task.unit)}
         bar.set_postfix(step=self.step, **shown)
@@ -373,17 +250,6 @@ class _Run:
                 "The last good state is kept; lower --learning-rate or use --precision fp32, then --resume",
             )
 
-    def _log(self, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self.writer.add_scalar(name, value, self.step)
-        record = {
-            "step": self.step,
-            "seconds": round(self.seconds, 3),
-            **{k: _digits(v) for k, v in figures.items()},
-        }
-        with open(self.folder / "stats.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-
     def _evaluation_due(self) -> bool:
         if not self.config.limited:
             return self.step % self.config.evaluate_every == 0
@@ -393,19 +259,6 @@ class _Run:
         passed, self.due = self.due, max(due, self.due)
         return passed < due < count
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Let the modules hold their moving average for a while."""
-        if not self.average:
-            yield
-            return
-        online = [p.detach().clone() for p in self.parameters]
-        _copy(self.parameters, self.average)
-        try:
-            yield
-        finally:
-            _copy(self.parameters, online)
-
     def _evaluate(self) -> None:
         for module in self.modules.values():
             module.eval()
@@ -413,7 +266,7 @@ class _Run:
         before = time.monotonic()
         # Eager: other batch sizes, without gradients, would each be compiled again.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, self._averaged(), torch.no_grad(), autocast(self.device, self.precision):
+        with eager, self.average.applied(), torch.no_grad(), autocast(self.device, self.precision):
             figures = self.task.validate()
             score = figures[self.task.score]
             self._refuse_non_finite(self.task.score, score)
@@ -424,10 +277,9 @@ class _Run:
             else:
                 self.stale += 1
             for name, picture in self.task.preview().items():
-                self.writer.add_image(name, picture, self.step, dataformats="HWC" if picture.ndim == 3 else "HW")
-                _write_png(self.folder / "figures" / f"{name.replace('/', '-')}.png", picture)
+                self.logbook.picture(self.step, name, picture)
         _set_random_state(random_state, self.device)
-        self._log(figures)
+        self.logbook.figures(self.step, self.seconds, figures)
         self.evaluated = self.step
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         mark = "*" if better else " "
@@ -439,53 +291,39 @@ class _Run:
         return {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+            "average": self.average.values,
             "seconds": self.seconds,
             "sums": self.sums,
             "counts": self.counts,
+            "evaluated": self.evaluated,
             "best": [self.best_step, dict(self.best), self.best_score, self.stale],
             "random": _random_state(self.device),
         }
 
     def _save(self) -> None:
+        self._refuse_non_finite("the loss", float(self.sums.get("train/loss", 0.0)))
         checkpoint.save_state(self.folder / "state", self.step, _plain(self._state()))
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
+        # The moments are the state's, the settings are the config's: a resume may change them.
+        own = ("params", "lr")
+        settings = [{k: v for k, v in group.items() if k not in own} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        _copy(self.average, state["average"])
+        for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(chosen)
+        if self.average.values:
+            self.average.load(state["average"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best_step, self.best, self.best_score, self.stale = state["best"]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.counts = state["counts"]
         self.started = time.monotonic()
         self.due = int(self.progress * self.config.evaluations)
-        self.evaluated = self.step
+        self.evaluated = state["evaluated"]
         _set_random_state(state["random"], self.device)
         self.say(f"resumed at step {self.step}, {self.seconds / 60:.1f} minutes in")
-
-    def _cut_log(self) -> None:
-        """Keep the lines of stats.jsonl up to the step that the training starts from."""
-        path = self.folder / "stats.jsonl"
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = (
-                [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-                if self.step
-                else []
-            )
-            checkpoint.write_atomic(path, "".join(line + "\n" for line in kept).encode())
-
-
-def _optimizer(config: TrainingConfig, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    fused = device.type in ("cuda", "cpu")
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
 
 
 @contextmanager
@@ -522,36 +360,8 @@ def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-@torch.no_grad()
-def _copy(targets: list[Any], sources: list[Any]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
-
-
 def _plain(value: Any) -> Any:
     """Turn mappings (an OrderedDict of tensors) into dicts, recursively."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: _to(value, device) for name, value in batch.items()}
-    return [_to(v, device) for v in batch] if isinstance(batch, list) else batch.to(device, non_blocking=True)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    from torchvision.io import encode_png
-
-    pixels = torch.from_numpy(np.ascontiguousarray(picture))
-    chw = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    checkpoint.write_atomic(path, encode_png(chw.contiguous()).numpy().tobytes())

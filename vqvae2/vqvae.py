@@ -15,7 +15,7 @@ Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vqvae2 import checkpoint
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim
-from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer
+from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
 
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
 
@@ -51,9 +51,9 @@ class VQVAEConfig:
     channels: Annotated[int, tyro.conf.Fixed] = 1
     """Channels of an image: 1 grey, 3 colour, or more. Taken from the data by train_vqvae."""
     height: Annotated[int, tyro.conf.Fixed] = 128
-    """Image height in pixels. Taken from the data by train_vqvae."""
+    """Image height in pixels; with width, 0 until the data is known. Taken from the data by train_vqvae."""
     width: Annotated[int, tyro.conf.Fixed] = 128
-    """Image width in pixels. Taken from the data by train_vqvae."""
+    """Image width in pixels, likewise. Taken from the data by train_vqvae."""
     strides: tuple[int, ...] = (2, 4)
     """Downsampling of each level against the next finer one (the last: against the image), top first, each >= 2."""
     num_embeddings: tuple[int, ...] = (512, 512)
@@ -96,6 +96,8 @@ class VQVAEConfig:
             )
         if min(self.strides) < 2:
             raise ValueError(f"strides must be >= 2, got {self.strides}")
+        for k, d in zip(self.num_embeddings, self.embedding_dim, strict=True):
+            check_settings(k, d, **self._quantizer_settings())
         if min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1 or self.num_residual_layers < 0:
             raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2")
         if not 0 <= self.level_dropout < 1:
@@ -104,7 +106,12 @@ class VQVAEConfig:
             raise ValueError("mse_weight, l1_weight and ssim_weight must be >= 0")
         if self.mse_weight + self.l1_weight + self.ssim_weight == 0:
             raise ValueError("at least one of mse_weight, l1_weight and ssim_weight must be > 0")
-        self.check_size(self.height, self.width)
+        if (self.height, self.width) != (0, 0):
+            self.check_size(self.height, self.width)
+
+    def _quantizer_settings(self) -> dict[str, Any]:
+        names = ("commitment_cost", "decay", "epsilon", "init_vectors", "revival_threshold", "normalize")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -231,6 +238,7 @@ class VQVAE(nn.Module):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
+        config.check_size(config.height, config.width)
         self.config = config
         hidden, dims = config.hidden_channels, config.embedding_dim
         count = len(config.strides)
@@ -241,16 +249,7 @@ class VQVAE(nn.Module):
         )
         self.to_code = nn.ModuleList(nn.Conv2d(hidden + (hidden if i else 0), dims[i], 1) for i in range(count))
         self.quantizers = nn.ModuleList(
-            VectorQuantizer(
-                k,
-                d,
-                commitment_cost=config.commitment_cost,
-                decay=config.decay,
-                epsilon=config.epsilon,
-                init_vectors=config.init_vectors,
-                revival_threshold=config.revival_threshold,
-                normalize=config.normalize,
-            )
+            VectorQuantizer(k, d, **config._quantizer_settings())
             for k, d in zip(config.num_embeddings, dims, strict=True)
         )
         self.decoders = nn.ModuleList(
@@ -308,7 +307,7 @@ class VQVAE(nn.Module):
             and the forward pass.
         """
         out = self(images)
-        config, y = self.config, out.images.float()
+        config, y = self.config, out.images.to(images.dtype)
         terms = {"mse": F.mse_loss(y, images), "commitment": out.commitment}
         loss = config.mse_weight * terms["mse"] + out.commitment
         if config.l1_weight:

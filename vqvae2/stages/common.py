@@ -1,6 +1,7 @@
 """What the stages share: the run folder, the command line, and how mistakes are told."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -38,6 +39,8 @@ class Compute:
         """Return the device and the precision."""
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
+        if self.num_workers < 0:
+            raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
         device = resolve_device(self.device)
         return device, resolve_precision(self.precision, device)
 
@@ -119,8 +122,8 @@ def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, p
 
 def command(name: str, argv: list[str], *more: str) -> str:
     """Write the command that goes on with the same run."""
-    run = option(argv, "run")
-    return " ".join(["python", name, *(["--run", run] if run else []), *more])
+    kept = [part for flag in ("run", "level") if (value := option(argv, flag)) for part in (f"--{flag}", value)]
+    return shlex.join(["python", name, *kept, *more])
 
 
 def option(argv: list[str], name: str) -> str | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import tyro
 from tqdm import tqdm
 
 from vqvae2 import checkpoint
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def _story(argv: list[str], prog: str) -> None:
-    arguments = parse(Arguments, Arguments(run=Path("runs/NAME")), argv, prog, __doc__ or "")
+    arguments = parse(Arguments, Arguments(run=tyro.MISSING), argv, prog, __doc__ or "")
+    if arguments.batch_size < 1:
+        raise UserError("a batch holds at least one image", f"--batch-size {arguments.batch_size}", "Give 1 or more")
     run = RunFolder(arguments.run)
     record = run.read()
     device, _ = arguments.compute.resolve()

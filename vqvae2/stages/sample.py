@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
-from torchvision.io import encode_png
 from tqdm import tqdm
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
-from vqvae2.pictures import grid, to_picture
+from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.sampling import Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
 from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def _story(argv: list[str], prog: str) -> None:
-    arguments = parse(Arguments, Arguments(run=Path("runs/NAME")), argv, prog, __doc__ or "")
+    arguments = parse(Arguments, Arguments(run=tyro.MISSING), argv, prog, __doc__ or "")
     if arguments.num < 1 or arguments.chunk_size < 1:
         raise UserError("nothing to sample", f"--num {arguments.num} --chunk-size {arguments.chunk_size}", "Give >= 1")
     run = RunFolder(arguments.run)
@@ -63,7 +63,10 @@ def _story(argv: list[str], prog: str) -> None:
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
     label = label_rows(attributes, wanted, arguments.num)
-    sharpness = sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, len(priors))
+    try:
+        sharpness = sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, len(priors))
+    except ValueError as error:
+        raise UserError(str(error), "--temperature, --top-k, --top-p", "See --help") from error
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
     if arguments.dry_run:
@@ -145,9 +148,9 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
     data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     pixels = from_unit(samples.images, tuple(data["value_range"]))
     for i, image in enumerate(pixels):
-        checkpoint.write_atomic(out / f"{i:05d}.png", png_bytes(image))
+        checkpoint.write_atomic(out / f"{i:05d}.png", png_bytes(channels_last(image)))
     shown = [to_picture(image) for image in samples.images[:64]]
-    checkpoint.write_atomic(out / "grid.png", png_bytes(_channels_first(grid(shown))))
+    checkpoint.write_atomic(out / "grid.png", png_bytes(grid(shown)))
     arrays = {level: codes.numpy().astype(np.int32) for level, codes in zip(model.levels, samples.codes, strict=True)}
     checkpoint.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     nll = {
@@ -163,22 +166,3 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
         "labels": samples.label.tolist(),
     }
     checkpoint.write_json(out / "samples.json", record)
-
-
-def png_bytes(image: np.ndarray) -> bytes:
-    """Encode stored values (C, H, W), uint8 or uint16, of 1 or 3 channels, as PNG."""
-    if image.dtype == np.uint8:
-        return encode_png(torch.from_numpy(np.ascontiguousarray(image))).numpy().tobytes()
-    import io
-
-    from PIL import Image
-
-    if len(image) != 1:
-        raise UserError("16-bit colour images cannot be written as PNG", "samples", "Train with --channels 1")
-    buffer = io.BytesIO()
-    Image.fromarray(image[0]).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _channels_first(picture: np.ndarray) -> np.ndarray:
-    return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -223,7 +224,7 @@ def _arguments(argv: list[str], prog: str, store: CodeStore | None) -> Arguments
                 "model": chosen.priors[min(index, len(chosen.priors) - 1)],
                 "training": chosen.prior_training[min(index, len(chosen.prior_training) - 1)],
             }
-    default = Arguments(run=Path("runs/NAME"), level=level or "top", **with_config_file(configs, argv))
+    default = Arguments(run=tyro.MISSING, level=tyro.MISSING, **with_config_file(configs, argv))
     return parse(Arguments, default, argv, prog, __doc__ or "")
 
 

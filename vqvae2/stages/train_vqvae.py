@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
 from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
@@ -171,7 +172,6 @@ def _story(argv: list[str], prog: str) -> None:
         if split not in data.splits or not len(data.splits[split]):
             raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
     config = replace(arguments.model, channels=data.channels, height=data.height, width=data.width)
-    config.check_size(config.height, config.width)
     torch.manual_seed(arguments.compute.seed)
     model = VQVAE(config)
     _describe(model, arguments.training, data.splits["train"])
@@ -228,7 +228,9 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
         chosen = PRESETS[name]
         data = DataConfig(size=chosen.size, phantom_images=chosen.phantom_images)
         configs = {"data": data, "model": chosen.vqvae, "training": chosen.vqvae_training}
-    default = Arguments(run=Path("runs/NAME"), preset=name, **with_config_file(configs, argv))
+    # The size is the data's: strides are not to be held against another.
+    configs["model"] = replace(configs["model"], height=0, width=0)
+    default = Arguments(run=tyro.MISSING, preset=name, **with_config_file(configs, argv))
     return parse(Arguments, default, argv, prog, __doc__ or "")
 
 

@@ -1,0 +1,208 @@
+"""What a user may get wrong, through the real command lines: exit code 2, one line, and nothing is written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, files, stats
+
+from vqvae2 import VQVAE, CodeStore, checkpoint
+from vqvae2.__main__ import STAGES
+from vqvae2.__main__ import main as vqvae2
+from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+
+pytest_plugins = ["run_fixtures"]
+
+OUT_OF_RANGE = {
+    "train-vqvae": (
+        "--decay 2",
+        "--epsilon 0",
+        "--commitment-cost -1",
+        "--init-vectors -1",
+        "--revival-threshold -1",
+        "--num-embeddings 0 0",
+        "--embedding-dim 4",
+        "--strides 1 4",
+        "--level-dropout 1",
+        "--learning-rate 0",
+        "--max-steps 0",
+        "--max-steps three",
+        "--batch-size 0",
+        "--ema-decay 1",
+    ),
+    "train-prior": (
+        "--kernel-size 1",
+        "--num-heads 3 --attention-every 1",
+        "--num-heads 0 --attention-every 1",
+        "--num-layers 0",
+        "--embedding-dim 0",
+        "--dropout 1",
+        "--label-dropout 2",
+        "--max-minutes 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "train-vqvae"])
+def test_a_missing_run_folder_is_told(stage, tmp_path, refused):
+    flags = ["--level", "top"] if stage == "train-prior" else []
+    line = refused(vqvae2, stage, "--run", tmp_path / "none", *flags)
+    assert str(tmp_path / "none") in line
+    assert "train_vqvae.py" in line
+    assert not (tmp_path / "none").exists()
+
+
+def test_parts_that_are_missing_are_told_with_the_stage_that_makes_them(run, refused):
+    shutil.rmtree(run / "prior-bottom")
+    line = refused(sample.main, "--run", run)
+    assert "prior-bottom" in line
+    assert f"train_prior.py --run {run} --level bottom" in line
+    shutil.rmtree(run / "codes")
+    assert "extract_codes.py" in refused(train_prior.main, "--run", run, "--level", "bottom")
+    (run / "vqvae" / "model.safetensors").unlink()
+    assert "no weights" in refused(extract_codes.main, "--run", run)
+    (run / "vqvae" / "config.json").unlink()
+    assert "config.json" in refused(extract_codes.main, "--run", run)
+
+
+def test_a_run_record_that_is_broken_or_newer_is_refused(run, refused):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "format": 99}))
+    for stage in ("extract-codes", "sample"):
+        assert "newer" in refused(vqvae2, stage, "--run", run)
+    (run / "run.json").write_text("{")
+    assert "run.json" in refused(extract_codes.main, "--run", run)
+
+
+def test_what_does_not_belong_together_is_refused(run, refused, call):
+    config = checkpoint.load_config(run / "vqvae")
+    torch.manual_seed(5)
+    other = VQVAE(VQVAE.from_pretrained(run / "vqvae").config)
+    other.save_pretrained(run / "vqvae", config["data"])
+    for main, flags in (
+        (train_prior.main, ["--level", "top", "--overwrite", *PRIOR_FLAGS]),
+        (sample.main, []),
+    ):
+        before = files(run)
+        line = refused(main, "--run", run, *flags)
+        assert "another VQ-VAE" in line
+        assert "extract_codes.py" in line
+        assert files(run) == before
+    assert call(extract_codes.main, "--run", run, "--overwrite", "--allow-collapse").code == 0
+    line = refused(sample.main, "--run", run)
+    assert "other codes" in line
+    assert "train_prior.py --level top" in line
+
+
+def test_a_collapsed_codebook_is_reported_and_stops_the_extraction(tmp_path, call, refused):
+    run = tmp_path / "run"
+    flags = [*VQVAE_FLAGS, "--num-embeddings", "3", "3"]  # 3 codes cannot reach the least perplexity, 4
+    ended = call(train_vqvae.main, "--run", run, *flags)
+    assert ended.code == 0
+    for level in ("top", "bottom"):
+        assert f"codebook of level {level} has collapsed" in ended.out
+    line = refused(extract_codes.main, "--run", run)
+    assert "collapsed" in line
+    assert "--allow-collapse" in line
+    assert not (run / "codes").exists()
+    assert "extract_codes.py" in refused(train_prior.main, "--run", run, "--level", "top")
+    ended = call(extract_codes.main, "--run", run, "--allow-collapse")
+    assert ended.code == 0
+    assert "held-out perplexity" in ended.out
+    CodeStore(run / "codes").verify()
+    assert not list(run.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--size 60x44", "--size 56x40 or --size 64x48"),
+        ("--size 36x36 --strides 5 5", "--size 25x25 or --size 50x50"),
+        ("--size abc", "abc"),
+        ("--size 8x8", "8x8"),
+        ("--phantom-images 5", "--phantom-images"),
+        ("--data /does/not/exist", "/does/not/exist"),
+        ("--preset nosuch", "demo"),
+        ("--config nosuch.json", "nosuch.json"),
+        ("--seed -1", "--seed"),
+        ("--num-workers -1", "--num-workers"),
+        ("--resume", "not a run folder"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything_is_written(tmp_path, refused, flags, told):
+    line = refused(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS, *flags.split())
+    assert told in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "told"),
+    [
+        ("train-prior", "--level nosuch", "top, bottom"),
+        ("sample", "--num 0", "--num"),
+        ("sample", "--chunk-size 0", "--chunk-size"),
+        ("sample", "--temperature 0", "temperature"),
+        ("sample", "--top-k 1 2 3", "top_k"),
+        ("sample", "--top-p 1.5", "top_p"),
+        ("sample", "--seed -1", "--seed"),
+        ("sample", "--label diagnosis=sick", "healthy, atrophy"),
+        ("sample", "--label age=old", "diagnosis"),
+        ("extract-codes", "--overwrite --batch-size 0", "--batch-size"),
+    ],
+)
+def test_later_stages_refuse_what_cannot_be_meant(run, refused, stage, flags, told):
+    before = files(run)
+    assert told in refused(vqvae2, stage, "--run", run, *flags.split())
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"), [(stage, flags) for stage, several in OUT_OF_RANGE.items() for flags in several]
+)
+def test_a_flag_whose_value_is_out_of_range_is_refused_by_name(run, call, stage, flags):
+    before = files(run)
+    level = ["--level", "top"] if stage == "train-prior" else []
+    ended = call(vqvae2, stage, "--run", run, *level, "--overwrite", *flags.split())
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    # As a flag or as a setting: --max-steps, max_steps.
+    assert flags.split()[0].removeprefix("--").replace("-", "_") in ended.err.replace("-", "_")
+    assert files(run) == before
+
+
+def test_strides_are_held_against_the_data_s_size_alone(tmp_path, call):
+    flags = [*VQVAE_FLAGS, "--size", "50x100", "--strides", "5", "5", "--dry-run"]
+    ended = call(train_vqvae.main, "--run", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    assert "top 2x4 of 16  bottom 10x20 of 16" in ended.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told(tmp_path, refused):
+    assert "--device cuda" in refused(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS, "--device", "cuda")
+
+
+def test_resume_without_a_state_is_told(run, refused):
+    shutil.rmtree(run / "prior-top" / "state")
+    assert "no state" in refused(train_prior.main, "--run", run, "--level", "top", "--resume")
+    shutil.rmtree(run / "prior-top")
+    assert "no state" in refused(train_prior.main, "--run", run, "--level", "top", "--resume")
+
+
+def test_nothing_is_trained_or_extracted_over_without_being_told(run, refused, call):
+    before = files(run)
+    for main, flags in (
+        (train_vqvae.main, VQVAE_FLAGS),
+        (train_prior.main, ["--level", "top", *PRIOR_FLAGS]),
+        (extract_codes.main, ["--allow-collapse"]),
+    ):
+        line = refused(main, "--run", run, *flags)
+        assert "already" in line
+        assert "--overwrite" in line
+    assert "exclude each other" in refused(train_vqvae.main, "--run", run, "--resume", "--overwrite")
+    assert files(run) == before
+    old = checkpoint.sha256_of(run / "vqvae")
+    assert call(train_vqvae.main, "--run", run, *VQVAE_FLAGS, "--seed", 1, "--overwrite").code == 0
+    assert checkpoint.sha256_of(run / "vqvae") != old
+    assert [line["step"] for line in stats(run / "vqvae")] == [1, 2, 3, 3]

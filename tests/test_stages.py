@@ -1,0 +1,239 @@
+"""Every stage through its real command line: what it writes, how it goes on, and how it is stopped."""
+
+import importlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, files, stats
+
+from vqvae2 import VQVAE, CodeStore, checkpoint
+from vqvae2.__main__ import STAGES
+from vqvae2.__main__ import main as vqvae2
+from vqvae2.data import from_unit
+from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+
+pytest_plugins = ["run_fixtures"]
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_every_stage_of_the_chain_ends_well_and_names_the_next(chain, name):
+    ended = chain.stages[name]
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    following = {
+        "train_vqvae": "next: python extract_codes.py --run run",
+        "extract_codes": "next: python train_prior.py --run run --level top",
+        "train_prior top": "next: python train_prior.py --run run --level bottom",
+        "train_prior bottom": "next: python sample.py --run run",
+        "sample": "next: python evaluate.py --run run",
+        "evaluate": "report",
+    }
+    assert following[name] in ended.out
+    assert "wrote run" in ended.out
+
+
+def test_the_run_folder_holds_what_the_stages_share(chain):
+    for folder in ("vqvae", "prior-top", "prior-bottom"):
+        held = {path.name for path in (chain.run / folder).iterdir()}
+        assert {"config.json", "model.safetensors", "stats.jsonl", "state", "figures"} <= held
+        assert any(name.startswith("events.out.tfevents") for name in held)
+        assert list((chain.run / folder / "figures").glob("*.png"))
+        assert [path.name for path in (chain.run / folder / "state").iterdir()] == ["step-0000000003.pt"]
+    assert {path.name for path in (chain.run / "codes").iterdir()} == {"data.mdb"}
+    assert {path.name for path in (chain.run / "samples").iterdir()} == {
+        *(f"{i:05d}.png" for i in range(5)),
+        "grid.png",
+        "codes.npz",
+        "samples.json",
+    }
+    assert not [path for path in chain.run.rglob("*") if path.suffix in (".tmp", ".partial", ".pkl")]
+    record = json.loads((chain.run / "run.json").read_text())
+    assert record["train_vqvae"]["model"]["hidden_channels"] == 8
+    assert record["train_prior_bottom"]["model"]["condition_levels"] == ["top"]
+    assert record["data"]["phantom_images"] == 60
+
+
+def test_the_figures_that_matter_are_in_the_log(chain):
+    held_out = {"val/ssim", "val/psnr_db", "val/mse", "top/perplexity", "bottom/perplexity_foreground", "top/usage"}
+    lines = stats(chain.run / "vqvae")
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert {"train/loss", "train/mse", "images_per_second"} <= lines[0].keys()
+    assert held_out <= lines[-1].keys()
+    for level in ("top", "bottom"):
+        last = stats(chain.run / f"prior-{level}")[-1]
+        assert last["val/gain"] == pytest.approx(last["val/position_nll"] - last["val/nll"], abs=1e-4)
+        assert {"selection/nll", "val/unigram_nll", "val/accuracy"} <= last.keys()
+
+
+def test_the_code_store_holds_the_codes_of_the_images(chain):
+    store = CodeStore(chain.run / "codes")
+    store.verify()
+    assert len(store) == 60
+    assert store.shapes == ((4, 4), (8, 8))
+    assert store.attributes == {"diagnosis": ("healthy", "atrophy")}
+    assert {"train", "selection", "val"} <= set(store.splits)
+    assert store.vqvae_sha256 == checkpoint.sha256_of(chain.run / "vqvae")
+
+
+def test_samples_are_their_decoded_codes_in_the_data_s_own_range(chain):
+    folder = chain.run / "samples"
+    arrays = np.load(folder / "codes.npz")
+    codes = [torch.from_numpy(arrays[level]) for level in ("top", "bottom")]
+    images = VQVAE.from_pretrained(chain.run / "vqvae").decode(codes)
+    pixels = from_unit(images, (0, 255))
+    for i in range(5):
+        written = np.asarray(Image.open(folder / f"{i:05d}.png"))
+        # Decoded in other batches: rounding may move a value to the next grey.
+        assert np.abs(written.astype(int) - pixels[i, 0]).max() <= 1
+    how = json.loads((folder / "samples.json").read_text())
+    assert how["seed"] == 7
+    assert how["label"] == {"diagnosis": "atrophy"}
+    assert how["labels"] == [[1]] * 5
+    assert how["vqvae_sha256"] == checkpoint.sha256_of(chain.run / "vqvae")
+    assert [len(how["nll_nats_per_code"][level]) for level in how["levels"]] == [5, 5]
+
+
+def test_fewer_samples_are_the_first_of_more_byte_for_byte(chain, tmp_path, call):
+    flags = ["--chunk-size", 2, "--label", "atrophy", "--seed", 7, "--out", tmp_path]
+    assert call(sample.main, "--run", chain.run, "--num", 3, *flags).code == 0
+    for name in ("00000.png", "00001.png", "00002.png"):
+        assert (tmp_path / name).read_bytes() == (chain.run / "samples" / name).read_bytes()
+    assert call(sample.main, "--run", chain.run, "--num", 1, *flags).code == 0
+    assert {path.name for path in tmp_path.glob("0*.png")} == {"00000.png"}
+
+
+@pytest.mark.parametrize("name", ["train-vqvae", "train-prior"])
+def test_a_training_goes_on_where_it_stopped_with_its_own_settings(run, call, name):
+    main, flags, folder, key = {
+        "train-vqvae": (train_vqvae.main, [], run / "vqvae", "train_vqvae"),
+        "train-prior": (train_prior.main, ["--level", "bottom"], run / "prior-bottom", "train_prior_bottom"),
+    }[name]
+    before = stats(folder)
+    ended = call(main, "--run", run, *flags, "--resume", "--max-steps", 5)
+    assert ended.code == 0, ended.err
+    assert "resumed at step 3" in ended.out
+    after = stats(folder)
+    assert after[: len(before)] == before
+    assert [line["step"] for line in after[len(before) :]] == [4, 5, 5]
+    assert {path.name for path in (folder / "state").iterdir()} == {"step-0000000003.pt", "step-0000000005.pt"}
+    record = json.loads((run / "run.json").read_text())[key]
+    assert record["training"]["max_steps"] == 5
+    assert record["training"]["batch_size"] == 8
+    assert record["model"]["residual_channels"] == (4 if name == "train-vqvae" else 8)
+    # There is nothing left to do: it says so, and does not train on.
+    assert call(main, "--run", run, *flags, "--resume").code == 0
+    assert stats(folder) == after
+
+
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(run, tmp_path, call):
+    ended = call(train_vqvae.main, "--run", tmp_path / "new", *VQVAE_FLAGS, "--dry-run")
+    assert ended.code == 0
+    assert not (tmp_path / "new").exists()
+    for told in (
+        "train            44",
+        "32 x 32",
+        "parameters",
+        "top 4x4 of 16",
+        "bottom 8x8 of 16",
+        "memory",
+        "ends after 3 steps",
+    ):
+        assert told in ended.out
+    before = files(run)
+    stages = [
+        (extract_codes.main, ["--overwrite"], "60 images"),
+        (train_prior.main, ["--level", "bottom", *PRIOR_FLAGS], "parameters"),
+        (sample.main, ["--num", "9"], "9 images of 16 top + 64 bottom"),
+    ]
+    for main, flags, told in stages:
+        ended = call(main, "--run", run, *flags, "--dry-run")
+        assert ended.code == 0
+        assert told in ended.out
+    assert files(run) == before
+
+
+def test_a_config_file_gives_settings_that_flags_override(tmp_path, call, refused):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"num_embeddings": [9, 10], "hidden_channels": 6, "max_steps": 8}))
+    flags = ["--run", tmp_path / "run", "--phantom-images", 20, "--size", "32x32", "--config", path, "--dry-run"]
+    told = call(train_vqvae.main, *flags, "--hidden-channels", 4).out
+    assert "top 4x4 of 9" in told
+    assert "hidden 4" in told
+    assert "ends after 8 steps" in told
+    for content, named in (('{"hiden": 1}', "hiden"), ("[1]", "object"), ("{", "cannot read")):
+        path.write_text(content)
+        assert named in refused(train_vqvae.main, *flags)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_ends_with_0_and_a_wrong_flag_with_2(stage, call):
+    main = importlib.import_module(f"vqvae2.stages.{stage.replace('-', '_')}").main
+    for prefix, entry in (([], main), ([stage], vqvae2)):
+        helped = call(entry, *prefix, "--help")
+        assert helped.code == 0
+        assert "--run" in helped.out
+        wrong = call(entry, *prefix, "--run", "x", "--bogus", "3")
+        assert wrong.code == 2
+        assert "bogus" in wrong.err or "not a run folder" in wrong.err
+        assert "Traceback" not in wrong.err
+        assert call(entry, *prefix, "--version").out.startswith("vqvae2 ")
+
+
+def test_the_entry_point_names_its_stages(call, refused):
+    assert all(stage in call(vqvae2, "--help").out for stage in STAGES)
+    assert "train-vqvae" in refused(vqvae2, "trian-vqvae")
+    assert "train-vqvae" in refused(vqvae2)
+
+
+def test_ctrl_c_saves_the_state_and_the_training_goes_on(tmp_path, call):
+    run = tmp_path / "run"
+    command = [sys.executable, ROOT / "train_vqvae.py", "--run", run, *VQVAE_FLAGS]
+    command += ["--max-steps", "4000", "--compile", "off"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log, deadline = run / "vqvae" / "stats.jsonl", time.monotonic() + 120
+        while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert err.count("\n") == 1
+    step = stats(run / "vqvae")[-1]["step"]
+    assert f"stopped at step {step}" in err
+    assert f"python train_vqvae.py --run {run} --resume" in err
+    ended = call(train_vqvae.main, "--run", run, "--resume", "--max-steps", step + 2)
+    assert ended.code == 0
+    assert f"resumed at step {step}," in ended.out
+    assert [line["step"] for line in stats(run / "vqvae")] == [*range(1, step + 3), step + 2]
+    assert checkpoint.has_model(run / "vqvae")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_prior_names_the_command_that_goes_on(run, call, monkeypatch, number):
+    predict, calls = train_prior.PriorTask.loss, []
+
+    def interrupted(task, batch):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return predict(task, batch)
+
+    monkeypatch.setattr(train_prior.PriorTask, "loss", interrupted)
+    flags = ["--level", "bottom", "--overwrite", *PRIOR_FLAGS]
+    ended = call(train_prior.main, "--run", run, *flags)
+    assert ended.code == 130
+    assert "stopped at step 2" in ended.err
+    python, script, *argv = shlex.split(ended.err.split("Go on with: ")[1])
+    assert (python, script) == ("python", "train_prior.py")
+    ended = call(train_prior.main, *argv)
+    assert ended.code == 0, ended.err
+    assert "resumed at step 2" in ended.out
+    assert [line["step"] for line in stats(run / "prior-bottom")] == [1, 2, 3, 3]

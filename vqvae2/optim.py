@@ -1,0 +1,152 @@
+"""How a model is trained: the settings, the optimiser, the schedule and the moving average of the weights."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["TrainingConfig", "WeightAverage", "learning_rate", "make_optimizer"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; what it is stands in the model's own config."""
+
+    batch_size: int = 16
+    """Items of a batch."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """Optimiser; adamw decouples the weight decay."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    final_learning_rate: float = 0.01
+    """Share of the peak at the end of the cosine, in [0, 1]. Without a limit the rate stays at its peak."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta2: float = 0.99
+    """Adam's decay of the second moment."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices and kernels, >= 0; vectors are never decayed."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average, which is evaluated and kept, in [0, 1); 0 turns it off."""
+    max_steps: int | None = None
+    """Limit in optimiser steps."""
+    max_minutes: float | None = None
+    """Limit in minutes of training, evaluations included and saved across resumes; the schedule fits itself to it."""
+    evaluations: int = 20
+    """Evaluations of a run that has a limit, spread evenly over it."""
+    evaluate_every: int = 500
+    """Steps between evaluations of a run without a limit."""
+    patience: int = 0
+    """Evaluations without improvement before the training stops; 0: never with a limit, 10 without one."""
+    log_every: int = 25
+    """Steps between two lines of train figures."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.accumulate, self.evaluations, self.evaluate_every, self.log_every) < 1:
+            raise ValueError("batch_size, accumulate, evaluations, evaluate_every and log_every must be >= 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if (self.max_steps is not None and self.max_steps < 1) or (
+            self.max_minutes is not None and self.max_minutes <= 0
+        ):
+            raise ValueError("max_steps must be >= 1 and max_minutes > 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    @property
+    def limited(self) -> bool:
+        """Whether the run ends at a given step or time."""
+        return self.max_steps is not None or self.max_minutes is not None
+
+    @property
+    def stop_after(self) -> int:
+        """Evaluations without improvement before the training stops; 0: never."""
+        return self.patience or (0 if self.limited else 10)
+
+    def describe_limit(self) -> str:
+        """Say in one line when the training ends."""
+        limits = [f"{self.max_steps} steps"] if self.max_steps else []
+        limits += [f"{self.max_minutes:g} minutes"] if self.max_minutes else []
+        patience = f"{self.stop_after} evaluations without improvement on the selection subjects"
+        limits += (
+            [patience + f" (one every {self.evaluate_every} steps)" * (not self.limited)] if self.stop_after else []
+        )
+        return "ends after " + " or ".join(limits)
+
+
+def make_optimizer(
+    config: TrainingConfig, parameters: Sequence[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """Build the optimiser; vectors (biases, norms) are never decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    fused = device.type in ("cuda", "cpu")
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
+    """Compute the rate of a step: linear warm-up times a cosine over the run's limit.
+
+    Args:
+        config: the settings; without a limit there is no cosine.
+        step: steps made before, >= 0.
+        progress: share of the limit that is used up, in [0, 1].
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    low = config.final_learning_rate
+    cosine = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2 if config.limited else 1.0
+    return config.learning_rate * warm * cosine
+
+
+class WeightAverage:
+    """Exponential moving average of parameters (Polyak and Juditsky 1992).
+
+    The decay of step t is at most (1 + t) / (10 + t), so that the first steps do not weigh for ever.
+
+    Args:
+        parameters: that are followed.
+        decay: in [0, 1); 0: there is no average.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.decay, self.parameters = decay, list(parameters)
+        self.values: list[Tensor] = [p.detach().clone() for p in parameters] if decay else []
+
+    def update(self, step: int) -> None:
+        """Follow the parameters after ``step`` steps."""
+        if self.values:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: Sequence[Tensor]) -> None:
+        """Take over saved values; where an average was not kept before, it starts from the parameters as they are."""
+        for value, source in zip(self.values, values or self.parameters, strict=True):
+            value.copy_(source)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the parameters hold their average for a while."""
+        online = [p.detach().clone() for p in self.parameters] if self.values else []
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values, strict=False):
+                parameter.copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, online, strict=False):
+                    parameter.copy_(value)

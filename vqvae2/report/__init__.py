@@ -1,0 +1,67 @@
+"""The report on a run: what is measured, its figures, its words and its page.
+
+- ``measures``: reconstruction errors, codebook use, likelihoods, each beside the most naive method's.
+- ``samples``: diversity, memorisation, and the phantom's ventricles by label.
+- ``figures``: drawn by matplotlib without a display.
+- ``verdict``: the summary and the warnings, from the numbers alone.
+- ``page``: one HTML page, with nothing from elsewhere.
+"""
+
+from vqvae2.report.measures import (
+    CodeScores,
+    Scan,
+    bits_per_dim,
+    level_figures,
+    mean_image,
+    prior_figures,
+    reconstruction_figures,
+    scan,
+    score_codes,
+    spread,
+    spread_out,
+    table_figures,
+)
+from vqvae2.report.page import write_page
+from vqvae2.report.samples import (
+    Neighbours,
+    SampleSet,
+    Ventricles,
+    decode,
+    diversity_figures,
+    memorisation_figures,
+    neighbours,
+    pairwise_ssim,
+    read_samples,
+    ventricle_figures,
+    ventricles,
+)
+from vqvae2.report.verdict import summary, warnings
+
+__all__ = [
+    "CodeScores",
+    "Neighbours",
+    "SampleSet",
+    "Scan",
+    "Ventricles",
+    "bits_per_dim",
+    "decode",
+    "diversity_figures",
+    "level_figures",
+    "mean_image",
+    "memorisation_figures",
+    "neighbours",
+    "pairwise_ssim",
+    "prior_figures",
+    "read_samples",
+    "reconstruction_figures",
+    "scan",
+    "score_codes",
+    "spread",
+    "spread_out",
+    "summary",
+    "table_figures",
+    "ventricle_figures",
+    "ventricles",
+    "warnings",
+    "write_page",
+]

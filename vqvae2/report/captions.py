@@ -1,0 +1,58 @@
+"""The title and the caption of every figure of the report, with their units."""
+
+__all__ = ["CAPTIONS"]
+
+CAPTIONS: dict[str, tuple[str, str]] = {
+    "reconstructions": (
+        "Best, median and worst reconstructions",
+        "By SSIM. The difference is reconstruction minus original on the [−1, 1] scale: red where the reconstruction "
+        "is brighter, blue where it is darker.",
+    ),
+    "levels": (
+        "What each level carries",
+        "Decoded from the upper levels alone, an absent level replaced by its usage-weighted mean code everywhere.",
+    ),
+    "ssim": (
+        "SSIM of every image",
+        "Share of the images by SSIM, decoded from all levels, from the upper ones alone, and of the mean training "
+        "image in place of every reconstruction.",
+    ),
+    "code_maps": ("Code maps", "Each code has a colour of its own; neighbouring numbers have unrelated colours."),
+    "codebook_use": (
+        "Codebook usage",
+        "How often each code occurs, sorted, on a logarithmic scale. A codebook in even use would lie on the dotted "
+        "line; a collapsed one falls off at once.",
+    ),
+    "nll_maps": (
+        "Where the codes are hard to predict",
+        "Mean NLL at each position of the code map, in nats per code. The position-wise unigram is the table of "
+        "training counts for each position.",
+    ),
+    "samples": ("Samples", "Drawn from the priors and decoded, in the order in which they were drawn."),
+    "sample_nll": (
+        "Likelihood of samples and of held-out images",
+        "NLL of each image's codes under the priors. Samples far to the left of held-out images mean that a prior is "
+        "too sure of itself.",
+    ),
+    "neighbours": (
+        "Closest to the training images",
+        "The samples that are closest to a training image, above that image; below, the same for held-out images. "
+        "d is the root-mean-square difference on the [−1, 1] scale.",
+    ),
+    "distances": (
+        "Distance to the nearest training image",
+        "Of samples, of held-out images, and of their reconstructions, which are as smooth as samples are. A sample "
+        "that copies lies far to the left.",
+    ),
+    "ventricles": (
+        "Whether labels steer",
+        "Ventricle area as a share of the brain's area, measured from the pictures alone; each point is an image.",
+    ),
+    "vqvae_curves": ("Training of the VQ-VAE", "As logged in vqvae/stats.jsonl; val is held out from all decisions."),
+    "prior_curves": (
+        "Training of the priors",
+        "As logged in stats.jsonl of each prior, beside tables of counts of the same codes. A train curve that falls "
+        "while val rises means overfitting.",
+    ),
+}
+"""Title and caption by file name, in no order."""

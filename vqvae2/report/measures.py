@@ -1,0 +1,302 @@
+"""What the VQ-VAE and the priors make of a set of images, as numbers; each beside the most naive method's.
+
+Shapes: N images, B of a batch, C channels, H x W pixels, h x w cells of a level, K codes, A label attributes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2.data import ImageSet, to_unit
+from vqvae2.metrics import (
+    CodeCounts,
+    constant_cells,
+    image_scores,
+    positionwise_log_table,
+    unigram_nll,
+    usage,
+)
+from vqvae2.prior import Prior
+from vqvae2.vqvae import VQVAE
+
+Progress = Callable[[int], object]
+Scores = dict[str, NDArray[np.float64]]
+
+_FIGURES = ("mse", "psnr_db", "ssim")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A set of images seen through the VQ-VAE.
+
+    Attributes:
+        codes: by level, top first, (N, h, w) int64.
+        scores: method -> ``mse``, ``psnr_db``, ``ssim`` -> (N,). Methods are ``all`` levels, ``upper.LEVEL`` (decoded
+            from that level and the coarser ones alone) and, where a mean image was given, ``mean_image``.
+        counts: of the codes, by level.
+    """
+
+    codes: list[Tensor]
+    scores: dict[str, Scores]
+    counts: list[CodeCounts]
+
+
+@dataclass(frozen=True)
+class CodeScores:
+    """What a prior says of a set of code maps.
+
+    Attributes:
+        nll: (N,) nats per code.
+        nll_map: (h, w) nats per code, mean over the images.
+        accuracy: share of the codes that were the most probable one.
+    """
+
+    nll: NDArray[np.float64]
+    nll_map: NDArray[np.float64]
+    accuracy: float
+
+
+def spread_out(length: int, count: int) -> list[int]:
+    """Choose up to ``count`` of ``length`` indices, evenly spaced from the first to the last.
+
+    Example:
+        >>> spread_out(9, 3), spread_out(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
+    return sorted({round(float(i)) for i in np.linspace(0, length - 1, min(count, length))})
+
+
+def upper_name(levels: Iterable[str], level: str) -> str:
+    """Name a decoding that stops at a level.
+
+    Example:
+        >>> upper_name(("top", "middle", "bottom"), "top"), upper_name(("top", "middle", "bottom"), "middle")
+        ('top only', 'top to middle')
+    """
+    first = next(iter(levels))
+    return f"{first} only" if level == first else f"{first} to {level}"
+
+
+def mean_image(images: ImageSet, chunk: int = 256) -> Tensor:
+    """Average a set of images: (C, H, W) in [-1, 1], the reconstruction that needs no code at all."""
+    total = sum(images.images[i : i + chunk].sum(0, dtype=np.float64) for i in range(0, len(images), chunk))
+    return to_unit(np.asarray(total / len(images)), images.value_range)
+
+
+@torch.no_grad()
+def scan(
+    model: VQVAE,
+    images: ImageSet,
+    naive: Tensor | None = None,
+    batch_size: int = 32,
+    each: Callable[[range, Tensor], object] | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Encode, count, decode and score every image, in fp32.
+
+    Args:
+        model: in evaluation mode.
+        images: N >= 1 of the model's size, at least 11x11 pixels.
+        naive: (C, H, W) in [-1, 1], scored as the reconstruction of every image.
+        batch_size: images at once.
+        each: called with the indices and the reconstructions (B, C, H, W) of every batch.
+        progress: called with the number of images done, after each batch.
+    """
+    device = next(model.parameters()).device
+    counts = [CodeCounts(k) for k in model.config.num_embeddings]
+    codes: list[list[Tensor]] = []
+    parts: dict[str, list[Scores]] = {}
+    for start in range(0, len(images), batch_size):
+        rows = range(start, min(start + batch_size, len(images)))
+        x = images.__getitems__(list(rows))["image"]
+        batch = model.encode(x.to(device))
+        for count, level in zip(counts, batch, strict=True):
+            count.update(level, ~constant_cells(x, level.shape[1:]).to(device))
+        codes.append([level.cpu() for level in batch])
+        made = {"all": model.decode(batch).cpu()}
+        made |= {f"upper.{name}": model.decode(batch[: i + 1]).cpu() for i, name in enumerate(model.levels[:-1])}
+        made |= {} if naive is None else {"mean_image": naive.expand_as(x)}
+        for name, y in made.items():
+            parts.setdefault(name, []).append(image_scores(y, x))
+        if each is not None:
+            each(rows, made["all"])
+        if progress is not None:
+            progress(len(rows))
+    scores = {
+        name: {figure: np.concatenate([batch[figure] for batch in batches]) for figure in _FIGURES}
+        for name, batches in parts.items()
+    }
+    return Scan([torch.cat(level) for level in zip(*codes, strict=True)], scores, counts)
+
+
+def spread(values: NDArray[Any]) -> dict[str, float]:
+    """Describe a distribution: mean, std, p5, median, p95, min and max of the finite values.
+
+    An infinite PSNR (an image reproduced exactly) has no place in a mean; ``infinite`` says how many there are.
+    """
+    finite = values[np.isfinite(values)]
+    names = ("mean", "std", "p5", "median", "p95", "min", "max")
+    if not len(finite):
+        return {**dict.fromkeys(names, math.nan), "infinite": len(values)}
+    low, middle, high = np.percentile(finite, [5, 50, 95])
+    figures = (finite.mean(), finite.std(), low, middle, high, finite.min(), finite.max())
+    described = dict(zip(names, map(float, figures), strict=True))
+    return described if len(finite) == len(values) else {**described, "infinite": len(values) - len(finite)}
+
+
+def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dict[str, Any]:
+    """Summarise reconstruction errors over a set.
+
+    Returns:
+        ``count``, ``subjects``, :func:`spread` of ``mse`` ([-1, 1] scale), ``psnr_db`` (peak 2) and ``ssim``, the
+        ``worst`` cases by SSIM with their keys, and the same three of ``mean_image`` and ``upper``.
+    """
+
+    def summary(scores: Scores) -> dict[str, Any]:
+        return {name: spread(values) for name, values in scores.items()}
+
+    own = found.scores["all"]
+    order = np.argsort(own["ssim"], kind="stable")[:worst]
+    figures: dict[str, Any] = {"count": len(images), "subjects": len(set(images.subjects)), **summary(own)}
+    figures["worst"] = [
+        {"key": images.keys[i], "subject": images.subjects[i], **{name: float(own[name][i]) for name in _FIGURES}}
+        for i in order
+    ]
+    if "mean_image" in found.scores:
+        figures["mean_image"] = summary(found.scores["mean_image"])
+    upper = {name.removeprefix("upper."): s for name, s in found.scores.items() if name.startswith("upper.")}
+    figures["upper"] = {name: summary(scores) for name, scores in upper.items()}
+    return figures
+
+
+def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
+    """Summarise how each level uses its codebook.
+
+    Returns:
+        By level: ``num_embeddings``, ``shape``, ``perplexity`` and ``usage`` over all cells and, with
+        ``_foreground``, without those whose image block is constant (``constant_share`` of them),
+        ``least_perplexity`` = max(4, K / 50) and whether it has ``collapsed`` below that.
+    """
+    config, figures = model.config, {}
+    for level, shape, k, count in zip(config.levels, config.shapes, config.num_embeddings, found.counts, strict=True):
+        everywhere, foreground = int(count.counts.sum()), int(count.counts_foreground.sum())
+        least = max(4.0, k / 50)
+        figures[level] = {
+            "num_embeddings": k,
+            "shape": list(shape),
+            "perplexity": count.perplexity,
+            "perplexity_foreground": count.perplexity_foreground,
+            "usage": count.usage,
+            "usage_foreground": usage(count.counts_foreground),
+            "constant_share": 1 - foreground / max(everywhere, 1),
+            "least_perplexity": least,
+            "collapsed": bool(count.perplexity < least),
+        }
+    return figures
+
+
+@torch.no_grad()
+def score_codes(
+    prior: Prior, codes: Sequence[Tensor], labels: Tensor, batch_size: int = 32, progress: Progress | None = None
+) -> CodeScores:
+    """Score code maps under a prior, in fp32.
+
+    Args:
+        prior: in evaluation mode.
+        codes: of the coarser levels and the prior's own, top first, (N, h, w) integers, N >= 1.
+        labels: (N, A) int64, -1 missing.
+        batch_size: images at once.
+        progress: called with the number of images done, after each batch.
+    """
+    device = next(prior.parameters()).device
+    nll, total, right = [], torch.zeros(prior.config.shape, dtype=torch.float64), 0
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        *coarser, own = (level[rows].long().to(device) for level in codes)
+        logits = prior(own, condition=coarser, label=labels[rows].to(device)).float()
+        cells = torch.nn.functional.cross_entropy(logits, own, reduction="none").cpu().double()
+        nll.append(cells.mean((1, 2)))
+        total += cells.sum(0)
+        right += int((logits.argmax(1) == own).sum())
+        if progress is not None:
+            progress(len(own))
+    count = len(labels)
+    return CodeScores(torch.cat(nll).numpy(), (total / count).numpy(), right / (count * total.numel()))
+
+
+def table_figures(
+    codes: NDArray[Any], train_codes: NDArray[Any], num_embeddings: int
+) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Score codes under tables of counts of the training codes, the most naive priors.
+
+    Args:
+        codes: (N, h, w) integers in [0, K), those scored.
+        train_codes: (M, h, w), those counted.
+        num_embeddings: K.
+
+    Returns:
+        ``unigram_nll`` and ``position_nll`` (the position-wise unigram) in nats per code, and with ``_bits`` in bits,
+        ``position_accuracy`` and ``position_perplexity`` = exp(position_nll), the number of codes left to choose among
+        once the position is known; and the position-wise unigram's NLL at each position (h, w).
+    """
+    table = positionwise_log_table(train_codes, num_embeddings)  # (h * w, K)
+    flat = codes.reshape(len(codes), -1).astype(np.int64)
+    position_map = -table[np.arange(flat.shape[1]), flat].mean(0).reshape(codes.shape[1:])
+    unigram, position = unigram_nll(train_codes, codes, num_embeddings), float(position_map.mean())
+    figures = {
+        "unigram_nll": unigram,
+        "unigram_nll_bits": unigram / math.log(2),
+        "position_nll": position,
+        "position_nll_bits": position / math.log(2),
+        "position_perplexity": math.exp(position),
+        "position_accuracy": float((table.argmax(1) == flat).mean()),
+    }
+    return figures, position_map
+
+
+def prior_figures(held_out: CodeScores, train: CodeScores, position_nll: float) -> dict[str, float]:
+    """Summarise a prior's scores on held-out and on training codes.
+
+    Returns:
+        ``nll`` and ``train_nll`` in nats per code, and with ``_bits`` in bits, ``nll_std`` over images, ``gain`` =
+        position_nll - nll, ``accuracy`` and ``train_accuracy``.
+    """
+    nll, train_nll = float(held_out.nll.mean()), float(train.nll.mean())
+    return {
+        "nll": nll,
+        "nll_bits": nll / math.log(2),
+        "nll_std": float(held_out.nll.std()),
+        "gain": position_nll - nll,
+        "accuracy": held_out.accuracy,
+        "train_nll": train_nll,
+        "train_nll_bits": train_nll / math.log(2),
+        "train_accuracy": train.accuracy,
+    }
+
+
+def bits_per_dim(levels: Mapping[str, Mapping[str, Any]], dims: int) -> dict[str, float]:
+    """Sum the codes' bits over all levels, per image dimension.
+
+    They pay for the codes, from which the image comes back with loss; they are no likelihood of the image.
+
+    Args:
+        levels: figures by level, with ``shape``, ``num_embeddings`` and the NLLs.
+        dims: C * H * W.
+
+    Returns:
+        ``prior``, ``position_unigram``, ``unigram`` and ``uniform`` (log2 K a code).
+    """
+    methods = {"prior": "nll", "position_unigram": "position_nll", "unigram": "unigram_nll"}
+    cells = {level: math.prod(figures["shape"]) for level, figures in levels.items()}
+    sums = {
+        method: sum(cells[level] * figures[name] / math.log(2) for level, figures in levels.items()) / dims
+        for method, name in methods.items()
+    }
+    uniform = sum(cells[level] * math.log2(figures["num_embeddings"]) for level, figures in levels.items())
+    return {**sums, "uniform": uniform / dims}

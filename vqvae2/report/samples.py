@@ -1,0 +1,329 @@
+"""How diverse samples are, whether they are copies of training images, and whether labels steer them.
+
+Distances between images are root-mean-square differences on the [-1, 1] scale: the L2 distance divided by the root of
+the number of values, so that they can be read beside a reconstruction error.
+"""
+
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2 import checkpoint
+from vqvae2.data import ImageSet
+from vqvae2.data.phantom import ventricle_area
+from vqvae2.metrics import nearest, ssim
+from vqvae2.report.measures import spread_out
+from vqvae2.vqvae import VQVAE
+
+_ELEMENTS_AT_ONCE = 1 << 24
+"""Pixels compared at once: 64 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples as sample.py keeps them.
+
+    Attributes:
+        folder: where they lie.
+        codes: by level, top first, (N, h, w) int64.
+        nll: (N, levels) nats per code.
+        labels: (N, A) int64, -1 where none was asked for.
+        how: samples.json.
+    """
+
+    folder: Path
+    codes: list[Tensor]
+    nll: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    how: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self) -> list[bytes]:
+        """Return each sample's codes of all levels as bytes, equal for equal samples."""
+        return code_rows([level.numpy() for level in self.codes])
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Distances to the nearest training image, of (N,) samples and (M,) held-out images.
+
+    Attributes:
+        index: (N,) of the nearest training image.
+        distance: (N,) of the samples.
+        mirrored_index, mirrored: (N,) of the mirrored samples.
+        real_index, real: (M,) of the held-out images.
+        reconstructed: (M,) of the held-out images' reconstructions, which lack detail as samples do.
+    """
+
+    index: NDArray[np.int64]
+    distance: NDArray[np.float64]
+    mirrored_index: NDArray[np.int64]
+    mirrored: NDArray[np.float64]
+    real_index: NDArray[np.int64]
+    real: NDArray[np.float64]
+    reconstructed: NDArray[np.float64]
+
+
+def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> SampleSet | None:
+    """Read a folder of samples.
+
+    Args:
+        folder: written by sample.py.
+        model: the VQ-VAE.
+        hashes: ``vqvae_sha256`` and ``prior_sha256`` (by level) of the present models.
+
+    Returns:
+        The samples; None where there are none, or where other models made them.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    if not (folder / "samples.json").is_file() or not (folder / "codes.npz").is_file():
+        return None
+    how = checkpoint.read_json(folder / "samples.json")
+    errors = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+    with checkpoint.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
+        if any(how.get(name) != hashes[name] for name in ("vqvae_sha256", "prior_sha256")):
+            return None
+        with np.load(folder / "codes.npz", allow_pickle=False) as arrays:
+            codes = [torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]
+        nll = np.array([how["nll_nats_per_code"][level] for level in model.levels], np.float64).T
+        labels = np.array(how["labels"], np.int64).reshape(len(nll), -1)
+        for level, shape, k in zip(codes, model.config.shapes, model.config.num_embeddings, strict=True):
+            if tuple(level.shape) != (len(nll), *shape) or not 0 <= int(level.min()) <= int(level.max()) < k:
+                raise ValueError(f"codes {tuple(level.shape)} do not fit {len(nll)} samples of {shape} of {k}")
+    return SampleSet(folder, codes, nll, labels, how)
+
+
+@torch.no_grad()
+def decode(model: VQVAE, codes: Sequence[Tensor], chunk: int = 32) -> Tensor:
+    """Decode many images' codes: by level, top first, (N, h, w) -> (N, C, H, W) in [-1, 1] on the CPU."""
+    device = next(model.parameters()).device
+    starts = range(0, len(codes[0]), chunk)
+    return torch.cat([model.decode([level[i : i + chunk].to(device) for level in codes]).cpu() for i in starts])
+
+
+@torch.no_grad()
+def pairwise_ssim(images: Tensor, chunk: int = 64) -> float:
+    """Average the SSIM over all pairs of images (N, C, H, W): near 1 where all are alike; NaN for fewer than two."""
+    first, second = torch.triu_indices(len(images), len(images), 1)
+    if not len(first):
+        return math.nan
+    starts = range(0, len(first), chunk)
+    parts = [ssim(images[first[i : i + chunk]], images[second[i : i + chunk]]).double() for i in starts]
+    return float(torch.cat(parts).mean())
+
+
+def diversity_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, limit: int = 64) -> dict[str, float]:
+    """Compare how alike samples are with how alike as many real images are.
+
+    Args:
+        samples: (N, C, H, W) in [-1, 1].
+        real: (M, C, H, W) held-out images.
+        reconstructed: (M, C, H, W) their reconstructions, which are smooth as samples are.
+        limit: images of each kind that are compared.
+
+    Returns:
+        Mean pairwise SSIM: ``pairwise_ssim``, ``real_pairwise_ssim``, ``reconstructed_pairwise_ssim``, and
+        ``compared``, the number of images of each.
+    """
+    count = min(len(samples), len(real), limit)
+    chosen = spread_out(len(real), count)
+    return {
+        "compared": count,
+        "pairwise_ssim": pairwise_ssim(samples[:count]),
+        "real_pairwise_ssim": pairwise_ssim(real[chosen]),
+        "reconstructed_pairwise_ssim": pairwise_ssim(reconstructed[chosen]),
+    }
+
+
+def nearest_training(queries: Tensor, train: ImageSet) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Find the nearest training image of each query.
+
+    Args:
+        queries: (N, C, H, W) in [-1, 1].
+        train: of the same shape.
+
+    Returns:
+        Index (N,) and root-mean-square difference (N,) on the [-1, 1] scale.
+    """
+    low, high = train.value_range
+    unit = 2 / (high - low)
+    dims = queries[0].numel()
+    # Compared in stored values, so that the training images need not all become floats at once.
+    index, distance = nearest((queries + 1) / unit + low, train.images, chunk=max(8, _ELEMENTS_AT_ONCE // dims))
+    return index.numpy(), distance.double().numpy() * (unit / math.sqrt(dims))
+
+
+@torch.no_grad()
+def neighbours(samples: Tensor, real: Tensor, reconstructed: Tensor, train: ImageSet) -> Neighbours:
+    """Measure how far samples and held-out images (and their reconstructions) are from the training images."""
+    index, distance = nearest_training(samples, train)
+    mirrored_index, mirrored = nearest_training(samples.flip(-1), train)
+    real_index, real_distance = nearest_training(real, train)
+    _, reconstructed_distance = nearest_training(reconstructed, train)
+    return Neighbours(index, distance, mirrored_index, mirrored, real_index, real_distance, reconstructed_distance)
+
+
+def memorisation_figures(
+    found: Neighbours, samples: SampleSet, train: ImageSet, train_codes: Sequence[NDArray[Any]], model: VQVAE
+) -> dict[str, Any]:
+    """Say whether samples are copies of training images.
+
+    A copy is a sample that lies no farther from a training image than that image's own reconstruction does (5 %
+    granted), and closer than the 1st percentile of held-out images: the VQ-VAE could not draw that image better.
+
+    Args:
+        found: the distances.
+        samples: N.
+        train: the training images.
+        train_codes: of the training images, by level, top first, (M, h, w).
+        model: the VQ-VAE.
+
+    Returns:
+        Medians, ``ratio_of_medians`` (samples over held-out images) and ``ratio_of_medians_reconstructed`` (over
+        their reconstructions), ``closer_share`` and ``closer_share_reconstructed`` of samples below the 1st percentile
+        of each, ``copies``, ``mirrored_copies``, ``identical_codes``, and the ``nearest`` image of every sample.
+    """
+    low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
+
+    def copies(index: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return (distance <= 1.05 * _own_error(model, train, index)) & (distance < low)
+
+    copy = copies(found.index, found.distance)
+    mirrored = copies(found.mirrored_index, found.mirrored) & ~copy
+    known = set(code_rows(train_codes))
+    median = {name: float(np.median(getattr(found, name))) for name in ("distance", "real", "reconstructed")}
+    return {
+        "count": len(found.index),
+        "real_count": len(found.real),
+        "distance_median": median["distance"],
+        "real_distance_median": median["real"],
+        "reconstructed_distance_median": median["reconstructed"],
+        "ratio_of_medians": _ratio(median["distance"], median["real"]),
+        "ratio_of_medians_reconstructed": _ratio(median["distance"], median["reconstructed"]),
+        "real_distance_p1": low,
+        "reconstructed_distance_p1": low_reconstructed,
+        "closer_share": float((found.distance < low).mean()),
+        "closer_share_reconstructed": float((found.distance < low_reconstructed).mean()),
+        "copies": int(copy.sum()),
+        "mirrored_copies": int(mirrored.sum()),
+        "identical_codes": sum(row in known for row in samples.rows()),
+        "nearest": [
+            {"sample": i, "key": train.keys[j], "distance": float(d)}
+            for i, (j, d) in enumerate(zip(found.index, found.distance, strict=True))
+        ],
+    }
+
+
+@torch.no_grad()
+def _own_error(model: VQVAE, train: ImageSet, index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Root-mean-square difference of training images (N,) from their own reconstructions."""
+    device = next(model.parameters()).device
+    errors = []
+    for start in range(0, len(index), 32):
+        x = train.__getitems__(index[start : start + 32].tolist())["image"]
+        y = model.decode(model.encode(x.to(device))).cpu()
+        errors.append((y - x).square().mean((1, 2, 3)).sqrt().double())
+    return torch.cat(errors).numpy()
+
+
+def code_rows(codes: Sequence[NDArray[Any]]) -> list[bytes]:
+    """Write each image's codes, by level (N, h, w), as bytes that are equal for equal codes of any integer type."""
+    wide = [level.reshape(len(level), -1).astype("<i4") for level in codes]
+    return [row.tobytes() for row in np.concatenate(wide, axis=1)]
+
+
+@dataclass(frozen=True)
+class Ventricles:
+    """Measured ventricle areas, as shares of the brain's area, by the label that was asked for.
+
+    Attributes:
+        samples: class name, or ``any``, -> (N,), NaN where no head was found.
+        true: class name -> (M,), of training images.
+    """
+
+    samples: dict[str, NDArray[np.float64]]
+    true: dict[str, NDArray[np.float64]]
+
+
+def ventricles(sets: Sequence[SampleSet], model: VQVAE, train: ImageSet, classes: Sequence[str]) -> Ventricles:
+    """Measure the phantom's ventricles in samples by their label, and in up to 200 training images of each class.
+
+    Samples that two folders hold alike are measured once.
+
+    Args:
+        sets: samples of the present models.
+        model: the VQ-VAE.
+        train: the training images, their label in column 0.
+        classes: names of the label's classes, in order.
+    """
+    asked: dict[str, list[NDArray[np.float64]]] = {}
+    seen: set[tuple[int, bytes]] = set()
+    for samples in sets:
+        own = [(int(label), row) for label, row in zip(samples.labels[:, 0], samples.rows(), strict=True)]
+        fresh = [i for i, row in enumerate(own) if row not in seen]
+        seen.update(own)
+        if not fresh:
+            continue
+        areas = ventricle_area(decode(model, [level[fresh] for level in samples.codes])[:, :1])
+        labels = samples.labels[fresh, 0]
+        for label in np.unique(labels):
+            name = classes[label] if label >= 0 else "any"
+            asked.setdefault(name, []).append(areas[labels == label])
+    true = {}
+    for label, name in enumerate(classes):
+        rows = np.flatnonzero(train.labels[:, 0] == label)
+        if len(rows):
+            chosen = rows[spread_out(len(rows), 200)]
+            true[name] = ventricle_area(train.__getitems__(chosen.tolist())["image"][:, :1])
+    return Ventricles({name: np.concatenate(parts) for name, parts in asked.items()}, true)
+
+
+def ventricle_figures(found: Ventricles, classes: Sequence[str]) -> dict[str, Any]:
+    """Compare the ventricle areas that labels ask for with the true ones.
+
+    Returns:
+        By label: ``samples``, ``nan`` (no head found), ``mean``, ``std``, ``true_mean``, ``true_std``; and, where
+        both classes were sampled, ``ventricle_difference`` (second class minus first), ``true_difference``,
+        ``ventricle_difference_ratio`` and its standard error ``ventricle_difference_ratio_se``.
+    """
+    labels: dict[str, dict[str, float]] = {}
+    for name in [name for name in (*classes, "any") if name in found.samples or name in found.true]:
+        areas, true = (kind.get(name, np.zeros(0)) for kind in (found.samples, found.true))
+        measured = areas[np.isfinite(areas)]
+        labels[name] = {
+            "samples": len(areas),
+            "nan": len(areas) - len(measured),
+            **dict(zip(("mean", "std"), _mean_std(measured), strict=True)),
+            **dict(zip(("true_mean", "true_std"), _mean_std(true[np.isfinite(true)]), strict=True)),
+        }
+    figures: dict[str, Any] = {"labels": labels}
+    first, second = (labels.get(name) for name in (classes[0], classes[1]))
+    if first and second and first["samples"] and second["samples"]:
+        difference = second["mean"] - first["mean"]
+        true_difference = second["true_mean"] - first["true_mean"]
+        variances = [side["std"] ** 2 / max(side["samples"] - side["nan"], 1) for side in (first, second)]
+        figures["ventricle_difference"] = difference
+        figures["true_difference"] = true_difference
+        figures["ventricle_difference_ratio"] = _ratio(difference, true_difference)
+        figures["ventricle_difference_ratio_se"] = _ratio(math.sqrt(sum(variances)), abs(true_difference))
+    return figures
+
+
+def _mean_std(values: NDArray[np.float64]) -> tuple[float, float]:
+    return (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan

@@ -1,0 +1,218 @@
+"""What the figures of a report say in words: a short summary and a list of warnings, from the numbers alone."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vqvae2.report.measures import upper_name
+
+__all__ = ["summary", "warnings"]
+
+Report = Mapping[str, Any]
+
+
+def summary(report: Report) -> list[str]:
+    """Say in a few sentences how good, how diverse and how private a run is; a sentence for each part measured."""
+    return [
+        *_quality(report),
+        *_levels(report),
+        *_priors(report),
+        *_diversity(report),
+        *_privacy(report),
+        *_label(report),
+    ]
+
+
+def warnings(report: Report) -> list[str]:
+    """List what went wrong or limits what the figures say; empty where nothing did.
+
+    Looked at: whether the split is held out, collapsed or useless levels, priors no better than a table of counts,
+    overfitting, samples that are too alike, too unlike or copies, and labels that do not steer.
+    """
+    return [
+        *_split_warnings(report),
+        *_level_warnings(report),
+        *_prior_warnings(report),
+        *_sample_warnings(report),
+        *_label_warnings(report),
+    ]
+
+
+def _quality(report: Report) -> Iterator[str]:
+    found = report["reconstruction"]
+    naive = found.get("mean_image")
+    text = (
+        f"Reconstruction: SSIM {found['ssim']['mean']:.3f}, PSNR {found['psnr_db']['mean']:.1f} dB over "
+        f"{found['count']:,} images of {found['subjects']:,} subjects"
+    )
+    if naive:
+        text += f"; the mean training image alone: {naive['ssim']['mean']:.3f} and {naive['psnr_db']['mean']:.1f} dB"
+    yield text + "."
+
+
+def _levels(report: Report) -> Iterator[str]:
+    used = [
+        f"{level} {figures['perplexity_foreground']:.0f} of {figures['num_embeddings']}"
+        for level, figures in report["levels"].items()
+    ]
+    yield f"Codebooks: codes in even use, constant cells left aside: {', '.join(used)}."
+
+
+def _priors(report: Report) -> Iterator[str]:
+    gains = [
+        f"{level} {figures['nll']:.2f} nats per code, {abs(figures['gain']):.2f} "
+        f"{'below' if figures['gain'] >= 0 else 'above'} the position-wise unigram"
+        for level, figures in report["levels"].items()
+        if "nll" in figures
+    ]
+    if gains:
+        yield f"Priors: {'; '.join(gains)}."
+    bits = report.get("bits_per_dim")
+    if bits:
+        yield (
+            f"Bits: the codes of an image cost {bits['prior']:.3f} bits per image dimension under the priors, "
+            f"{bits['position_unigram']:.3f} under the position-wise unigram, {bits['uniform']:.3f} uncompressed."
+        )
+
+
+def _diversity(report: Report) -> Iterator[str]:
+    found = report.get("samples", {}).get("diversity")
+    if found and found["compared"] > 1:
+        yield (
+            f"Diversity: two samples have SSIM {found['pairwise_ssim']:.2f} on average, two held-out images "
+            f"{found['real_pairwise_ssim']:.2f}, their reconstructions {found['reconstructed_pairwise_ssim']:.2f}."
+        )
+
+
+def _privacy(report: Report) -> Iterator[str]:
+    found = report.get("samples", {}).get("memorisation")
+    if found:
+        copies = found["copies"] + found["mirrored_copies"]
+        yield (
+            f"Privacy: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image as "
+            f"held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
+            f"{copies or 'none'} of {found['count']} looks like a copy."
+        )
+
+
+def _label(report: Report) -> Iterator[str]:
+    found = report.get("phantom", {})
+    if "ventricle_difference_ratio" in found:
+        yield (
+            f"Labels: the difference in ventricle area that they ask for comes out at "
+            f"{found['ventricle_difference_ratio']:.0%} of the true one."
+        )
+
+
+def _split_warnings(report: Report) -> Iterator[str]:
+    if not report["split"]["held_out"]:
+        yield (
+            f"The split {report['split']['name']} holds images that the models were trained or chosen on: "
+            "these figures are not held-out figures."
+        )
+    if report["split"]["shared_subjects"]:
+        yield (
+            f"{report['split']['shared_subjects']:,} subjects of the split are among the training subjects too: "
+            "held-out figures are too good."
+        )
+    if report["split"]["identical_images"]:
+        yield f"{report['split']['identical_images']:,} images of the split are exact copies of training images."
+
+
+def _level_warnings(report: Report) -> Iterator[str]:
+    found = report["reconstruction"]
+    naive = found.get("mean_image", {}).get("ssim", {}).get("mean")
+    if naive is not None and found["ssim"]["mean"] <= naive:
+        yield (
+            f"Reconstructions (SSIM {found['ssim']['mean']:.3f}) are no better than the mean training image "
+            f"({naive:.3f}): train the VQ-VAE longer."
+        )
+    for level, figures in found["upper"].items():
+        if naive is not None and figures["ssim"]["mean"] <= naive:
+            yield (
+                f"Decoding from {upper_name(report['levels'], level)} (SSIM {figures['ssim']['mean']:.3f}) is no "
+                f"better than the mean training image ({naive:.3f}): by itself it says little of an image."
+            )
+    for level, figures in report["levels"].items():
+        if figures["collapsed"]:
+            yield (
+                f"The codebook of level {level} has collapsed: perplexity {figures['perplexity']:.1f} of "
+                f"{figures['num_embeddings']}, at least {figures['least_perplexity']:g} is needed."
+            )
+        elif (figures["perplexity_foreground"] or 0) < figures["least_perplexity"]:
+            yield (
+                f"Level {level} says almost nothing outside constant cells: perplexity "
+                f"{figures['perplexity_foreground']:.1f} of {figures['num_embeddings']}."
+            )
+        elif figures["usage"] < 0.5:
+            yield f"Level {level} uses {figures['usage']:.0%} of its codebook on these images."
+
+
+def _prior_warnings(report: Report) -> Iterator[str]:
+    for level, figures in report["levels"].items():
+        if "nll" not in figures:
+            continue
+        if figures["gain"] <= 0:
+            yield (
+                f"The prior of level {level} ({figures['nll']:.2f} nats per code) is no better than a table of counts "
+                f"for each position ({figures['position_nll']:.2f}): train it longer."
+            )
+        if figures["train_nll"] < 0.75 * figures["nll"]:
+            yield (
+                f"The prior of level {level} overfits: {figures['train_nll']:.2f} nats per code on training images, "
+                f"{figures['nll']:.2f} on held-out ones."
+            )
+
+
+def _sample_warnings(report: Report) -> Iterator[str]:
+    samples = report.get("samples", {})
+    plain = all(value == 1 for value in samples.get("temperature", ()))
+    for level, figures in report["levels"].items():
+        drawn = samples.get("nll", {}).get(level)
+        if plain and drawn is not None and "nll" in figures and drawn["mean"] < 0.75 * figures["nll"]:
+            yield (
+                f"At level {level} samples ({drawn['mean']:.2f} nats per code) are much more probable to the prior "
+                f"than held-out images ({figures['nll']:.2f}): it is too sure of itself."
+            )
+    found = samples.get("diversity")
+    if found and found["compared"] > 1:
+        excess = found["pairwise_ssim"] - found["reconstructed_pairwise_ssim"]
+        if abs(excess) > 0.1:
+            kind = (
+                "more alike than real images are: they lack diversity"
+                if excess > 0
+                else "less alike than real images are, as noise would be"
+            )
+            yield (
+                f"Samples are {kind} (mean pairwise SSIM {found['pairwise_ssim']:.2f} against "
+                f"{found['reconstructed_pairwise_ssim']:.2f})."
+            )
+    found = samples.get("memorisation")
+    if found:
+        for name, what in (
+            ("copies", "as close to a training image as its own reconstruction"),
+            ("mirrored_copies", "as close to a mirrored training image as its own reconstruction"),
+            ("identical_codes", "made of exactly the codes of a training image"),
+        ):
+            if found[name]:
+                yield f"Memorisation: {found[name]} of {found['count']} samples {_be(found[name])} {what}."
+        # Chance puts 1 % there; ten times as much, and more than one sample, is none.
+        near = found["closer_share_reconstructed"]
+        if near > 0.1 and near * found["count"] > 1.5:
+            yield (
+                f"Memorisation: {near:.0%} of the samples are closer to a training image than 99 % of the "
+                "reconstructions of held-out images are."
+            )
+
+
+def _label_warnings(report: Report) -> Iterator[str]:
+    found = report.get("phantom", {})
+    ratio = found.get("ventricle_difference_ratio")
+    if ratio is not None and not ratio >= 0.5:
+        yield f"Labels steer too little: the difference in ventricle area comes out at {ratio:.0%} of the true one."
+    for name, figures in found.get("labels", {}).items():
+        if figures["nan"]:
+            yield f"In {figures['nan']} of {figures['samples']} samples labelled {name} no head could be found."
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"

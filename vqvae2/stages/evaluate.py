@@ -1,0 +1,315 @@
+"""Stage 5: measure a run and write its report."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from vqvae2 import checkpoint, report
+from vqvae2.codes import CodeStore
+from vqvae2.data import from_unit
+from vqvae2.errors import UserError
+from vqvae2.pictures import channels_last, png_bytes
+from vqvae2.prior import Prior
+from vqvae2.report.album import Album
+from vqvae2.sampling import label_rows, sharpness_by_level
+from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
+from vqvae2.stages.sample import draw, write_samples
+from vqvae2.version import __version__
+from vqvae2.vqvae import VQVAE
+
+_COMPARED = 512  # images at most that stand for a whole split where each costs much: distances, NLL on training codes
+_OURS = {"figures", "index.html", "reconstructions", "report.json", "scores.csv"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a run and write its report."""
+
+    run: Path
+    """Run folder with a trained VQ-VAE; codes, priors and samples are measured where they are there."""
+    data: str | None = None
+    """Other data than the run's own to be scored: a folder, phantom or torchvision:NAME."""
+    split: Literal["train", "selection", "val", "test", "all"] | None = None
+    """Which images are scored; default: test if there is one, else val. all: every image, whatever folder it is in."""
+    out: Path | None = None
+    """Folder of the report; default: report in the run folder, with the name of --data added."""
+    save_reconstructions: bool = False
+    """Write every reconstruction as PNG, in the data's own values and under its own name."""
+    num_samples: int = 64
+    """Samples to be drawn where the run folder holds none of the present models; 0: none."""
+    batch_size: int = 32
+    """Images at once."""
+    compute: Flat[Compute] = field(default_factory=Compute)
+    dry_run: bool = False
+    """Print what would be measured, and exit."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a run folder holds: the VQ-VAE, and the codes and priors that belong to it, as far as they exist."""
+
+    vqvae: VQVAE
+    store: CodeStore | None
+    priors: dict[str, Prior]
+    hashes: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether images can be sampled."""
+        return len(self.priors) == len(self.vqvae.levels)
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the stage; return its exit code."""
+    return run_stage(_story, argv, prog, "evaluate.py")
+
+
+def _story(argv: list[str], prog: str) -> None:
+    arguments = parse(Arguments, Arguments(run=Path("runs/NAME")), argv, prog, __doc__ or "")
+    if arguments.batch_size < 1 or arguments.num_samples < 0:
+        raise UserError(
+            f"--batch-size {arguments.batch_size} --num-samples {arguments.num_samples} is out of range",
+            how="Give a batch of 1 or more images and 0 or more samples",
+        )
+    run = RunFolder(arguments.run)
+    record = run.read()
+    models = _load(run, arguments)
+    evaluated = open_evaluated(run, record, arguments.data, arguments.split)
+    out = _folder(arguments, run, evaluated)
+    print(f"{len(evaluated.images):,} images, split {evaluated.split} of {evaluated.source}")
+    for path, reason in evaluated.images.skipped[:10]:
+        print(f"skipped    {path!r}: {reason}")
+    if arguments.dry_run:
+        print(f"would write {out}/index.html, report.json, scores.csv and figures/")
+        print("\n".join(f"not measured: {line}" for line in models.missing))
+        return
+    checkpoint.make_folder(out)
+    album = Album(out / "figures")
+    found: dict[str, Any] = {
+        "format": checkpoint.FORMAT,
+        "kind": "report",
+        "version": __version__,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "run": run.path.resolve().name,
+        "data": {name: value for name, value in evaluated.like.items() if name != "bins"},
+        "split": evaluated.describe(),
+    }
+    codes = _images(found, models.vqvae, evaluated, arguments, out, album)
+    _priors(found, models, evaluated, codes, arguments, album)
+    sets = _samples(found, run, models, evaluated, codes, arguments, album)
+    if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
+        classes = evaluated.like["attributes"]["diagnosis"]
+        areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
+        found["phantom"] = report.ventricle_figures(areas, classes)
+        album.ventricles(areas)
+    album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
+    found["missing"] = models.missing
+    found["summary"], found["warnings"] = report.summary(found), report.warnings(found)
+    found["commands"], found["hashes"] = commands(run, record, found.get("samples")), models.hashes
+    checkpoint.write_json(out / "report.json", found)
+    report.write_page(out / "index.html", found, album.widths)
+    _tell(found)
+    print(f"wrote {out}/report.json, scores.csv and {len(album.widths)} figures")
+    if arguments.save_reconstructions:
+        print(f"wrote {out}/reconstructions: {len(evaluated.images):,} images")
+    print(f"report: {out}/index.html")
+
+
+def _load(run: RunFolder, arguments: Arguments) -> Models:
+    """Load what the run folder holds.
+
+    Raises:
+        UserError: there is no VQ-VAE, or two do not belong together.
+    """
+    device, _ = arguments.compute.resolve()
+    if not checkpoint.has_model(run.vqvae):
+        raise UserError("there is no VQ-VAE yet", run.vqvae, f"Run train_vqvae.py --run {run.path} first")
+    model = VQVAE.from_pretrained(run.vqvae, device)
+    if min(model.config.height, model.config.width) < 11:
+        raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
+    hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
+    if not (run.codes / "data.mdb").exists():
+        missing = [f"priors, for want of codes: python extract_codes.py --run {run.path}"]
+        return Models(model, None, {}, hashes, missing)
+    store = CodeStore(run.codes)
+    there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
+    check_fingerprints(run, store, there)
+    absent = [level for level in model.levels if level not in there]
+    missing = [f"prior of level {level}: python train_prior.py --run {run.path} --level {level}" for level in absent]
+    missing += ["samples, which need the priors of all levels"] if absent else []
+    hashes["codes_fingerprint"] = store.fingerprint
+    hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
+    priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
+    return Models(model, store, priors, hashes, missing)
+
+
+def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
+    """Choose the report's folder, and refuse one that holds other things or lies among the images."""
+    name = "report" if evaluated.own else "report-" + Path(evaluated.source.replace(":", "-")).resolve().name
+    out = arguments.out or run.path / name
+    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _OURS)):
+        raise UserError(f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own")
+    source = Path(evaluated.source)
+    inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    if inside and not out.resolve().is_relative_to(run.path.resolve()):
+        raise UserError("the report would lie among the images, and be read as data", out, "Give --out another folder")
+    return out
+
+
+def _images(
+    found: dict[str, Any], model: VQVAE, evaluated: Evaluated, arguments: Arguments, out: Path, album: Album
+) -> list:
+    """Score the reconstructions and the codebooks; return the codes."""
+    images = evaluated.images
+    naive = None if evaluated.train is None else report.mean_image(evaluated.train)
+    keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
+    with tqdm(total=len(images), desc="reconstruct", unit="image", disable=None) as bar:
+        seen = report.scan(model, images, naive, arguments.batch_size, keep, bar.update)
+    found["reconstruction"] = report.reconstruction_figures(seen, images)
+    found["levels"] = report.level_figures(seen, model)
+    rows = [[*row] for row in zip(images.keys, images.subjects, *seen.scores["all"].values(), strict=True)]
+    table = io.StringIO()
+    csv.writer(table).writerows([["file", "subject", *seen.scores["all"]], *rows])
+    checkpoint.write_atomic(out / "scores.csv", table.getvalue().encode())
+    album.images(model, images, seen, found["levels"])
+    return seen.codes
+
+
+def _keeper(folder: Path, images: Any) -> Callable:
+    """Return what writes reconstructions as PNG under the images' names."""
+    taken: set[str] = set()
+
+    def keep(rows: range, made: Any) -> None:
+        for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):
+            name = Path(images.keys[i].lstrip("/")).with_suffix(".png").as_posix()
+            name = name if name not in taken else f"{images.keys[i].lstrip('/')}.png"
+            taken.add(name)
+            checkpoint.make_folder((folder / name).parent)
+            checkpoint.write_atomic(folder / name, png_bytes(channels_last(pixels)))
+
+    return keep
+
+
+def _priors(
+    found: dict[str, Any], models: Models, evaluated: Evaluated, codes: list, arguments: Arguments, album: Album
+) -> None:
+    """Score the codes under tables of counts and, where there are any, the priors."""
+    if models.store is None:
+        return
+    model, store, labels = models.vqvae, models.store, evaluated.labels()
+    train = store.indices("train")
+    train_codes = store.read(train)
+    known = store.__getitems__([train[i] for i in report.spread_out(len(train), _COMPARED)])
+    maps, nll, size = {}, {}, arguments.batch_size
+    work = len(models.priors) * (len(labels) + len(known["label"]))
+    with tqdm(total=work, desc="priors", unit="image", disable=None) as bar:
+        for i, (level, k) in enumerate(zip(model.levels, model.config.num_embeddings, strict=True)):
+            figures, position_map = report.table_figures(codes[i].numpy(), train_codes[i], k)
+            if level in models.priors:
+                prior, upto = models.priors[level], i + 1
+                held_out = report.score_codes(prior, codes[:upto], labels, size, bar.update)
+                seen = report.score_codes(prior, known["codes"][:upto], known["label"], size, bar.update)
+                figures |= report.prior_figures(held_out, seen, figures["position_nll"])
+                maps[level], nll[level] = (held_out.nll_map, position_map), held_out.nll
+            found["levels"][level] |= figures
+    if models.complete:
+        config = model.config
+        found["bits_per_dim"] = report.bits_per_dim(found["levels"], config.channels * config.height * config.width)
+    if maps:
+        album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
+
+
+def _samples(
+    found: dict[str, Any],
+    run: RunFolder,
+    models: Models,
+    evaluated: Evaluated,
+    codes: list,
+    arguments: Arguments,
+    album: Album,
+) -> list[report.SampleSet]:
+    """Measure samples, drawing them where there are none; return all sets of samples of the present models."""
+    if not models.complete:
+        return []
+    if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
+        models.missing.append(
+            f"samples, which are held against the run's own data: python evaluate.py --run {run.path}"
+        )
+        return []
+    model, train = models.vqvae, evaluated.train
+    found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    if found_set is None and arguments.num_samples:
+        _draw(run, models, arguments)
+        found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    sets = [found_set] if found_set else []
+    for folder in sorted(run.path.glob("samples?*")):
+        other = report.read_samples(folder, model, models.hashes)
+        sets += [other] if other else []
+        if other is None and (folder / "samples.json").exists():
+            models.missing.append(f"{folder.name}, which other models made: sample it again")
+    if found_set is None:
+        models.missing.append(f"samples: python sample.py --run {run.path} --num 64")
+        return sets
+    assert models.store is not None
+    images = report.decode(model, found_set.codes)
+    some = report.spread_out(len(evaluated.images), _COMPARED)
+    real = evaluated.images.__getitems__(some)["image"]
+    again = report.decode(model, [level[some] for level in codes])
+    near = report.neighbours(images, real, again, train)
+    own_codes = models.store.read(models.store.indices("train"))
+    found["samples"] = {
+        "folder": found_set.folder.name,
+        "count": len(found_set),
+        **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
+        "nll": {level: report.spread(column) for level, column in zip(model.levels, found_set.nll.T, strict=True)},
+        "nll_by_sample": dict(zip(model.levels, found_set.nll.T.tolist(), strict=True)),
+        "diversity": report.diversity_figures(images, real, again),
+        "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
+    }
+    album.samples(images, found_set, real, near, train)
+    return sets
+
+
+def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
+    """Draw samples of the models' own distribution into the run folder."""
+    priors = [models.priors[level] for level in models.vqvae.levels]
+    num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
+    print(f"there are no samples of these models in {run.path}/samples: drawing {num}")
+    label = label_rows(priors[0].config.attributes, None, num)
+    samples = draw(models.vqvae, priors, label, seed, sharpness_by_level(1.0, 0, 1.0, len(priors)), chunk_size)
+    how = {"num": num, "label": {}, "temperature": [1.0] * len(priors), "top_k": [0] * len(priors)}
+    how |= {"top_p": [1.0] * len(priors), "seed": seed, "chunk_size": chunk_size}
+    how |= {"device": str(next(models.vqvae.parameters()).device)}
+    write_samples(run.path / "samples", samples, models.vqvae, run, how)
+
+
+def _tell(found: dict[str, Any]) -> None:
+    """Print the key figures, each beside the naive one."""
+    naive = found["reconstruction"].get("mean_image")
+    print(f"\n{'reconstruction':<26}{'measured':>12}{'mean image':>14}")
+    for name, words, digits in (("ssim", "SSIM", 4), ("psnr_db", "PSNR (dB)", 2), ("mse", "MSE ([-1, 1] scale)", 4)):
+        beside = f"{naive[name]['mean']:.{digits}f}" if naive else "-"
+        print(f"{words:<26}{found['reconstruction'][name]['mean']:>12.{digits}f}{beside:>14}")
+    print(
+        f"\n{'level':<10}{'perplexity':>11}{'foreground':>11}{'of':>6}{'usage':>7}{'nll':>8}{'position':>9}{'gain':>8}"
+    )
+    for level, f in found["levels"].items():
+        text = f"{level:<10}{f['perplexity']:>11.1f}{f['perplexity_foreground']:>11.1f}{f['num_embeddings']:>6}"
+        nats = "".join(f"{f.get(name, math.nan):>{w}.3f}" for name, w in (("nll", 8), ("position_nll", 9), ("gain", 8)))
+        print(f"{text}{f['usage']:>7.0%}{nats.replace('nan', '  -')}")
+    print()
+    for line in found["summary"][-3:] if "samples" in found else ():
+        print(line)
+    for line in found["warnings"]:
+        print(f"warning: {line}")
+    for line in found["missing"]:
+        print(f"not measured: {line}")
