@@ -12,7 +12,7 @@ from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
-pytest_plugins = ["run_fixtures"]
+pytest_plugins = ["tiny_run_fixtures"]
 
 OUT_OF_RANGE = {
     "train-vqvae": (

@@ -21,7 +21,7 @@ from vqvae2.__main__ import main as vqvae2
 from vqvae2.data import from_unit
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
-pytest_plugins = ["run_fixtures"]
+pytest_plugins = ["tiny_run_fixtures"]
 
 
 @pytest.mark.parametrize("name", CHAIN)

@@ -26,6 +26,7 @@ from vqvae2 import checkpoint
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim
 from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
+from vqvae2.stacks import Decoder, Encoder
 
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
 
@@ -146,66 +147,6 @@ class VQVAEConfig:
         )
 
 
-class ResidualBlock(nn.Module):
-    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, add: (B, F, h, w) -> the same."""
-
-    def __init__(self, channels: int, residual_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, residual_channels, 3, padding=1)
-        self.project = nn.Conv2d(residual_channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(F.relu(self.conv(F.relu(x))))
-
-
-def _factors(stride: int) -> list[int]:
-    """Prime factors of a stride, ascending: one strided convolution each."""
-    factors, divisor = [], 2
-    while stride > 1:
-        while stride % divisor == 0:
-            factors.append(divisor)
-            stride //= divisor
-        divisor += 1
-    return factors
-
-
-def _residual_stack(config: VQVAEConfig) -> list[nn.Module]:
-    blocks = [
-        ResidualBlock(config.hidden_channels, config.residual_channels) for _ in range(config.num_residual_layers)
-    ]
-    return [*blocks, nn.ReLU()]
-
-
-class Encoder(nn.Sequential):
-    """Downsample by ``stride`` through strided convolutions, then residual blocks: (B, C, H, W) -> (B, F, h, w)."""
-
-    def __init__(self, in_channels: int, stride: int, config: VQVAEConfig) -> None:
-        hidden, layers, channels = config.hidden_channels, [], in_channels
-        factors = _factors(stride)
-        for i, factor in enumerate(factors):
-            out = hidden if i == len(factors) - 1 else hidden // 2
-            layers += [nn.Conv2d(channels, out, factor + 2, stride=factor, padding=1), nn.ReLU()]
-            channels = out
-        layers += [nn.Conv2d(hidden, hidden, 3, padding=1), *_residual_stack(config)]
-        super().__init__(*layers)
-
-
-class Decoder(nn.Sequential):
-    """Residual blocks, then upsample by ``stride`` through transposed convolutions: (B, D, h, w) -> (B, C, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, config: VQVAEConfig) -> None:
-        hidden = config.hidden_channels
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1), *_residual_stack(config)]
-        channels, factors = hidden, list(reversed(_factors(stride)))
-        for i, factor in enumerate(factors):
-            last = i == len(factors) - 1
-            out = out_channels if last else hidden // 2
-            layers.append(nn.ConvTranspose2d(channels, out, factor + 2, stride=factor, padding=1))
-            layers += [] if last else [nn.ReLU()]
-            channels = out
-        super().__init__(*layers)
-
-
 class Reconstruction(NamedTuple):
     """What one pass of training returns.
 
@@ -241,10 +182,11 @@ class VQVAE(nn.Module):
         config.check_size(config.height, config.width)
         self.config = config
         hidden, dims = config.hidden_channels, config.embedding_dim
+        width = (hidden, config.residual_channels, config.num_residual_layers)
         count = len(config.strides)
         # Index 0 is the top in every list.
         self.encoders = nn.ModuleList(
-            Encoder(config.channels if i == count - 1 else hidden, stride, config)
+            Encoder(config.channels if i == count - 1 else hidden, stride, *width)
             for i, stride in enumerate(config.strides)
         )
         self.to_code = nn.ModuleList(nn.Conv2d(hidden + (hidden if i else 0), dims[i], 1) for i in range(count))
@@ -253,7 +195,7 @@ class VQVAE(nn.Module):
             for k, d in zip(config.num_embeddings, dims, strict=True)
         )
         self.decoders = nn.ModuleList(
-            Decoder(dims[i] + (hidden if i else 0), config.channels if i == count - 1 else hidden, stride, config)
+            Decoder(dims[i] + (hidden if i else 0), config.channels if i == count - 1 else hidden, stride, *width)
             for i, stride in enumerate(config.strides)
         )
 
