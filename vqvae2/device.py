@@ -13,7 +13,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 CompileChoice = Literal["auto", "on", "off"]
 
-__all__ = ["autocast", "compile_modules", "resolve_device", "resolve_precision"]
+__all__ = ["autocast", "compile_modules", "resolve_device", "resolve_precision", "widest"]
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:
@@ -42,6 +42,11 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> torch.dt
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the widest floating type of a device: float64, but float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -60,8 +60,14 @@ class TrainingConfig:
             self.max_minutes is not None and self.max_minutes <= 0
         ):
             raise ValueError("max_steps must be >= 1 and max_minutes > 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate must be in [0, 1], got {self.final_learning_rate}")
 
     @property
     def limited(self) -> bool:

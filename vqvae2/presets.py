@@ -59,19 +59,20 @@ _PRIOR = PriorConfig(
     embedding_dim=64,
     channels=128,
     residual_channels=128,
-    num_layers=8,
-    attention_every=4,
+    num_layers=10,
+    kernel_size=3,
+    attention_every=5,
     num_heads=4,
     dropout=0.2,
 )
 _PRIOR_TRAINING = TrainingConfig(
-    batch_size=16,
+    batch_size=8,
     learning_rate=1e-3,
     warmup_steps=100,
     weight_decay=0.05,
     beta2=0.95,
     ema_decay=0.995,
-    evaluations=20,
+    evaluations=15,
 )
 
 _PAPER = VQVAEConfig(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2 import distributed
+from vqvae2.device import widest
 
 Normalization = Literal["none", "layer"]
 
@@ -77,7 +78,7 @@ def kmeans(x: Tensor, num_codes: int, iterations: int = 10, seed: int = 0) -> tu
     if x.shape[0] < num_codes:
         raise ValueError(f"k-means needs at least {num_codes} vectors, got {x.shape[0]}")
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(num_codes, generator=generator, dtype=torch.float64).to(x.device)
+    uniform = torch.rand(num_codes, generator=generator, dtype=torch.float64).to(x.device, widest(x.device))
     chosen = [(uniform[0] * x.shape[0]).long()]
     distances = (x - x[chosen[0]]).square().sum(1)
     for k in range(1, num_codes):
@@ -96,7 +97,7 @@ def kmeans(x: Tensor, num_codes: int, iterations: int = 10, seed: int = 0) -> tu
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """Draw indices with probability proportional to ``weights`` (uniformly when all are zero), by inverse CDF."""
-    weights = weights.double()
+    weights = weights.to(widest(weights.device))
     weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
     cumulative = weights.cumsum(0)
     return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(weights) - 1)
@@ -285,7 +286,8 @@ class VectorQuantizer(nn.Module):
         """Move dead codes to inputs that are badly served; nothing here waits for the device."""
         dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
         generator = torch.Generator().manual_seed(self._updates)
-        uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64).to(flat.device)
+        uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64)
+        uniform = uniform.to(flat.device, widest(flat.device))
         everyone = distributed.all_gather_rows(errors)
         index = _draw(everyone, uniform)
         if distributed.world_size() > 1:

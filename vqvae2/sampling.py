@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2.device import widest
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
@@ -75,7 +76,7 @@ def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
     Returns:
         (B, K) log-probabilities in float64, -inf for codes that are left out.
     """
-    log_p = (logits.double() / sharpness.temperature).log_softmax(-1)
+    log_p = (logits.to(widest(logits.device)) / sharpness.temperature).log_softmax(-1)
     if 0 < sharpness.top_k < log_p.shape[-1]:
         least = log_p.topk(sharpness.top_k, -1).values[:, -1:]
         log_p = log_p.masked_fill(log_p < least, -torch.inf).log_softmax(-1)
@@ -112,7 +113,7 @@ def sample_codes(
     sharpness = sharpness or Sharpness()
     plain = sharpness == Sharpness()
     batch, width = len(uniform), prior.config.width
-    nll = torch.zeros(batch, dtype=torch.float64, device=uniform.device)
+    nll = torch.zeros(batch, dtype=widest(uniform.device), device=uniform.device)
 
     def draw(logits: Tensor, row: int, column: int) -> Tensor:
         log_p = log_probabilities(logits, sharpness)
@@ -120,7 +121,7 @@ def sample_codes(
         u = uniform[:, row * width + column, None]
         # right=True: a code of probability zero is never the first to exceed u.
         codes = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(logits.shape[-1] - 1)
-        own = log_p if plain else logits.double().log_softmax(-1)
+        own = log_p if plain else logits.to(widest(logits.device)).log_softmax(-1)
         nll.sub_(own.gather(-1, codes)[:, 0])
         if progress is not None:
             progress(batch)
@@ -156,7 +157,7 @@ def sample_chunk(
     for i, prior in enumerate(priors):
         positions = prior.config.height * prior.config.width
         rows = np.stack([np.random.default_rng([seed, index, i]).random(positions) for index in indices])
-        uniform = torch.from_numpy(rows).to(device)
+        uniform = torch.from_numpy(rows).to(device, widest(device))
         level, level_nll = sample_codes(
             prior, uniform, list(codes), label.to(device), sharpness[i] if sharpness else None, progress
         )

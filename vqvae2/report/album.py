@@ -94,7 +94,7 @@ class Album:
         """Show samples, their likelihood, and how close they are to training images."""
         self.add("samples", figures.sample_grid(images[:64]))
         panels = {
-            level: {"held-out images": values, "samples": samples.nll[:, i]}
+            level: {"samples": samples.nll[:, i], "held-out images": values}
             for i, (level, values) in enumerate(self._held_out.items())
         }
         self.add("sample_nll", figures.histograms(panels, "nats per code", "share of images"))

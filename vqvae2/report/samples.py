@@ -198,7 +198,8 @@ def memorisation_figures(
     low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
 
     def copies(index: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return (distance <= 1.05 * _own_error(model, train, index)) & (distance < low)
+        # The millionth is for rounding, where a reconstruction is exact.
+        return (distance <= 1.05 * _own_error(model, train, index) + 1e-6) & (distance < low)
 
     copy = copies(found.index, found.distance)
     mirrored = copies(found.mirrored_index, found.mirrored) & ~copy

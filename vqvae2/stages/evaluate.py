@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 from tqdm import tqdm
 
 from vqvae2 import checkpoint, report
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def _story(argv: list[str], prog: str) -> None:
-    arguments = parse(Arguments, Arguments(run=Path("runs/NAME")), argv, prog, __doc__ or "")
+    arguments = parse(Arguments, Arguments(run=tyro.MISSING), argv, prog, __doc__ or "")
     if arguments.batch_size < 1 or arguments.num_samples < 0:
         raise UserError(
             f"--batch-size {arguments.batch_size} --num-samples {arguments.num_samples} is out of range",
@@ -88,6 +89,12 @@ def _story(argv: list[str], prog: str) -> None:
     print(f"{len(evaluated.images):,} images, split {evaluated.split} of {evaluated.source}")
     for path, reason in evaluated.images.skipped[:10]:
         print(f"skipped    {path!r}: {reason}")
+    if (
+        arguments.save_reconstructions
+        and evaluated.images.images.dtype.itemsize > 1
+        and models.vqvae.config.channels > 1
+    ):
+        raise UserError("PNG holds 16 bits in grey alone", "--save-reconstructions", "Leave it out")
     if arguments.dry_run:
         print(f"would write {out}/index.html, report.json, scores.csv and figures/")
         print("\n".join(f"not measured: {line}" for line in models.missing))

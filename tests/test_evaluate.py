@@ -1,0 +1,200 @@
+"""The stage that measures a run: its numbers against the models', its files, and what it refuses."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import files
+
+from vqvae2 import VQVAE, CodeStore, Prior
+from vqvae2.data import DataConfig, from_unit, load_images, open_data
+from vqvae2.metrics import positionwise_unigram_nll, unigram_nll
+from vqvae2.stages import evaluate, sample
+
+pytest_plugins = ["tiny_run_fixtures"]
+
+
+def report_of(folder) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """A folder of five phantom slices of another population, one of them in a folder of its own."""
+    data = open_data(DataConfig(phantom_images=30, size="32x32", split_seed=5), ["val"]).splits["val"]
+    folder = tmp_path / "slices"
+    (folder / "more").mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(data.images[i % len(data), 0]).save(folder / ("more" if i == 2 else "") / f"case{i}_k07.png")
+    return folder
+
+
+def test_a_finished_run_is_measured_in_every_part(chain):
+    found = report_of(chain.run / "report")
+    for name in ("count", "subjects", "mse", "psnr_db", "ssim", "worst", "mean_image", "upper"):
+        assert name in found["reconstruction"]
+    assert found["split"] == {
+        "name": "test",
+        "data": "phantom",
+        "images": found["reconstruction"]["count"],
+        "subjects": found["reconstruction"]["subjects"],
+        "held_out": True,
+        "shared_subjects": 0,
+        "identical_images": 0,
+    }
+    for level in ("top", "bottom"):
+        figures = found["levels"][level]
+        assert figures["gain"] == pytest.approx(figures["position_nll"] - figures["nll"])
+        assert figures["nll_bits"] == pytest.approx(figures["nll"] / np.log(2))
+        assert 1 <= figures["perplexity"] <= 16
+    assert found["samples"]["count"] == 5
+    assert len(found["samples"]["memorisation"]["nearest"]) == 5
+    assert len(found["samples"]["nll_by_sample"]["top"]) == 5
+    assert found["phantom"]["labels"]["atrophy"]["samples"] == 5
+    assert found["missing"] == []
+    assert "--label diagnosis=atrophy" in found["commands"][-2]
+    text = (chain.run / "report" / "index.html").read_text()
+    shown = {path.name for path in (chain.run / "report" / "figures").iterdir()}
+    assert set(re.findall(r'src="figures/([^"]+)"', text)) == shown
+    assert len(shown) == 13
+    assert found["hashes"]["vqvae_sha256"] in text
+    for line in found["warnings"]:
+        assert f"warning: {line}" in chain.stages["evaluate"].out
+
+
+def test_the_figures_are_those_of_the_models_and_the_store(chain):
+    found = report_of(chain.run / "report")
+    store, model = CodeStore(chain.run / "codes"), VQVAE.from_pretrained(chain.run / "vqvae")
+    test, train = store.indices("test"), store.indices("train")
+    codes, train_codes = store.read(test), store.read(train)
+    for i, level in enumerate(model.levels):
+        figures = found["levels"][level]
+        assert figures["position_nll"] == pytest.approx(positionwise_unigram_nll(train_codes[i], codes[i], 16))
+        assert figures["unigram_nll"] == pytest.approx(unigram_nll(train_codes[i], codes[i], 16))
+        prior = Prior.from_pretrained(chain.run / f"prior-{level}")
+        batch = store.__getitems__(test)
+        with torch.no_grad():
+            logits = prior(batch["codes"][i], condition=batch["codes"][:i], label=batch["label"])
+        nll = torch.nn.functional.cross_entropy(logits.double(), batch["codes"][i])
+        assert figures["nll"] == pytest.approx(float(nll), rel=1e-5)
+    bits = sum(found["levels"][level]["nll_bits"] * cells for level, cells in (("top", 16), ("bottom", 64)))
+    assert found["bits_per_dim"]["prior"] == pytest.approx(bits / 32**2)
+    with open(chain.run / "report" / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [store.keys[i] for i in test]
+    assert np.mean([float(row["ssim"]) for row in rows]) == pytest.approx(found["reconstruction"]["ssim"]["mean"])
+    images = (
+        open_data(DataConfig(phantom_images=60, size="32x32"), ["test"]).splits["test"].__getitems__(range(len(test)))
+    )
+    error = (model.decode(model.encode(images["image"])) - images["image"]).square().mean()
+    assert found["reconstruction"]["mse"]["mean"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_a_vqvae_alone_is_measured_and_the_rest_says_what_to_run(run, call):
+    for name in ("codes", "prior-top", "prior-bottom", "samples", "report"):
+        shutil.rmtree(run / name)
+    ended = call(evaluate.main, "--run", run)
+    assert ended.code == 0, ended.err
+    found = report_of(run / "report")
+    assert found["missing"] == [f"priors, for want of codes: python extract_codes.py --run {run}"]
+    assert not {"samples", "phantom", "bits_per_dim"} & set(found)
+    assert "nll" not in found["levels"]["top"]
+    assert "extract_codes.py" in (run / "report" / "index.html").read_text()
+    assert not (run / "samples").exists()
+
+
+def test_samples_are_drawn_where_there_are_none_of_these_models_and_kept_where_there_are(run, call):
+    how = json.loads((run / "samples" / "samples.json").read_text())
+    how["prior_sha256"]["top"] = "0" * 64
+    (run / "samples" / "samples.json").write_text(json.dumps(how))
+    assert call(evaluate.main, "--run", run, "--num-samples", "3").code == 0
+    assert report_of(run / "report")["samples"]["count"] == 3
+    before = files(run / "samples")
+    assert call(evaluate.main, "--run", run, "--num-samples", "4").code == 0
+    assert files(run / "samples") == before
+    assert call(sample.main, "--run", run, "--num", "3", "--seed", "0", "--out", run / "again").code == 0
+    assert (run / "again" / "codes.npz").read_bytes() == (run / "samples" / "codes.npz").read_bytes()
+    shutil.rmtree(run / "samples")
+    assert call(evaluate.main, "--run", run, "--num-samples", "0").code == 0
+    assert report_of(run / "report")["missing"] == [f"samples: python sample.py --run {run} --num 64"]
+
+
+def test_every_folder_of_samples_counts_for_its_label(run, call):
+    for label in ("healthy", "atrophy"):
+        out = run / f"samples-{label}"
+        assert call(sample.main, "--run", run, "--num", "4", "--label", f"diagnosis={label}", "--out", out).code == 0
+    assert call(evaluate.main, "--run", run).code == 0
+    labels = report_of(run / "report")["phantom"]["labels"]
+    assert labels["healthy"]["samples"] == 4
+    assert labels["atrophy"]["samples"] == 9
+    assert labels["healthy"]["true_mean"] < labels["atrophy"]["true_mean"]
+    assert "ventricle_difference_ratio" in report_of(run / "report")["phantom"]
+
+
+def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run, slices, tmp_path, call):
+    before = files(run)
+    out = tmp_path / "out"
+    ended = call(
+        evaluate.main, "--run", run, "--data", slices, "--split", "all", "--save-reconstructions", "--out", out
+    )
+    assert ended.code == 0, ended.err
+    assert files(run) == before
+    found = report_of(out)
+    assert (found["split"]["name"], found["split"]["images"]) == ("all", 3)
+    assert "samples" not in found
+    assert "nll" in found["levels"]["top"]
+    model = VQVAE.from_pretrained(run / "vqvae")
+    images = load_images(slices, found["data"])
+    made = from_unit(model.decode(model.encode(images.__getitems__(range(3))["image"])), images.value_range)
+    for key, pixels in zip(images.keys, made, strict=True):
+        assert np.abs(np.asarray(Image.open(out / "reconstructions" / key)).astype(int) - pixels[0]).max() <= 1
+    assert len(list((out / "reconstructions").rglob("*.png"))) == 3
+
+
+def test_a_split_that_was_trained_on_is_measured_with_a_warning(run, call):
+    ended = call(evaluate.main, "--run", run, "--split", "train")
+    assert ended.code == 0, ended.err
+    found = report_of(run / "report")
+    assert found["split"]["name"] == "train"
+    assert not found["split"]["held_out"]
+    assert "not held-out figures" in ended.out
+    assert "samples" not in found
+
+
+def test_a_dry_run_writes_nothing(run, call):
+    shutil.rmtree(run / "report")
+    before = files(run)
+    ended = call(evaluate.main, "--run", run, "--dry-run")
+    assert ended.code == 0
+    assert "split test of phantom" in ended.out
+    assert files(run) == before
+
+
+def test_mistakes_are_told_in_one_line(run, slices, tmp_path, call, refused):
+    assert "this is not a run folder" in refused(evaluate.main, "--run", tmp_path / "absent")
+    assert "out of range" in refused(evaluate.main, "--run", run, "--num-samples", "-1")
+    assert "there is no such folder" in refused(evaluate.main, "--run", run, "--data", tmp_path / "absent")
+    assert "holds other files, such as case0_k07.png" in refused(evaluate.main, "--run", run, "--out", slices)
+    inside = refused(evaluate.main, "--run", run, "--data", slices, "--split", "all", "--out", slices / "report")
+    assert "among the images" in inside
+    assert call(evaluate.main, "--run", run, "--split", "bad").code == 2
+    (run / "samples" / "codes.npz").write_bytes(b"no archive")
+    assert "the samples are damaged" in refused(evaluate.main, "--run", run)
+    shutil.rmtree(run / "vqvae")
+    assert "there is no VQ-VAE yet" in refused(evaluate.main, "--run", run)
+
+
+def test_parts_that_do_not_belong_together_are_refused(run, refused):
+    config = json.loads((run / "prior-top" / "config.json").read_text())
+    (run / "prior-top" / "config.json").write_text(json.dumps({**config, "codes": "0" * 64}))
+    assert "trained on other codes" in refused(evaluate.main, "--run", run)
+    model = VQVAE.from_pretrained(run / "vqvae")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(run / "vqvae", json.loads((run / "vqvae" / "config.json").read_text())["data"])
+    assert "made by another VQ-VAE" in refused(evaluate.main, "--run", run)

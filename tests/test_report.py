@@ -1,0 +1,424 @@
+"""The figures of the report against independent forms, its words against the numbers, and its page."""
+
+import copy
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from vqvae2 import report
+from vqvae2.data import DataConfig, ImageSet, open_data, to_unit
+from vqvae2.metrics import positionwise_unigram_nll
+from vqvae2.prior import Prior
+from vqvae2.report import figures
+from vqvae2.report.album import Album, read_stats
+from vqvae2.report.captions import CAPTIONS
+from vqvae2.report.samples import nearest_training
+from vqvae2.vqvae import VQVAE, VQVAEConfig
+
+
+class Lossless(nn.Module):
+    """Stands for a VQ-VAE that loses nothing: its one level's codes are the grey values themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [((images[:, 0] + 1) * 127.5).round().long()]
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        return codes[0][:, None].float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def phantom() -> dict[str, ImageSet]:
+    return open_data(DataConfig(phantom_images=80, size="32x32"), ["train", "val", "test"]).splits
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 1, 16, 16)).astype(np.uint8)
+    names = [f"{i}.png" for i in range(7)]
+    return ImageSet(pixels, names, ["a", "a", "b", "b", "c", "c", "c"], np.zeros((7, 0), np.int64), (0, 255))
+
+
+def sample_set(codes: Tensor, labels: list[int] | None = None) -> report.SampleSet:
+    count = len(codes)
+    rows = np.array(labels or [-1] * count).reshape(count, 1)
+    return report.SampleSet(Path("samples"), [codes], np.zeros((count, 1)), rows, {})
+
+
+def test_spread_is_numpys_and_counts_what_is_infinite():
+    values = np.array([3.0, 1.0, np.inf, 2.0, 5.0])
+    found = report.spread(values)
+    assert found["infinite"] == 1
+    finite = values[np.isfinite(values)]
+    assert (found["mean"], found["std"], found["min"]) == (finite.mean(), finite.std(), 1.0)
+    assert (found["p5"], found["median"], found["p95"]) == tuple(np.percentile(finite, [5, 50, 95]))
+    assert math.isnan(report.spread(np.array([np.inf]))["mean"])
+
+
+def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tiny_vqvae, images):
+    naive = report.mean_image(images)
+    assert naive.numpy() == pytest.approx(to_unit(images.images, (0, 255)).mean(0).numpy(), abs=1e-6)
+    made = []
+    found = report.scan(tiny_vqvae, images, naive, 3, lambda rows, y: made.append((list(rows), y)))
+    x = images.__getitems__(range(7))["image"]
+    codes = tiny_vqvae.encode(x)
+    assert all(torch.equal(a, b) for a, b in zip(found.codes, codes, strict=True))
+    assert [row for rows, _ in made for row in rows] == list(range(7))
+    decoded = {
+        "all": tiny_vqvae.decode(codes),
+        "upper.top": tiny_vqvae.decode(codes[:1]),
+        "mean_image": naive.expand_as(x),
+    }
+    assert torch.cat([y for _, y in made]) == pytest.approx(decoded["all"], abs=1e-6)
+    assert found.scores.keys() == decoded.keys()
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2.0}
+    for name, y in decoded.items():
+        pairs = [(a[0].double().numpy(), b[0].double().numpy()) for a, b in zip(x, y, strict=True)]
+        assert found.scores[name]["ssim"] == pytest.approx(
+            [structural_similarity(a, b, **options) for a, b in pairs], abs=1e-5
+        )
+        mse = np.array([((a - b) ** 2).mean() for a, b in pairs])
+        assert found.scores[name]["mse"] == pytest.approx(mse, rel=1e-4)
+        assert found.scores[name]["psnr_db"] == pytest.approx(10 * np.log10(4 / mse), rel=1e-4)
+    summary = report.reconstruction_figures(found, images, worst=2)
+    assert (summary["count"], summary["subjects"]) == (7, 3)
+    order = np.argsort(found.scores["all"]["ssim"])
+    assert [case["key"] for case in summary["worst"]] == [images.keys[i] for i in order[:2]]
+    levels = report.level_figures(found, tiny_vqvae)
+    share = np.bincount(codes[0].flatten(), minlength=8) / codes[0].numel()
+    share = share[share > 0]
+    assert levels["top"]["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert levels["top"]["least_perplexity"] == 4
+
+
+def test_a_level_of_one_code_counts_as_collapsed(tiny_vqvae, images):
+    tiny_vqvae.quantizers[1].embedding[1:] = 1e6
+    levels = report.level_figures(report.scan(tiny_vqvae, images), tiny_vqvae)
+    assert levels["bottom"]["perplexity"] == 1
+    assert levels["bottom"]["collapsed"]
+
+
+def test_a_priors_score_is_the_cross_entropy_of_a_naive_loop(tiny_prior_config):
+    torch.manual_seed(0)
+    prior = Prior(tiny_prior_config).eval()
+    torch.nn.init.normal_(prior.output.weight)
+    top, codes, labels = (
+        torch.randint(8, (5, 2, 3)),
+        torch.randint(12, (5, 4, 6)),
+        torch.tensor([[0], [1], [-1], [1], [0]]),
+    )
+    found = report.score_codes(prior, [top, codes], labels, batch_size=2)
+    cells, right = np.zeros((5, 4, 6)), 0
+    with torch.no_grad():
+        for n in range(5):
+            log_p = prior(codes[n : n + 1], [top[n : n + 1]], labels[n : n + 1])[0].double().log_softmax(0)
+            for i in range(4):
+                for j in range(6):
+                    cells[n, i, j] = -log_p[codes[n, i, j], i, j]
+                    right += int(log_p[:, i, j].argmax() == codes[n, i, j])
+    # fp32 sums over batches of other sizes.
+    assert found.nll == pytest.approx(cells.mean((1, 2)), rel=1e-5)
+    assert found.nll_map == pytest.approx(cells.mean(0), rel=1e-4)
+    assert found.accuracy == right / cells.size
+
+
+def test_tables_of_counts_agree_with_the_metrics_and_the_gain_with_both():
+    draw = np.random.default_rng(0)
+    train, codes = draw.integers(0, 6, (40, 2, 3)), draw.integers(0, 6, (9, 2, 3))
+    found, position_map = report.table_figures(codes, train, 6)
+    assert found["position_nll"] == pytest.approx(positionwise_unigram_nll(train, codes, 6))
+    assert position_map.mean() == pytest.approx(found["position_nll"])
+    assert found["position_nll_bits"] == pytest.approx(found["position_nll"] / math.log(2))
+    scores = report.CodeScores(np.array([1.0, 2.0]), np.full((2, 3), 1.5), 0.5)
+    own = report.prior_figures(scores, scores, found["position_nll"])
+    assert own["gain"] == pytest.approx(found["position_nll"] - 1.5)
+
+
+def test_bits_per_dim_add_up_over_levels():
+    nats = dict.fromkeys(("nll", "position_nll", "unigram_nll"), 2 * math.log(2))
+    levels = {
+        "top": {"shape": [2, 2], "num_embeddings": 16, **nats},
+        "bottom": {"shape": [4, 4], "num_embeddings": 4, **nats},
+    }
+    found = report.bits_per_dim(levels, 64)
+    assert found["prior"] == pytest.approx(20 * 2 / 64)
+    assert found["uniform"] == pytest.approx((4 * 4 + 16 * 2) / 64)
+
+
+def test_pairwise_ssim_is_the_mean_over_all_pairs():
+    images = torch.rand(5, 1, 12, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2.0}
+    pairs = [
+        structural_similarity(images[i, 0].double().numpy(), images[j, 0].double().numpy(), **options)
+        for i in range(5)
+        for j in range(i)
+    ]
+    assert report.pairwise_ssim(images, chunk=3) == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert math.isnan(report.pairwise_ssim(images[:1]))
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 4095)])
+def test_the_nearest_training_image_is_that_of_a_naive_loop(dtype, top):
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, top + 1, (20, 2, 5, 6)).astype(dtype)
+    train = ImageSet(pixels, [str(i) for i in range(20)], ["a"] * 20, np.zeros((20, 0), np.int64), (0, top))
+    queries = torch.from_numpy(draw.uniform(-1, 1, (6, 2, 5, 6))).float()
+    index, distance = nearest_training(queries, train)
+    reference = to_unit(pixels, (0, top)).double().numpy()
+    naive = np.sqrt(((queries.double().numpy()[:, None] - reference[None]) ** 2).mean((2, 3, 4)))
+    assert index.tolist() == naive.argmin(1).tolist()
+    assert distance == pytest.approx(naive.min(1), rel=1e-5)
+
+
+def test_copies_of_training_images_are_found_and_held_out_images_are_not(phantom):
+    model, train = Lossless(), phantom["train"]
+    real = phantom["val"].__getitems__(range(len(phantom["val"])))["image"]
+    train_images = train.__getitems__(range(len(train)))["image"]
+    codes = [model.encode(train_images)[0].numpy()]
+
+    def figures_of(samples: Tensor) -> dict:
+        drawn = sample_set(model.encode(samples)[0])
+        near = report.neighbours(samples, real, real, train)
+        return report.memorisation_figures(near, drawn, train, codes, model)  # type: ignore[arg-type]
+
+    copied = figures_of(train_images[[3, 8, 8]])
+    assert (copied["copies"], copied["identical_codes"], copied["mirrored_copies"]) == (3, 3, 0)
+    assert copied["ratio_of_medians"] == pytest.approx(0, abs=1e-6)
+    assert copied["closer_share"] == 1
+    assert [case["key"] for case in copied["nearest"]] == [train.keys[i] for i in (3, 8, 8)]
+    mirrored = figures_of(train_images[[3, 8]].flip(-1))
+    assert (mirrored["copies"], mirrored["mirrored_copies"], mirrored["identical_codes"]) == (0, 2, 0)
+    fresh = figures_of(phantom["test"].__getitems__(range(len(phantom["test"])))["image"])
+    assert fresh["copies"] == fresh["mirrored_copies"] == fresh["identical_codes"] == 0
+    assert 0.8 < fresh["ratio_of_medians"] < 1.25
+
+
+def test_ventricles_of_true_slices_keep_their_difference_and_doubles_count_once(phantom):
+    model, train = Lossless(), phantom["train"]
+    batch = phantom["train"].__getitems__(range(20))
+    samples = sample_set(model.encode(batch["image"])[0], batch["label"][:, 0].tolist())
+    classes = ("healthy", "atrophy")
+    found = report.ventricles([samples, samples], model, train, classes)  # type: ignore[arg-type]
+    assert sum(map(len, found.samples.values())) == 20
+    summary = report.ventricle_figures(found, classes)
+    error = 3 * summary["ventricle_difference_ratio_se"]
+    assert summary["ventricle_difference_ratio"] == pytest.approx(1, abs=error)
+    assert 0 < error < 1
+
+
+def test_a_sample_without_a_head_is_counted_and_left_out_of_the_mean():
+    areas = report.Ventricles(
+        {"healthy": np.array([0.04, np.nan, 0.06]), "atrophy": np.array([0.09])},
+        {"healthy": np.array([0.05]), "atrophy": np.array([0.13])},
+    )
+    found = report.ventricle_figures(areas, ("healthy", "atrophy"))
+    assert found["labels"]["healthy"]["nan"] == 1
+    assert found["labels"]["healthy"]["mean"] == pytest.approx(0.05)
+    assert found["ventricle_difference_ratio"] == pytest.approx(0.5)
+
+
+def good_report() -> dict:
+    """A report with nothing to complain of."""
+
+    def spread(value: float) -> dict[str, float]:
+        return dict.fromkeys(("mean", "std", "p5", "median", "p95", "min", "max"), value)
+
+    def scores(ssim: float) -> dict:
+        return {"ssim": spread(ssim), "psnr_db": spread(30 * ssim), "mse": spread(0.01)}
+
+    level = {
+        "num_embeddings": 64, "shape": [4, 4], "perplexity": 40.0, "perplexity_foreground": 50.0, "usage": 0.9,
+        "constant_share": 0.4, "least_perplexity": 4.0, "collapsed": False, "nll": 2.0, "nll_bits": 2.9, "gain": 1.0,
+        "position_nll": 3.0, "unigram_nll": 4.0, "train_nll": 1.9, "accuracy": 0.5, "position_accuracy": 0.3,
+        "position_perplexity": 20.1,
+    }  # fmt: skip
+    return {
+        "version": "0",
+        "created": "today",
+        "run": "brain",
+        "data": {"height": 32, "width": 32, "channels": 1},
+        "split": {
+            "name": "val", "data": "slices", "images": 9, "subjects": 3, "held_out": True, "shared_subjects": 0,
+            "identical_images": 0,
+        },
+        "reconstruction": {
+            "count": 9, "subjects": 3, **scores(0.95), "mean_image": scores(0.5), "upper": {"top": scores(0.8)},
+            "worst": [{"key": "<b>a</b>.png", "subject": "s&1", "ssim": 0.9, "psnr_db": 20.0, "mse": 0.1}],
+        },
+        "levels": {"top": level, "bottom": {**level}},
+        "bits_per_dim": {"prior": 0.1, "position_unigram": 0.2, "unigram": 0.3, "uniform": 0.4},
+        "samples": {
+            "folder": "samples", "count": 64, "label": {"diagnosis": "<healthy>"}, "temperature": [1.0, 1.0],
+            "top_k": [0, 0], "top_p": [1.0, 1.0], "seed": 0,
+            "nll": {"top": spread(2.0), "bottom": spread(2.0)},
+            "diversity": {
+                "compared": 9, "pairwise_ssim": 0.6, "real_pairwise_ssim": 0.55, "reconstructed_pairwise_ssim": 0.58,
+            },
+            "memorisation": {
+                "count": 64, "real_count": 9, "copies": 0, "mirrored_copies": 0, "identical_codes": 0,
+                "distance_median": 0.2, "real_distance_median": 0.2, "reconstructed_distance_median": 0.2,
+                "real_distance_p1": 0.1, "reconstructed_distance_p1": 0.1, "ratio_of_medians": 1.0,
+                "ratio_of_medians_reconstructed": 1.0, "closer_share": 0.0, "closer_share_reconstructed": 0.0,
+            },
+        },
+        "phantom": {
+            "labels": {
+                name: {"samples": 32, "nan": 0, "mean": 0.1, "std": 0.0, "true_mean": 0.1, "true_std": 0.0}
+                for name in ("healthy", "atrophy")
+            },
+            "ventricle_difference": 0.07, "true_difference": 0.07, "ventricle_difference_ratio": 1.0,
+            "ventricle_difference_ratio_se": 0.1,
+        },
+        "commands": ["python evaluate.py --run 'a & b'"],
+        "hashes": {"vqvae_sha256": "0" * 64, "prior_sha256": {"top": "1" * 64}},
+        "missing": [],
+        "summary": [],
+        "warnings": [],
+    }  # fmt: skip
+
+
+DEFECTS = {
+    "levels.top.collapsed": (True, "level top has collapsed"),
+    "levels.bottom.usage": (0.1, "uses 10% of its codebook"),
+    "levels.top.perplexity_foreground": (1.5, "almost nothing outside constant cells"),
+    "levels.bottom.gain": (-0.1, "no better than a table of counts"),
+    "levels.bottom.train_nll": (0.9, "level bottom overfits"),
+    "reconstruction.ssim.mean": (0.4, "no better than the mean training image"),
+    "reconstruction.upper.top.ssim.mean": (0.4, "top only"),
+    "split.held_out": (False, "not held-out figures"),
+    "split.shared_subjects": (2, "among the training subjects too"),
+    "split.identical_images": (1, "exact copies of training images"),
+    "samples.nll.top.mean": (1.0, "too sure of itself"),
+    "samples.diversity.pairwise_ssim": (0.9, "lack diversity"),
+    "samples.memorisation.copies": (1, "1 of 64 samples is as close to a training image"),
+    "samples.memorisation.mirrored_copies": (2, "mirrored training image"),
+    "samples.memorisation.identical_codes": (1, "exactly the codes of a training image"),
+    "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
+    "phantom.ventricle_difference_ratio": (0.2, "Labels steer too little"),
+    "phantom.labels.atrophy.nan": (3, "no head could be found"),
+}
+
+
+def test_a_good_report_has_no_warning_and_its_summary_tells_each_part():
+    found = good_report()
+    assert report.warnings(found) == []
+    text = " ".join(report.summary(found))
+    for word in ("0.950", "top 50 of 64", "1.00 below", "Diversity", "none of 64", "100%"):
+        assert word in text
+
+
+@pytest.mark.parametrize("place", DEFECTS)
+def test_each_defect_is_warned_of_and_no_other(place):
+    value, told = DEFECTS[place]
+    found = good_report()
+    *path, name = place.split(".")
+    part = found
+    for step in path:
+        part = part[step]
+    part[name] = value
+    warned = report.warnings(found)
+    assert sum(told in line for line in warned) == 1
+    # Reconstructions as bad as the mean image are so from the upper levels alone, or not: nothing else follows.
+    assert len(warned) == 1
+
+
+def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
+    found = good_report()
+    for part in ("samples", "phantom", "bits_per_dim"):
+        del found[part]
+    for level in found["levels"].values():
+        for name in ("nll", "gain", "train_nll", "position_nll", "position_perplexity"):
+            del level[name]
+    del found["reconstruction"]["mean_image"]
+    found["missing"] = ["priors: run <this>"]
+    found["summary"] = report.summary(found)
+    assert report.warnings(found) == []
+    report.write_page(tmp_path / "index.html", found, {})
+    text = (tmp_path / "index.html").read_text()
+    assert "priors: run &lt;this&gt;" in text
+    assert 'id="samples"' not in text
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_users_name(tmp_path):
+    found = good_report()
+    found["summary"], found["warnings"] = report.summary(found), ["a < b"]
+    report.write_page(tmp_path / "index.html", found, dict.fromkeys(CAPTIONS, 10.0))
+    text = (tmp_path / "index.html").read_text()
+    assert not re.search(r"https?:|//|@import|url\(|<script|<link", text)
+    assert set(re.findall(r'src="([^"]+)"', text)) == {f"figures/{name}.png" for name in CAPTIONS}
+    assert set(re.findall(r'href="([^"#]+)"', text)) == {
+        *(f"figures/{name}.png" for name in CAPTIONS),
+        "report.json",
+        "scores.csv",
+    }
+    assert "<b>a</b>" not in text
+    assert "&lt;b&gt;a&lt;/b&gt;.png" in text
+    assert "&lt;healthy&gt;" in text
+    assert "a &lt; b" in text
+    for anchor in re.findall(r'href="#([^"]+)"', text):
+        assert f'id="{anchor}"' in text
+
+
+def test_every_level_count_and_both_colour_kinds_can_be_drawn(tmp_path, started):
+    for channels, strides in ((1, (2,)), (3, (2, 2, 2))):
+        levels = len(strides)
+        config = VQVAEConfig(
+            channels=channels, height=16, width=24, strides=strides, num_embeddings=(8,) * levels,
+            embedding_dim=(4,) * levels, hidden_channels=8, residual_channels=4, init_vectors=16,
+        )  # fmt: skip
+        model: VQVAE = started(config)
+        pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 16, 24)).astype(np.uint8)
+        pair = ImageSet(pixels, ["a.png", "b.png"], ["a", "b"], np.zeros((2, 0), np.int64), (0, 255))
+        found = report.scan(model, pair, report.mean_image(pair))
+        album = Album(tmp_path / f"{channels}")
+        album.images(model, pair, found, report.level_figures(found, model))
+        names = {"reconstructions", "ssim", "code_maps", "codebook_use"} | ({"levels"} if levels > 1 else set())
+        assert set(album.widths) == names
+        assert {path.stem for path in (tmp_path / f"{channels}").iterdir()} == names
+        assert report.reconstruction_figures(found, pair)["upper"].keys() == {"top", "middle"} & set(model.levels[:-1])
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    for name in ("a", "b"):
+        figure = figures.ventricle_areas({"any": np.array([0.1, 0.2])}, {"healthy": np.array([0.1, np.nan])})
+        figures.save(figure, tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_log_is_read_as_far_as_it_is_whole(tmp_path):
+    (tmp_path / "stats.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "tra')
+    assert read_stats(tmp_path / "stats.jsonl") == [{"step": 1, "train/loss": 2.0}]
+    assert read_stats(tmp_path / "none.jsonl") == []
+
+
+def test_samples_of_other_models_are_left_aside_and_damaged_ones_refused(tmp_path, tiny_vqvae):
+    codes = {
+        level: np.zeros((2, *shape), np.int32)
+        for level, shape in zip(("top", "bottom"), tiny_vqvae.config.shapes, strict=True)
+    }
+    how = {"vqvae_sha256": "v", "prior_sha256": {"top": "t", "bottom": "b"}}
+    how |= {"nll_nats_per_code": {"top": [1.0, 2.0], "bottom": [3.0, 4.0]}, "labels": [[0], [-1]]}
+    np.savez(tmp_path / "codes.npz", **codes)
+    (tmp_path / "samples.json").write_text(json.dumps(how))
+    found = report.read_samples(tmp_path, tiny_vqvae, how)
+    assert found is not None
+    assert len(found) == 2
+    assert found.nll.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    other = copy.deepcopy(how)
+    other["prior_sha256"]["top"] = "x"
+    assert report.read_samples(tmp_path, tiny_vqvae, other) is None
+    assert report.read_samples(tmp_path / "absent", tiny_vqvae, how) is None
+    codes["top"] += 99
+    np.savez(tmp_path / "codes.npz", **codes)
+    with pytest.raises(report.samples.checkpoint.UserError, match="the samples are damaged"):
+        report.read_samples(tmp_path, tiny_vqvae, how)
