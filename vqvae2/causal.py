@@ -141,7 +141,9 @@ class RowConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.reach = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, (self.reach + 1, 2 * self.reach + 1), padding=(0, self.reach))
+        size = (self.reach + 1, 2 * self.reach + 1)
+        conv = nn.Conv2d(in_channels, out_channels, size, padding=(0, self.reach))
+        self.conv = conv.to(memory_format=torch.channels_last)  # as its input: else each call copies the weights
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Map rows (B, n, W, C) to (B, n, W, R)."""

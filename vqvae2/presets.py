@@ -112,8 +112,11 @@ PRESETS: dict[str, Preset] = {
         source="ours: 128x128 brain slices of about a hundred subjects, 65 minutes on 2 CPU cores",
         vqvae=_OURS,
         vqvae_training=replace(_OURS_TRAINING, max_minutes=25),
-        priors=(_PRIOR, replace(_PRIOR, attention_every=0)),
-        prior_training=(replace(_PRIOR_TRAINING, max_minutes=15), replace(_PRIOR_TRAINING, max_minutes=25)),
+        priors=(_PRIOR, replace(_PRIOR, num_layers=8, attention_every=0)),
+        prior_training=(
+            replace(_PRIOR_TRAINING, max_minutes=15),
+            replace(_PRIOR_TRAINING, max_minutes=25, batch_size=4),
+        ),
         size="128x128",
     ),
     "demo": Preset(

@@ -266,8 +266,9 @@ class _Run:
         before = time.monotonic()
         # Eager: other batch sizes, without gradients, would each be compiled again.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, self.average.applied(), torch.no_grad(), autocast(self.device, self.precision):
-            figures = self.task.validate()
+        with eager, self.average.applied(), torch.no_grad():
+            with autocast(self.device, self.precision):
+                figures = self.task.validate()
             score = figures[self.task.score]
             self._refuse_non_finite(self.task.score, score)
             better = score < self.best_score
@@ -276,6 +277,7 @@ class _Run:
                 self.task.save(self.folder)
             else:
                 self.stale += 1
+            # Without autocast, which would cast all weights again for each of a sampler's many small steps.
             for name, picture in self.task.preview().items():
                 self.logbook.picture(self.step, name, picture)
         _set_random_state(random_state, self.device)

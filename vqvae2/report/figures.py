@@ -12,8 +12,8 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,7 +27,7 @@ Stats = Sequence[Mapping[str, float]]
 # Colours that stay apart for colour-blind readers and in grey print (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 _LEVELS = (BLUE, ORANGE, GREEN, PINK)
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -82,7 +82,7 @@ def reconstructions(originals: Tensor, made: Tensor, titles: Sequence[str]) -> F
         shown = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes[2][0].set_ylabel("difference")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=7.5, fontweight="normal")
+        axis.set_title(title, fontsize=6.8, fontweight="normal")
     bar = figure.colorbar(shown, ax=axes[2].tolist(), fraction=0.02, pad=0.01, aspect=12)
     bar.ax.tick_params(labelsize=7)
     return figure
@@ -193,7 +193,12 @@ def histograms(
         bins = np.linspace(low - margin, high + margin, count + 1)
         for (name, values), colour in zip(finite.items(), (BLUE, GREY, ORANGE, GREEN, PINK), strict=False):
             weights = np.full(len(values), 1 / max(len(values), 1))
-            shape = {"bins": bins, "weights": weights, "histtype": "stepfilled", "facecolor": _fade(colour)}
+            shape: dict[str, Any] = {
+                "bins": bins,
+                "weights": weights,
+                "histtype": "stepfilled",
+                "facecolor": _fade(colour),
+            }
             axis.hist(values, **shape, edgecolor=colour, linewidth=1.2, label=f"{name} (mean {values.mean():.3g})")
         for name, value in (lines or {}).items():
             axis.axvline(value, color="#333333", linewidth=1, linestyle="--", label=name)
@@ -271,9 +276,8 @@ def _sheet(
     """A figure of rows x columns of bare axes for images of a shape (H, W); title and right in inches."""
     cell = min((_WIDTH - 0.45 - right) / columns, 2.2)
     width = cell * columns + 0.45 + right
-    figure = Figure(figsize=(width, cell * shape[0] / shape[1] * rows + title), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # type: ignore[union-attr]
+    tight = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+    figure = Figure(figsize=(width, cell * shape[0] / shape[1] * rows + title), layout=tight)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         _bare(axis)
@@ -300,7 +304,6 @@ def _row(axes: Sequence[Axes], images: Tensor, name: str) -> None:
 
 def _panels(count: int, width: float = _WIDTH, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

@@ -67,3 +67,4 @@ footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--l
   a { color: inherit; }
 }
 """
+"""Style sheet, inlined in the page."""

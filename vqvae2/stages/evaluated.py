@@ -1,5 +1,6 @@
 """What evaluate.py scores: which images, beside which training images, and the commands that made the run."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,11 +109,11 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, An
         samples: how samples were made, where there are any.
     """
     chosen, data = PRESETS.get(record["preset"]), record["train_vqvae"]["data"]
-    path, lines = str(run.path), []
+    path, lines = shlex.quote(str(run.path)), list[str]()
     if chosen is None:
         return lines
     usual = {**asdict(DataConfig()), "size": chosen.size, "phantom_images": chosen.phantom_images}
-    flags = [f"--data {data['data']} --preset {record['preset']}"]
+    flags = [f"--data {shlex.quote(data['data'])} --preset {record['preset']}"]
     flags += _flags({name: value for name, value in data.items() if name != "data"}, usual)
     flags += _flags(record["train_vqvae"]["model"], asdict(chosen.vqvae), ("channels", "height", "width"))
     flags += _flags(record["train_vqvae"]["training"], asdict(chosen.vqvae_training))
@@ -131,7 +132,10 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, An
         flags += _flags(kept["training"], asdict(chosen.prior_training[index]))
         lines.append(" ".join([f"python train_prior.py --run {path} --level {level}", *flags]))
     if samples:
-        flags = [f"--num {samples['count']}", *(f"--label {name}={value}" for name, value in samples["label"].items())]
+        flags = [
+            f"--num {samples['count']}",
+            *(f"--label {shlex.quote(f'{k}={v}')}" for k, v in samples["label"].items()),
+        ]
         plain = {"temperature": 1, "top_k": 0, "top_p": 1, "seed": 0, "chunk_size": 16}
         for name, value in plain.items():
             given = samples[name] if isinstance(samples[name], list) else [samples[name]]
@@ -149,7 +153,7 @@ def _flags(kept: Mapping[str, Any], usual: Mapping[str, Any], without: tuple[str
         usually = list(usually) if isinstance(usually, tuple) else usually
         if name in without or value is None or value == usually:
             continue
-        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = " ".join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
         flags.append(f"--{name.replace('_', '-')} {text}")
     return flags
 
