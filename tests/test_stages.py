@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, files, stats
 
-from vqvae2 import VQVAE, CodeStore, checkpoint
+from vqvae2 import VQVAE, CodeStore, checkpoint, sampling
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.data import from_unit
@@ -109,6 +109,28 @@ def test_fewer_samples_are_the_first_of_more_byte_for_byte(chain, tmp_path, call
         assert (tmp_path / name).read_bytes() == (chain.run / "samples" / name).read_bytes()
     assert call(sample.main, "--run", chain.run, "--num", 1, *flags).code == 0
     assert {path.name for path in tmp_path.glob("0*.png")} == {"00000.png"}
+
+
+def test_an_interrupted_set_is_gone_on_with_and_holds_the_same_bytes(run, tmp_path, call, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = ["--run", run, "--num", 5, "--chunk-size", 2, "--label", "diagnosis=atrophy"]
+    assert call(sample.main, *flags, "--out", whole).code == 0
+    made, sample_chunk = [], sampling.sample_chunk
+
+    def interrupt_at_the_third(*args, **kwargs):
+        made.append(list(args[2]))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return sample_chunk(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample_chunk", interrupt_at_the_third)
+    assert call(sample.main, *flags, "--out", stopped).code == 130
+    assert not list(stopped.glob("*.png"))
+    assert call(sample.main, *flags, "--out", stopped).code == 0
+    assert made == [[0, 1], [2, 3], [4, 5], [4, 5]]
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
 
 
 @pytest.mark.parametrize("name", ["train-vqvae", "train-prior"])

@@ -9,6 +9,7 @@ Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attrib
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
 __all__ = [
+    "KeptChunks",
     "Samples",
     "Sharpness",
     "check_priors",
@@ -64,6 +66,18 @@ class Samples:
     codes: list[Tensor]
     nll: Tensor
     label: Tensor
+
+
+class KeptChunks(Protocol):
+    """Where finished chunks lie, so that an interrupted set is gone on with."""
+
+    def get(self, first: int) -> tuple[list[Tensor], Tensor] | None:
+        """Return codes and NLL of the chunk that starts with sample ``first``, if it is there."""
+        ...
+
+    def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
+        """Keep a chunk."""
+        ...
 
 
 def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
@@ -220,16 +234,27 @@ def sample_rows(
     sharpness: Sequence[Sharpness] | None = None,
     chunk_size: int = 16,
     progress: Callable[[int], object] | None = None,
+    kept: KeptChunks | None = None,
 ) -> Samples:
     """Sample one image for each row of labels, in chunks of one size; the last chunk is padded and cut.
 
-    Args: as of `sample_chunk`, with label (N, A), and the chunks' size.
+    Args: as of `sample_chunk`, with label (N, A), the chunks' size, and where finished chunks are kept and found.
     """
     num, parts = len(label), []
     for first in range(0, num, chunk_size):
         indices = range(first, first + chunk_size)
         rows = label[[min(index, num - 1) for index in indices]]
-        parts.append(sample_chunk(model, priors, indices, rows, seed, sharpness, progress))
+        found = kept.get(first) if kept is not None else None
+        if found is not None:
+            codes = [level.to(next(model.parameters()).device) for level in found[0]]
+            parts.append(Samples(model.decode(codes), codes, found[1].to(codes[0].device), rows))
+            if progress is not None:
+                progress(sum(level.numel() for level in codes))
+            continue
+        part = sample_chunk(model, priors, indices, rows, seed, sharpness, progress)
+        if kept is not None:
+            kept.put(first, [level.cpu() for level in part.codes], part.nll.cpu())
+        parts.append(part)
     return Samples(
         torch.cat([part.images for part in parts])[:num],
         [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],

@@ -100,6 +100,10 @@ def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, p
         0; 2 after a mistake of the user's, told in one line on stderr; 130 after an interruption.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Several processes would each write the whole run.
+        print("error: a stage runs in one process: WORLD_SIZE is above 1. Start it without torchrun.", file=sys.stderr)
+        return 2
     if "--version" in argv:
         print(f"vqvae2 {__version__}")
         return 0
@@ -112,7 +116,7 @@ def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, p
         print(f"{error}. Go on with: {command(name, argv, '--resume')}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on or starts again", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

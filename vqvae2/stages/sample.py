@@ -1,9 +1,13 @@
 """Stage 4: make images (Razavi et al. 2019, algorithm 2, last steps)."""
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import tyro
 from torch import Tensor
@@ -15,7 +19,7 @@ from vqvae2.data import from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
-from vqvae2.sampling import Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
+from vqvae2.sampling import KeptChunks, Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
 from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -71,9 +75,7 @@ def _story(argv: list[str], prog: str) -> None:
     print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
-    samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size)
     how = {
-        "num": arguments.num,
         "label": wanted,
         "temperature": [s.temperature for s in sharpness],
         "top_k": [s.top_k for s in sharpness],
@@ -81,8 +83,14 @@ def _story(argv: list[str], prog: str) -> None:
         "seed": arguments.compute.seed,
         "chunk_size": arguments.chunk_size,
         "device": str(device),
+        "precision": "bf16" if arguments.compute.precision == "bf16" else "fp32",
     }
-    write_samples(out, samples, model, run, how)
+    if how["precision"] == "bf16":
+        priors = [prior.to(torch.bfloat16) for prior in priors]
+    kept = ChunkFolder(out, {**how, **_hashes(model, run)})
+    samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
+    write_samples(out, samples, model, run, {"num": arguments.num, **how})
+    kept.remove()
     print(f"wrote {out}/grid.png, {arguments.num} images, codes.npz and samples.json")
     print(f"next: python evaluate.py --run {run.path}")
 
@@ -123,6 +131,40 @@ def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str,
     return wanted
 
 
+class ChunkFolder:
+    """The finished chunks of a set that is being sampled, beside its images-to-be.
+
+    Args:
+        out: folder of the set.
+        how: everything that the samples depend on; chunks of another making are not found.
+    """
+
+    def __init__(self, out: Path, how: dict) -> None:
+        key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+        self.out, self.folder = out, out / f".unfinished-{key}"
+
+    def get(self, first: int) -> tuple[list[Tensor], Tensor] | None:
+        """Return codes and NLL of the chunk that starts with sample ``first``, if it is there."""
+        path = self.folder / f"{first:08d}.safetensors"
+        if not path.is_file():
+            return None
+        tensors = safetensors.torch.load_file(path)
+        nll = tensors.pop("nll")
+        return [tensors[name] for name in sorted(tensors)], nll
+
+    def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
+        """Keep a chunk."""
+        checkpoint.make_folder(self.folder)
+        tensors = {f"{i:03d}": level.contiguous() for i, level in enumerate(codes)}
+        blob = safetensors.torch.save({**tensors, "nll": nll})
+        checkpoint.write_atomic(self.folder / f"{first:08d}.safetensors", blob)
+
+    def remove(self) -> None:
+        """Remove all unfinished sets of the folder: the images are written."""
+        for folder in self.out.glob(".unfinished-*"):
+            shutil.rmtree(folder)
+
+
 def draw(
     model: VQVAE,
     priors: list[Prior],
@@ -130,12 +172,13 @@ def draw(
     seed: int,
     sharpness: list[Sharpness],
     chunk_size: int,
+    kept: KeptChunks | None = None,
 ) -> Samples:
     """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_rows`."""
     chunks = -(-len(label) // chunk_size)
     total = chunks * chunk_size * sum(h * w for h, w in model.config.shapes)
     with tqdm(total=total, unit="code", unit_scale=True, disable=None) as bar:
-        samples = sample_rows(model, priors, label, seed, sharpness, chunk_size, bar.update)
+        samples = sample_rows(model, priors, label, seed, sharpness, chunk_size, bar.update, kept)
     codes = [level.cpu() for level in samples.codes]
     return Samples(samples.images.cpu(), codes, samples.nll.cpu(), samples.label)
 
@@ -160,9 +203,16 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
         "version": __version__,
         **how,
         "levels": list(model.levels),
-        "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
-        "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
+        **_hashes(model, run),
         "nll_nats_per_code": nll,
         "labels": samples.label.tolist(),
     }
     checkpoint.write_json(out / "samples.json", record)
+
+
+def _hashes(model: VQVAE, run: RunFolder) -> dict:
+    """Name the weights that samples are made with."""
+    return {
+        "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
+        "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
+    }
