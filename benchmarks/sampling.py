@@ -154,7 +154,7 @@ def load_peer(path: Path, claim: Claim) -> nn.Module:
 
 @torch.no_grad()
 def our_seconds(prior: Prior, claim: Claim, device: torch.device, repeats: int) -> float:
-    """Time whole maps, after one short warm-up; the median."""
+    """Time whole maps; the median."""
     positions = claim.size**2
     uniform = torch.rand(claim.batch, positions, dtype=torch.float64, device=device)
     condition = [] if claim.level == "top" else [torch.randint(K, (claim.batch, 32, 32), device=device)]

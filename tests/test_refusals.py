@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_run_record_that_is_broken_or_newer_is_refused(run, refused):
 def test_what_does_not_belong_together_is_refused(run, refused, call):
     config = checkpoint.load_config(run / "vqvae")
     torch.manual_seed(5)
-    other = VQVAE(VQVAE.from_pretrained(run / "vqvae").config)
+    other = VQVAE(replace(VQVAE.from_pretrained(run / "vqvae").config, init_vectors=0))
     other.save_pretrained(run / "vqvae", config["data"])
     for main, flags in (
         (train_prior.main, ["--level", "top", "--overwrite", *PRIOR_FLAGS]),
@@ -212,3 +213,61 @@ def test_nothing_is_trained_or_extracted_over_without_being_told(run, refused, c
     assert call(train_vqvae.main, "--run", run, *VQVAE_FLAGS, "--seed", 1, "--overwrite").code == 0
     assert checkpoint.sha256_of(run / "vqvae") != old
     assert [line["step"] for line in stats(run / "vqvae")] == [1, 2, 3, 3]
+
+
+def test_samples_are_not_written_among_other_files(run, tmp_path, refused):
+    slice_of_a_patient = tmp_path / "slices" / "388206_78.png"
+    slice_of_a_patient.parent.mkdir()
+    slice_of_a_patient.write_bytes(b"not to be lost")
+    line = refused(sample.main, "--run", run, "--num", 1, "--out", slice_of_a_patient.parent)
+    assert "388206_78.png" in line
+    assert slice_of_a_patient.read_bytes() == b"not to be lost"
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "name"),
+    [
+        (train_vqvae.main, ["--hidden-channels", 16], "hidden_channels"),
+        (train_vqvae.main, ["--preset", "demo"], "--preset"),
+        (train_prior.main, ["--level", "top", "--channels", 16], "channels"),
+    ],
+)
+def test_a_resume_with_another_model_is_refused_and_the_run_left_as_it_was(run, refused, main, flags, name):
+    before = files(run)
+    assert name in refused(main, "--run", run, "--resume", *flags)
+    assert files(run) == before
+
+
+def test_a_resume_keeps_seed_and_compute_settings(tmp_path, call):
+    flags = ["--run", tmp_path / "run", *VQVAE_FLAGS]
+    assert call(train_vqvae.main, *flags, "--seed", 5, "--precision", "fp32").code == 0
+    assert call(train_vqvae.main, "--run", tmp_path / "run", "--resume", "--max-steps", 4).code == 0
+    kept = checkpoint.read_json(tmp_path / "run" / "run.json")["train_vqvae"]["compute"]
+    assert (kept["seed"], kept["precision"]) == (5, "fp32")
+
+
+def test_images_too_small_for_ssim_are_refused_before_the_training(tmp_path, refused):
+    line = refused(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS, "--size", "8x8")
+    assert "8x8" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_data_s_folder_is_no_run_folder(tmp_path, refused):
+    line = refused(train_vqvae.main, "--run", tmp_path, "--data", tmp_path)
+    assert str(tmp_path) in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_vqvae_has_no_average_of_its_weights(tmp_path, refused):
+    assert "--ema-decay" in refused(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS, "--ema-decay", 0.9)
+
+
+def test_random_codebooks_are_not_extracted(tmp_path, call, refused):
+    flags = ["--run", tmp_path / "run", *VQVAE_FLAGS, "--init-vectors", 100_000]
+    assert "too short to start" in call(train_vqvae.main, *flags).out
+    assert "too short to start" in refused(extract_codes.main, "--run", tmp_path / "run", "--allow-collapse")
+
+
+def test_several_processes_are_refused(run, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE" in refused(sample.main, "--run", run)

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 __all__ = [
@@ -147,7 +148,12 @@ class RowConv(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Map rows (B, n, W, C) to (B, n, W, R)."""
-        return self.conv(past.rows(self, x, self.reach).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        window = past.rows(self, x, self.reach)
+        if window.shape[1] == self.reach + 1:  # one row: a matrix product, without a convolution's set-up
+            taps = F.pad(window, (0, 0, self.reach, self.reach)).unfold(2, 2 * self.reach + 1, 1)
+            weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # (R, rows * columns * C), no copy
+            return F.linear(rearrange(taps, "b t w c k -> b 1 w (t k c)"), weight, self.conv.bias)
+        return self.conv(rearrange(window, "b h w c -> b c h w")).permute(0, 2, 3, 1)
 
 
 class ColumnConv(nn.Module):

@@ -54,7 +54,7 @@ def save_pretrained(
         UserError: the folder cannot be written.
         ValueError: no kind, or names that carry a wrapper's prefix (``module.``, ``_orig_mod.``).
     """
-    fields = _plain(config)
+    fields = plain(config)
     kind = kind or fields.get("kind")
     if not kind:
         raise ValueError("save_pretrained needs a kind, as an argument or in the config")
@@ -258,7 +258,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         UserError: the file cannot be written.
         TypeError: a value of any other type.
     """
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(path, (text + "\n").encode())
 
 
@@ -325,17 +325,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _plain(obj: Any) -> Any:
+def plain(obj: Any) -> Any:
+    """Turn dataclasses, mappings, tuples, paths, arrays and tensors into JSON values; NaN and infinity become None."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {field.name: _plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
+        return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
     if isinstance(obj, Mapping):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
+        return [plain(value) for value in obj]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
     if hasattr(obj, "tolist"):  # NumPy scalars and arrays, tensors
-        return _plain(obj.tolist())
+        return plain(obj.tolist())
     if isinstance(obj, float) and not math.isfinite(obj):
         return None
     return obj

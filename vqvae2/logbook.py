@@ -1,6 +1,7 @@
 """What a training writes down: stats.jsonl, TensorBoard events and pictures, all under the same names."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,8 +36,8 @@ class Logbook:
 
     def figures(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
         """Write figures by name, at a step and after some seconds of training."""
-        record = {"step": step, "seconds": round(seconds, 3)}
-        record |= {name: float(f"{value:.6g}") for name, value in figures.items()}
+        record: dict[str, float | None] = {"step": step, "seconds": round(seconds, 3)}
+        record |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in figures.items()}
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")

@@ -137,6 +137,11 @@ def usage(counts: Any) -> float:
     return float((_array(counts, np.float64) > 0).mean())
 
 
+def least_perplexity(num_embeddings: int) -> float:
+    """Return the held-out perplexity under which a codebook of K codes counts as collapsed: max(4, K / 50)."""
+    return max(4.0, num_embeddings / 50)
+
+
 class CodeCounts:
     """How often each code of one level occurs over a window of batches, everywhere and in the foreground.
 
@@ -285,8 +290,7 @@ def best_strength(
 ) -> float:
     """Choose the smoothing of the position-wise table by leave-one-out likelihood of the training codes.
 
-    Each code is predicted from the counts without itself, so the choice costs no held-out data and the
-    baseline is as strong as it can be.
+    Each code is predicted from the counts without itself, so the choice costs no held-out data.
 
     Args:
         train_codes: (N, h, w) integers in [0, K).

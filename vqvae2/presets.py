@@ -6,7 +6,7 @@ from vqvae2.prior import PriorConfig
 from vqvae2.training import TrainingConfig
 from vqvae2.vqvae import VQVAEConfig
 
-__all__ = ["PRESETS", "Preset", "preset"]
+__all__ = ["PRESETS", "Preset"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,6 @@ class Preset:
     prior_training: tuple[TrainingConfig, ...]
     size: str | None = None
     phantom_images: int = 2000
-
-
-def preset(name: str) -> Preset:
-    """Look a preset up by name; ValueError names those that exist."""
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name}")
-    return PRESETS[name]
 
 
 _OURS = VQVAEConfig(
@@ -73,6 +66,7 @@ _PRIOR_TRAINING = TrainingConfig(
     beta2=0.95,
     ema_decay=0.995,
     evaluations=15,
+    patience=5,
 )
 
 _PAPER = VQVAEConfig(

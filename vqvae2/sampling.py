@@ -172,6 +172,7 @@ def sample_chunk(
         positions = prior.config.height * prior.config.width
         rows = np.stack([np.random.default_rng([seed, index, i]).random(positions) for index in indices])
         uniform = torch.from_numpy(rows).to(device, widest(device))
+        uniform.clamp_max_(1 - torch.finfo(uniform.dtype).eps)  # rounding to float32 may reach 1
         level, level_nll = sample_codes(
             prior, uniform, list(codes), label.to(device), sharpness[i] if sharpness else None, progress
         )

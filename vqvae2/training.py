@@ -122,6 +122,9 @@ def fit(
     return _Run(task, config, folder, device, precision, seed, num_workers, say).go(resume, compile)
 
 
+_MISFITS = (RuntimeError, ValueError, KeyError)  # what loading raises for a state of another model or version
+
+
 class _Run:
     """One training under way. The state that a resume needs is what `_state` returns."""
 
@@ -166,7 +169,10 @@ class _Run:
         config = self.config
         torch.manual_seed(self.seed)
         if resume:
-            self._load(checkpoint.load_state(self.folder / "state"))
+            state = checkpoint.load_state(self.folder / "state")
+            way_out = "Resume with the settings it began with, or start again with --overwrite"
+            with checkpoint.told_as("the saved state does not fit", self.folder, way_out, _MISFITS):
+                self._load(state)
         self.say(config.describe_limit())
         long_run = (config.max_minutes or 0) >= 10 or (config.max_steps or 0) >= 5000 or not config.limited
         self.say(compile_modules(compile, self.task.compilable(), long_run))

@@ -224,19 +224,26 @@ class VQVAE(nn.Module):
         """
         features = self._features(images)
         kept = self._levels_kept(len(images), images.device)
+        # Two ladders: codes are conditioned on all upper levels, images are decoded from those that are kept. They part
+        # below the first level that is dropped.
         decoded: Tensor | None = None
+        shown: Tensor | None = None
+        last = len(features) - 1
         codes, commitment = [], torch.zeros((), dtype=self.codebooks[0].embedding.dtype, device=images.device)
         for i, feature in enumerate(features):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             commitment = commitment + quantized.loss
             vectors = quantized.vectors
-            if kept is not None:
-                mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
-                vectors = torch.where((kept > i)[:, None, None, None], vectors, mean)
-            decoded = self._descend(i, vectors, decoded)
-        assert decoded is not None
-        return Reconstruction(decoded, codes, commitment)
+            if kept is None or i == 0:  # the top is always kept
+                decoded = shown = self._descend(i, vectors, decoded)
+                continue
+            mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
+            left = torch.where((kept > i)[:, None, None, None], vectors, mean)
+            shown = self._descend(i, left, shown)
+            decoded = self._descend(i, vectors, decoded) if i < last else None
+        assert shown is not None
+        return Reconstruction(shown, codes, commitment)
 
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Reconstruction]:
         """Compute the objective: weighted reconstruction errors plus the commitment losses (algorithm 1).

@@ -40,7 +40,8 @@ def key_of(path: Path, folder: Path) -> str:
 def walk(folder: Path) -> tuple[list[Path], list[tuple[str, str]], Counter[str]]:
     """All image files under a folder in order, what was left out and why, and the other files by suffix.
 
-    Hidden files and folders, run folders (they hold a run.json) and links that lead back are passed by.
+    Hidden files and folders, run folders (they hold a run.json), folders of samples (samples.json) and links that lead
+    back are passed by.
     """
     images: list[Path] = []
     skipped: list[tuple[str, str]] = []
@@ -56,9 +57,9 @@ def walk(folder: Path) -> tuple[list[Path], list[tuple[str, str]], Counter[str]]
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        if "run.json" in files:
+        if "run.json" in files or "samples.json" in files:
             folders.clear()
-            skipped.append((here, "a run folder, not data"))
+            skipped.append((here, "a run folder, not data" if "run.json" in files else "a folder of samples, not data"))
             continue
         folders[:] = sorted(
             (name for name in folders if not name.startswith((".", "__MACOSX"))),

@@ -18,6 +18,7 @@ from vqvae2.metrics import (
     CodeCounts,
     constant_cells,
     image_scores,
+    least_perplexity,
     positionwise_log_table,
     unigram_nll,
     usage,
@@ -186,7 +187,7 @@ def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
     config, figures = model.config, {}
     for level, shape, k, count in zip(config.levels, config.shapes, config.num_embeddings, found.counts, strict=True):
         everywhere, foreground = int(count.counts.sum()), int(count.counts_foreground.sum())
-        least = max(4.0, k / 50)
+        least = least_perplexity(k)
         figures[level] = {
             "num_embeddings": k,
             "shape": list(shape),

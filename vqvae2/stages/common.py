@@ -29,11 +29,12 @@ class Compute:
     device: DeviceChoice = "auto"
     """Device; auto takes CUDA, then MPS, then the CPU."""
     precision: PrecisionChoice = "auto"
-    """Precision of matrix products; auto takes bf16 where the hardware multiplies it fast."""
+    """Precision of matrix products in training: auto takes bf16 where the hardware multiplies it fast. Sampling takes
+    bf16 priors only where it is asked for; extraction and evaluation are always in fp32."""
     seed: int = 0
     """Seed of every random draw, >= 0."""
     num_workers: int = 0
-    """Processes that load batches; 0 loads in the main one."""
+    """Processes that load training batches; 0 loads in the main one."""
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
         """Return the device and the precision."""
@@ -116,7 +117,7 @@ def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, p
         print(f"{error}. Go on with: {command(name, argv, '--resume')}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on or starts again", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -195,6 +196,21 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if overwrite:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder) -> None:
+    """Refuse to resume a training with another model than it began with.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    for name, value in asdict(config).items():
+        if name in kept and checkpoint.plain(value) != kept[name]:
+            raise UserError(
+                f"the training began with {name} {kept[name]}, not {checkpoint.plain(value)}",
+                run.path,
+                "Leave the flag out, or start again with --overwrite",
+            )
 
 
 def check_fingerprints(run: RunFolder, store: CodeStore, priors: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from vqvae2.report.album import Album
 from vqvae2.sampling import label_rows, sharpness_by_level
 from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
-from vqvae2.stages.sample import draw, write_samples
+from vqvae2.stages.sample import describe, draw, write_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -163,7 +163,8 @@ def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
     """Choose the report's folder, and refuse one that holds other things or lies among the images."""
     name = "report" if evaluated.own else "report-" + Path(evaluated.source.replace(":", "-")).resolve().name
     out = arguments.out or run.path / name
-    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - _OURS)):
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if others := sorted(there - _OURS):
         raise UserError(f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own")
     source = Path(evaluated.source)
     inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
@@ -292,11 +293,10 @@ def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
     print(f"there are no samples of these models in {run.path}/samples: drawing {num}")
     label = label_rows(priors[0].config.attributes, None, num)
-    samples = draw(models.vqvae, priors, label, seed, sharpness_by_level(1.0, 0, 1.0, len(priors)), chunk_size)
-    how = {"num": num, "label": {}, "temperature": [1.0] * len(priors), "top_k": [0] * len(priors)}
-    how |= {"top_p": [1.0] * len(priors), "seed": seed, "chunk_size": chunk_size}
-    how |= {"device": str(next(models.vqvae.parameters()).device)}
-    write_samples(run.path / "samples", samples, models.vqvae, run, how)
+    sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
+    samples = draw(models.vqvae, priors, label, seed, sharpness, chunk_size)
+    how = describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)
+    write_samples(run.path / "samples", samples, models.vqvae, run, {"num": num, **how})
 
 
 def _tell(found: dict[str, Any]) -> None:

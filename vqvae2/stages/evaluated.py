@@ -130,6 +130,8 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, An
         )
         flags = _flags(kept["model"], asdict(chosen.priors[index]), told)
         flags += _flags(kept["training"], asdict(chosen.prior_training[index]))
+        seed = kept.get("compute", {}).get("seed")
+        flags += [f"--seed {seed}"] if seed else []
         lines.append(" ".join([f"python train_prior.py --run {path} --level {level}", *flags]))
     if samples:
         flags = [
@@ -153,8 +155,12 @@ def _flags(kept: Mapping[str, Any], usual: Mapping[str, Any], without: tuple[str
         usually = list(usually) if isinstance(usually, tuple) else usually
         if name in without or value is None or value == usually:
             continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
         text = " ".join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
-        flags.append(f"--{name.replace('_', '-')} {text}")
+        flags.append(f"--{flag} {text}")
     return flags
 
 

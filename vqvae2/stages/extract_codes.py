@@ -12,7 +12,7 @@ from vqvae2.codes import CodeStore, CodeWriter
 from vqvae2.data import DataConfig, open_data
 from vqvae2.device import autocast
 from vqvae2.errors import UserError
-from vqvae2.metrics import CodeCounts, constant_cells
+from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
 from vqvae2.stages.common import Compute, Flat, RunFolder, merged, parse, run_stage
 from vqvae2.vqvae import VQVAE
 
@@ -48,7 +48,12 @@ def _story(argv: list[str], prog: str) -> None:
     device, _ = arguments.compute.resolve()
     model = VQVAE.from_pretrained(run.vqvae, device)
     config = model.config
-    data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path))
+    like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
+    data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)
+    if not all(codebook.initialized for codebook in model.codebooks):
+        raise UserError("the training was too short to start the codebooks", run.vqvae, "Train longer with --resume")
+    # Codes must not depend on the precision of the day; convolutions on CUDA would take TF32.
+    torch.backends.cudnn.allow_tf32 = False
     seen = (data.channels, data.height, data.width)
     if seen != (config.channels, config.height, config.width):
         raise UserError(
@@ -81,7 +86,6 @@ def _story(argv: list[str], prog: str) -> None:
             for start in range(0, len(images), arguments.batch_size):
                 rows = range(start, min(start + arguments.batch_size, len(images)))
                 x = images.__getitems__(list(rows))["image"].to(device)
-                # fp32 always: codes must not depend on the precision of the day.
                 with autocast(device, torch.float32):
                     codes = model.encode(x)
                 if split == "val":
@@ -113,7 +117,7 @@ def _refuse_collapse(
     levels: tuple[str, ...], sizes: tuple[int, ...], counts: list[CodeCounts], run: RunFolder, allow: bool
 ) -> None:
     for level, k, count in zip(levels, sizes, counts, strict=True):
-        least = max(4, k / 50)
+        least = least_perplexity(k)
         if count.perplexity < least and not allow:
             raise UserError(
                 f"the codebook of level {level} has collapsed: held-out perplexity {count.perplexity:.1f} of {k}, "

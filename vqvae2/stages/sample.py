@@ -51,7 +51,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the stage; return its exit code."""
+    """Run the stage; return its exit code. An interrupted set is gone on with by the same command."""
     return run_stage(_story, argv, prog, "sample.py")
 
 
@@ -63,6 +63,7 @@ def _story(argv: list[str], prog: str) -> None:
     run.read()
     device, _ = arguments.compute.resolve()
     out = arguments.out or run.path / "samples"
+    check_out(out)
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
@@ -75,17 +76,9 @@ def _story(argv: list[str], prog: str) -> None:
     print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
-    how = {
-        "label": wanted,
-        "temperature": [s.temperature for s in sharpness],
-        "top_k": [s.top_k for s in sharpness],
-        "top_p": [s.top_p for s in sharpness],
-        "seed": arguments.compute.seed,
-        "chunk_size": arguments.chunk_size,
-        "device": str(device),
-        "precision": "bf16" if arguments.compute.precision == "bf16" else "fp32",
-    }
-    if how["precision"] == "bf16":
+    precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
+    how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
+    if precision == "bf16":
         priors = [prior.to(torch.bfloat16) for prior in priors]
     kept = ChunkFolder(out, {**how, **_hashes(model, run)})
     samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
@@ -113,6 +106,16 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
 
 
+def check_out(out: Path) -> None:
+    """Raise UserError for a folder that holds images of another making, which samples would be mixed with."""
+    if out.is_dir() and not (out / "samples.json").is_file():
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others:
+            raise UserError(
+                f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own"
+            )
+
+
 def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
     """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute.
 
@@ -129,6 +132,27 @@ def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str,
             name, value = attributes[0][0], part
         wanted[name] = value
     return wanted
+
+
+def describe(
+    label: dict[str, str],
+    sharpness: list[Sharpness],
+    seed: int,
+    chunk_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+) -> dict:
+    """Record what samples depend on besides the weights, as samples.json keeps it."""
+    return {
+        "label": label,
+        "temperature": [level.temperature for level in sharpness],
+        "top_k": [level.top_k for level in sharpness],
+        "top_p": [level.top_p for level in sharpness],
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "device": str(device),
+        "precision": precision,
+    }
 
 
 class ChunkFolder:
@@ -186,8 +210,9 @@ def draw(
 def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
     """Write images in the data's own value range, a grid, the codes, and how they were made."""
     checkpoint.make_folder(out)
-    for old in [*out.glob("[0-9]*.png"), *out.glob("[0-9]*.npy")]:
-        old.unlink()
+    if (out / "samples.json").is_file():  # else the images are not ours to remove
+        for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
     data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     pixels = from_unit(samples.images, tuple(data["value_range"]))
     for i, image in enumerate(pixels):

@@ -24,6 +24,7 @@ from vqvae2.stages.common import (
     Flat,
     RunFolder,
     check_fingerprints,
+    check_resumed,
     memory_in_words,
     merged,
     option,
@@ -178,7 +179,10 @@ def _story(argv: list[str], prog: str) -> None:
     folder = run.prior(arguments.level)
     prepare_folder(folder, arguments.resume, arguments.overwrite)
     stage = f"train_prior_{arguments.level}"
-    run.write(**{stage: {"model": asdict(config), "training": asdict(arguments.training)}})
+    if arguments.resume and stage in run.read():
+        check_resumed(run.read()[stage]["model"], config, run)
+    settings = {"model": config, "training": arguments.training, "compute": arguments.compute}
+    run.write(**{stage: {**{name: asdict(value) for name, value in settings.items()}, "compile": arguments.compile}})
     outcome = fit(
         PriorTask(prior.to(device), VQVAE.from_pretrained(run.vqvae, device), store, {"codes": store.fingerprint}),
         arguments.training,
@@ -211,6 +215,7 @@ def _level_index(store: CodeStore, level: str) -> int:
 def _arguments(argv: list[str], prog: str, store: CodeStore | None) -> Arguments:
     """Read the command line over the run's preset, or over the settings of the prior that is resumed."""
     run, level = option(argv, "run"), option(argv, "level")
+    compile: CompileChoice = "auto"
     configs: dict[str, Any] = {"model": PriorConfig(), "training": TrainingConfig()}
     if run and level and store is not None:
         index = _level_index(store, level)
@@ -218,13 +223,16 @@ def _arguments(argv: list[str], prog: str, store: CodeStore | None) -> Arguments
         kept = record.get(f"train_prior_{level}")
         if "--resume" in argv and kept:
             configs = {key: merged(config, kept[key], run) for key, config in configs.items()}
+            configs["compute"] = merged(Compute(), kept.get("compute", {}), run)
+            compile = kept.get("compile", "auto")
         else:
             chosen = PRESETS[record["preset"]]
             configs = {
                 "model": chosen.priors[min(index, len(chosen.priors) - 1)],
                 "training": chosen.prior_training[min(index, len(chosen.prior_training) - 1)],
             }
-    default = Arguments(run=tyro.MISSING, level=tyro.MISSING, **with_config_file(configs, argv))
+    configs = with_config_file(configs, argv)
+    default = Arguments(run=tyro.MISSING, level=tyro.MISSING, compile=compile, **configs)
     return parse(Arguments, default, argv, prog, __doc__ or "")
 
 

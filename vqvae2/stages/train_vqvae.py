@@ -9,16 +9,18 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from vqvae2 import checkpoint
 from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import CodeCounts, constant_cells, ssim
+from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity, ssim
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import (
     Compute,
     Flat,
     RunFolder,
+    check_resumed,
     memory_in_words,
     merged,
     option,
@@ -79,9 +81,11 @@ class VQVAETask:
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = batch["image"].to(self.device)
+        ready = all(codebook.initialized for codebook in self.model.codebooks)
         loss, terms, out = self.model.loss(images)
-        for counts, codes in zip(self.window, out.codes, strict=True):
-            counts.update(codes)
+        if ready:  # before that, codes are zeros that mean nothing
+            for counts, codes in zip(self.window, out.codes, strict=True):
+                counts.update(codes, ~constant_cells(images, codes.shape[1:]))
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
 
     def validate(self) -> dict[str, float]:
@@ -93,8 +97,12 @@ class VQVAETask:
             figures[f"{level}/perplexity"] = held_out[f"{level}/perplexity"]
             figures[f"{level}/perplexity_foreground"] = held_out[f"{level}/perplexity_foreground"]
             figures[f"{level}/usage"] = held_out[f"{level}/usage"]
-            figures[f"train/{level}/perplexity"] = self.window[i].perplexity
-            self.window[i].reset()
+            window = self.window[i]
+            if window.counts.any():
+                figures[f"train/{level}/perplexity"] = window.perplexity
+                figures[f"train/{level}/perplexity_foreground"] = window.perplexity_foreground
+                figures[f"train/{level}/usage"] = window.usage
+            window.reset()
         for i, level in enumerate(levels[:-1]):
             figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
         return figures
@@ -166,8 +174,18 @@ def _story(argv: list[str], prog: str) -> None:
     arguments = _arguments(argv, prog)
     run = RunFolder(arguments.run)
     device, precision = arguments.compute.resolve()
-    data = open_data(arguments.data)
+    source = Path(arguments.data.data).expanduser()
+    if source.is_dir() and source.resolve() == run.path.resolve():
+        raise UserError("the run folder is the data's own", run.path, "Give --run a folder of its own")
+    like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"] if arguments.resume and _trained(run) else None
+    data = open_data(arguments.data, like=like)
     print(data.report())
+    if min(data.height, data.width) < 11:
+        raise UserError(f"images of {data.height}x{data.width} are too small for SSIM", data.name, "Give 11x11 or more")
+    if data.channels == 3 and data.value_range[1] > 255:
+        raise UserError("16-bit colour could not be written as PNG", data.name, "Train with --channels 1")
+    if arguments.training.ema_decay:
+        raise UserError("the codebooks follow the online encoder, not its average", "--ema-decay", "Leave it out")
     for split in ("train", "selection", "val"):
         if split not in data.splits or not len(data.splits[split]):
             raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
@@ -179,6 +197,8 @@ def _story(argv: list[str], prog: str) -> None:
         print(arguments.training.describe_limit())
         return
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
+    if arguments.resume:
+        check_resumed(run.read()["train_vqvae"]["model"], config, run)
     run.write(
         preset=arguments.preset,
         levels=config.levels,
@@ -188,6 +208,8 @@ def _story(argv: list[str], prog: str) -> None:
             "data": asdict(arguments.data),
             "model": asdict(config),
             "training": asdict(arguments.training),
+            "compute": asdict(arguments.compute),
+            "compile": arguments.compile,
         },
     )
     model.to(device).to(memory_format=torch.channels_last)
@@ -204,8 +226,10 @@ def _story(argv: list[str], prog: str) -> None:
     )
     tell_outcome(outcome, run, "train_vqvae", run.vqvae)
     for level, k in zip(config.levels, config.num_embeddings, strict=True):
-        if outcome.best[f"{level}/perplexity"] < max(4, k / 50):
+        if outcome.best[f"{level}/perplexity"] < least_perplexity(k):
             print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
+    if not all(codebook.initialized for codebook in model.codebooks):
+        print("warning: the training was too short to start the codebooks; they are random, and cannot be extracted")
     print(f"next: python extract_codes.py --run {run.path}")
 
 
@@ -213,15 +237,20 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
     """Read the command line over the preset, or over the settings of the run that is resumed."""
     name, run = option(argv, "preset") or "default", option(argv, "run")
     configs: dict[str, Any] = {}
+    compile: CompileChoice = "auto"
     if "--resume" in argv and run:
         record = RunFolder(Path(run)).read()
         name = record["preset"]
         kept = record["train_vqvae"]
+        if option(argv, "preset"):
+            raise UserError("a resumed training keeps its preset", "--preset", "Leave it out, or give --overwrite")
         configs = {
             "data": merged(DataConfig(), kept["data"], run),
             "model": merged(VQVAEConfig(), kept["model"], run),
             "training": merged(TrainingConfig(), kept["training"], run),
+            "compute": merged(Compute(), kept.get("compute", {}), run),
         }
+        compile = kept.get("compile", "auto")
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
     if not configs:
@@ -230,8 +259,12 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
         configs = {"data": data, "model": chosen.vqvae, "training": chosen.vqvae_training}
     # The size is the data's: strides are not to be held against another.
     configs["model"] = replace(configs["model"], height=0, width=0)
-    default = Arguments(run=tyro.MISSING, preset=name, **with_config_file(configs, argv))
+    default = Arguments(run=tyro.MISSING, preset=name, compile=compile, **with_config_file(configs, argv))
     return parse(Arguments, default, argv, prog, __doc__ or "")
+
+
+def _trained(run: RunFolder) -> bool:
+    return checkpoint.has_model(run.vqvae)
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
