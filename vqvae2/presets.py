@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
     "demo": Preset(
         source="ours: the 64x64 phantom, all stages in five minutes on 2 CPU cores",
         vqvae=replace(_OURS, height=64, width=64, hidden_channels=48, residual_channels=24),
-        vqvae_training=replace(_OURS_TRAINING, max_minutes=1.25, evaluations=4),
+        vqvae_training=replace(_OURS_TRAINING, max_minutes=1.75, evaluations=4),
         priors=(
             replace(_PRIOR, channels=64, residual_channels=64, num_layers=4, attention_every=2),
             replace(_PRIOR, channels=64, residual_channels=64, num_layers=4, attention_every=0, condition_layers=2),
