@@ -181,8 +181,13 @@ def _story(argv: list[str], prog: str) -> None:
     stage = f"train_prior_{arguments.level}"
     if arguments.resume and stage in run.read():
         check_resumed(run.read()[stage]["model"], config, run)
-    settings = {"model": config, "training": arguments.training, "compute": arguments.compute}
-    run.write(**{stage: {**{name: asdict(value) for name, value in settings.items()}, "compile": arguments.compile}})
+    settings = {
+        "model": asdict(config),
+        "training": asdict(arguments.training),
+        "compute": asdict(arguments.compute),
+        "compile": arguments.compile,
+    }
+    run.write(**{stage: settings})
     outcome = fit(
         PriorTask(prior.to(device), VQVAE.from_pretrained(run.vqvae, device), store, {"codes": store.fingerprint}),
         arguments.training,
