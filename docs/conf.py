@@ -34,6 +34,8 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 # Fields that a docstring lists under "Attributes" are documented once, by their own docstring.
 napoleon_use_ivar = True
+# Argument names are no references: many classes have a field of the same name.
+suppress_warnings = ["ref.python"]
 napoleon_numpy_docstring = False
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

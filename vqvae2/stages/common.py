@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
-from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
@@ -250,7 +249,6 @@ def memory_in_words(num_bytes: float) -> str:
 
 __all__ = [
     "Compute",
-    "Flat",
     "RunFolder",
     "check_fingerprints",
     "command",

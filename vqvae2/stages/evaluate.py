@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, report
 from vqvae2.codes import CodeStore
@@ -20,7 +21,7 @@ from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.report.album import Album
 from vqvae2.sampling import label_rows, sharpness_by_level
-from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, parse, run_stage
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
 from vqvae2.stages.sample import describe, draw, write_samples
 from vqvae2.version import __version__

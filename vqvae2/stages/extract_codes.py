@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import tyro
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore, CodeWriter
@@ -13,7 +14,7 @@ from vqvae2.data import DataConfig, open_data
 from vqvae2.device import autocast
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
-from vqvae2.stages.common import Compute, Flat, RunFolder, merged, parse, run_stage
+from vqvae2.stages.common import Compute, RunFolder, merged, parse, run_stage
 from vqvae2.vqvae import VQVAE
 
 

@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
@@ -20,7 +21,7 @@ from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.sampling import KeptChunks, Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
-from vqvae2.stages.common import Compute, Flat, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, parse, run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 

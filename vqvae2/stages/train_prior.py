@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.data import Subset
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
@@ -21,7 +22,6 @@ from vqvae2.prior import Prior, PriorConfig
 from vqvae2.sampling import sample_codes
 from vqvae2.stages.common import (
     Compute,
-    Flat,
     RunFolder,
     check_fingerprints,
     check_resumed,

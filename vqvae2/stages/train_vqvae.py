@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
+from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint
 from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
@@ -18,7 +19,6 @@ from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import (
     Compute,
-    Flat,
     RunFolder,
     check_resumed,
     memory_in_words,
