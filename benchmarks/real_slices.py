@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vqvae2 import CodeStore
+from vqvae2 import CodeStore, checkpoint
 from vqvae2.data import DataConfig, open_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,8 +75,7 @@ def train(script: str, run: Path, name: str, folder: Path, *arguments: str) -> N
     record = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
     if "outcome" in record.get(name, {}):
         return
-    started = any((folder / "state").glob("*.pt"))
-    stage(script, run, *arguments, "--resume" if started else "--overwrite")
+    stage(script, run, *arguments, "--resume" if checkpoint.has_state(folder / "state") else "--overwrite")
 
 
 def stage(script: str, run: Path, *arguments: str) -> None:

@@ -310,7 +310,7 @@ class _Run:
 
     def _save(self) -> None:
         self._refuse_non_finite("the loss", float(self.sums.get("train/loss", 0.0)))
-        checkpoint.save_state(self.folder / "state", self.step, _plain(self._state()))
+        checkpoint.save_state(self.folder / "state", self.step, _dicts(self._state()))
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
@@ -368,8 +368,8 @@ def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _plain(value: Any) -> Any:
+def _dicts(value: Any) -> Any:
     """Turn mappings (an OrderedDict of tensors) into dicts, recursively."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _dicts(item) for key, item in value.items()}
+    return [_dicts(item) for item in value] if isinstance(value, list | tuple) else value

@@ -209,6 +209,11 @@ class VQVAE(nn.Module):
         """The quantisers, top first."""
         return [cast(VectorQuantizer, quantizer) for quantizer in self.quantizers]
 
+    @property
+    def initialized(self) -> bool:
+        """Whether the codebooks of all levels hold their start values."""
+        return all(codebook.initialized for codebook in self.codebooks)
+
     def forward(self, images: Tensor) -> Reconstruction:
         """Encode, quantise and decode.
 
@@ -335,8 +340,7 @@ class VQVAE(nn.Module):
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Draw how many levels each image is decoded from, (B,); None: all."""
         count = len(self.decoders)
-        ready = all(quantizer.initialized for quantizer in self.codebooks)
-        if not (self.training and self.config.level_dropout and count > 1 and ready):
+        if not (self.training and self.config.level_dropout and count > 1 and self.initialized):
             return None
         dropped = torch.rand(batch, device=device) < self.config.level_dropout
         return torch.where(dropped, torch.randint(1, count, (batch,), device=device), count)

@@ -142,7 +142,7 @@ def option(argv: list[str], name: str) -> str | None:
 
 
 def parse(arguments: type[T], default: T, argv: list[str], prog: str, description: str) -> T:
-    """Read the command line into a dataclass; a config's own refusal becomes a one-line error."""
+    """Read the command line into a dataclass; a wrong flag ends it with tyro's message and code 2."""
     try:
         return tyro.cli(
             arguments,
@@ -251,6 +251,7 @@ __all__ = [
     "Compute",
     "RunFolder",
     "check_fingerprints",
+    "check_resumed",
     "command",
     "memory_in_words",
     "merged",

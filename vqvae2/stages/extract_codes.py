@@ -51,7 +51,7 @@ def _story(argv: list[str], prog: str) -> None:
     config = model.config
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)
-    if not all(codebook.initialized for codebook in model.codebooks):
+    if not model.initialized:
         raise UserError("the training was too short to start the codebooks", run.vqvae, "Train longer with --resume")
     # Codes must not depend on the precision of the day; convolutions on CUDA would take TF32.
     torch.backends.cudnn.allow_tf32 = False

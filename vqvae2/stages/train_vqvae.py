@@ -81,7 +81,7 @@ class VQVAETask:
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = batch["image"].to(self.device)
-        ready = all(codebook.initialized for codebook in self.model.codebooks)
+        ready = self.model.initialized
         loss, terms, out = self.model.loss(images)
         if ready:  # before that, codes are zeros that mean nothing
             for counts, codes in zip(self.window, out.codes, strict=True):
@@ -94,15 +94,10 @@ class VQVAETask:
         held_out = self._scores("val")
         figures |= {f"val/{name}": held_out[name] for name in ("mse", "psnr_db", "ssim")}
         for i, level in enumerate(levels):
-            figures[f"{level}/perplexity"] = held_out[f"{level}/perplexity"]
-            figures[f"{level}/perplexity_foreground"] = held_out[f"{level}/perplexity_foreground"]
-            figures[f"{level}/usage"] = held_out[f"{level}/usage"]
-            window = self.window[i]
-            if window.counts.any():
-                figures[f"train/{level}/perplexity"] = window.perplexity
-                figures[f"train/{level}/perplexity_foreground"] = window.perplexity_foreground
-                figures[f"train/{level}/usage"] = window.usage
-            window.reset()
+            figures |= {name: value for name, value in held_out.items() if name.startswith(f"{level}/")}
+            if self.window[i].counts.any():
+                figures |= _code_figures(f"train/{level}", self.window[i])
+            self.window[i].reset()
         for i, level in enumerate(levels[:-1]):
             figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
         return figures
@@ -159,10 +154,16 @@ class VQVAETask:
             + config.ssim_weight * (1 - scores["ssim"])
         )
         for name, count in zip(model.levels, counts, strict=True):
-            scores[f"{name}/perplexity"] = count.perplexity
-            scores[f"{name}/perplexity_foreground"] = count.perplexity_foreground
-            scores[f"{name}/usage"] = count.usage
+            scores |= _code_figures(name, count)
         return scores
+
+
+def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
+    return {
+        f"{prefix}/perplexity": counts.perplexity,
+        f"{prefix}/perplexity_foreground": counts.perplexity_foreground,
+        f"{prefix}/usage": counts.usage,
+    }
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -177,7 +178,11 @@ def _story(argv: list[str], prog: str) -> None:
     source = Path(arguments.data.data).expanduser()
     if source.is_dir() and source.resolve() == run.path.resolve():
         raise UserError("the run folder is the data's own", run.path, "Give --run a folder of its own")
-    like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"] if arguments.resume and _trained(run) else None
+    like = (
+        checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
+        if arguments.resume and checkpoint.has_model(run.vqvae)
+        else None
+    )
     data = open_data(arguments.data, like=like)
     print(data.report())
     if min(data.height, data.width) < 11:
@@ -228,7 +233,7 @@ def _story(argv: list[str], prog: str) -> None:
     for level, k in zip(config.levels, config.num_embeddings, strict=True):
         if outcome.best[f"{level}/perplexity"] < least_perplexity(k):
             print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
-    if not all(codebook.initialized for codebook in model.codebooks):
+    if not model.initialized:
         print("warning: the training was too short to start the codebooks; they are random, and cannot be extracted")
     print(f"next: python extract_codes.py --run {run.path}")
 
@@ -261,10 +266,6 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     default = Arguments(run=tyro.MISSING, preset=name, compile=compile, **with_config_file(configs, argv))
     return parse(Arguments, default, argv, prog, __doc__ or "")
-
-
-def _trained(run: RunFolder) -> bool:
-    return checkpoint.has_model(run.vqvae)
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
