@@ -19,6 +19,7 @@ class Preset:
         vqvae_training: how it is trained.
         priors: of each level, top first; level, shapes and labels are replaced by the code store's.
         prior_training: how they are trained.
+        sharpen_share: share of the VQ-VAE's training that sharpens its decoder.
         size: --size of the data where the user gives none; None: the data's own.
         phantom_images: images of the phantom, where that is the data.
     """
@@ -28,6 +29,7 @@ class Preset:
     vqvae_training: TrainingConfig
     priors: tuple[PriorConfig, ...]
     prior_training: tuple[TrainingConfig, ...]
+    sharpen_share: float = 0.0
     size: str | None = None
     phantom_images: int = 2000
 
@@ -104,8 +106,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "brain128": Preset(
         source="ours: 128x128 brain slices of about a hundred subjects, 65 minutes on 2 CPU cores",
-        vqvae=_OURS,
+        vqvae=replace(_OURS, num_fine_layers=1),
         vqvae_training=replace(_OURS_TRAINING, max_minutes=25),
+        sharpen_share=0.35,
         priors=(_PRIOR, replace(_PRIOR, num_layers=8, attention_every=0)),
         prior_training=(
             replace(_PRIOR_TRAINING, max_minutes=15),

@@ -66,16 +66,26 @@ class Decoder(nn.Sequential):
         in_channels: D.
         out_channels: C.
         stride, hidden, residual, layers: as of `Encoder`.
+        fine_layers: residual blocks before the last upsampling, as wide inside as outside.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, hidden: int, residual: int, layers: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        hidden: int,
+        residual: int,
+        layers: int,
+        fine_layers: int = 0,
     ) -> None:
         stack = [nn.Conv2d(in_channels, hidden, 3, padding=1), *_residual_stack(hidden, residual, layers)]
         channels, factors = hidden, list(reversed(_factors(stride)))
         for i, factor in enumerate(factors):
             last = i == len(factors) - 1
             out = out_channels if last else hidden // 2
+            if last and fine_layers:
+                stack += _residual_stack(channels, channels, fine_layers)
             stack.append(nn.ConvTranspose2d(channels, out, factor + 2, stride=factor, padding=1))
             stack += [] if last else [nn.ReLU()]
             channels = out

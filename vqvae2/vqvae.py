@@ -8,7 +8,8 @@ the decoded upper levels that a level is conditioned on are what the decoder of 
                               |                                                 |
                               +---------------------------------> quantise bottom -> Decoder(bottom) -> image
 
-Left out: adversarial and perceptual losses, which the paper does not use.
+The paper uses no adversarial and no perceptual loss, and nor does `VQVAE.loss`; `vqvae2.adversary` is for sharpening
+the trained decoder of the image afterwards, which changes no code.
 
 Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions of a code, F hidden channels.
 """
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, distributed
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim
 from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
@@ -67,6 +68,8 @@ class VQVAEConfig:
     """Residual units: channels inside a residual block."""
     num_residual_layers: int = 2
     """Residual blocks of each encoder and decoder."""
+    num_fine_layers: int = 0
+    """Residual blocks of the image's decoder before its last upsampling, which the paper does not have, >= 0."""
     commitment_cost: float = 0.25
     """beta: weight of the commitment loss, >= 0."""
     decay: float = 0.99
@@ -99,7 +102,10 @@ class VQVAEConfig:
             raise ValueError(f"strides must be >= 2, got {self.strides}")
         for k, d in zip(self.num_embeddings, self.embedding_dim, strict=True):
             check_settings(k, d, **self._quantizer_settings())
-        if min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1 or self.num_residual_layers < 0:
+        if (
+            min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1
+            or min(self.num_residual_layers, self.num_fine_layers) < 0
+        ):
             raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2")
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout must be in [0, 1), got {self.level_dropout}")
@@ -145,6 +151,18 @@ class VQVAEConfig:
             f"strides {self.strides}",
             f"Use --size {low[0]}x{low[1]} or --size {high[0]}x{high[1]}",
         )
+
+    def reconstruction_loss(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the errors of reconstructions y of images x, both (B, C, H, W): ``(loss, terms)``, terms unweighted."""
+        terms = {"mse": F.mse_loss(y, x)}
+        loss = self.mse_weight * terms["mse"]
+        if self.l1_weight:
+            terms["l1"] = F.l1_loss(y, x)
+            loss = loss + self.l1_weight * terms["l1"]
+        if self.ssim_weight:
+            terms["ssim"] = ssim(y, x).mean()
+            loss = loss + self.ssim_weight * (1 - terms["ssim"])
+        return loss, terms
 
 
 class Reconstruction(NamedTuple):
@@ -195,7 +213,13 @@ class VQVAE(nn.Module):
             for k, d in zip(config.num_embeddings, dims, strict=True)
         )
         self.decoders = nn.ModuleList(
-            Decoder(dims[i] + (hidden if i else 0), config.channels if i == count - 1 else hidden, stride, *width)
+            Decoder(
+                dims[i] + (hidden if i else 0),
+                config.channels if i == count - 1 else hidden,
+                stride,
+                *width,
+                fine_layers=config.num_fine_layers if i == count - 1 else 0,
+            )
             for i, stride in enumerate(config.strides)
         )
 
@@ -261,16 +285,8 @@ class VQVAE(nn.Module):
             and the forward pass.
         """
         out = self(images)
-        config, y = self.config, out.images.to(images.dtype)
-        terms = {"mse": F.mse_loss(y, images), "commitment": out.commitment}
-        loss = config.mse_weight * terms["mse"] + out.commitment
-        if config.l1_weight:
-            terms["l1"] = F.l1_loss(y, images)
-            loss = loss + config.l1_weight * terms["l1"]
-        if config.ssim_weight:
-            terms["ssim"] = ssim(y, images).mean()
-            loss = loss + config.ssim_weight * (1 - terms["ssim"])
-        return loss, terms, out
+        loss, terms = self.config.reconstruction_loss(out.images.to(images.dtype), images)
+        return loss + out.commitment, {**terms, "commitment": out.commitment}, out
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -297,9 +313,24 @@ class VQVAE(nn.Module):
         Raises:
             ValueError: no levels, too many, or a shape that is not the config's.
         """
+        return self.decoders[-1](self.decoder_input(codes)).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def decoder_input(self, codes: list[Tensor]) -> Tensor:
+        """Join what the image's decoder sees: the finest level's codes and the decoded coarser ones.
+
+        Args:
+            codes: as of `decode`.
+
+        Returns:
+            (B, D + F, h, w), at the finest level's resolution; (B, D, h, w) where there is one level.
+
+        Raises:
+            ValueError: as of `decode`.
+        """
         if not 1 <= len(codes) <= len(self.decoders):
             raise ValueError(f"expected codes of 1 to {len(self.decoders)} levels, got {len(codes)}")
-        decoded: Tensor | None = None
+        joined: Tensor | None = None
         for i, shape in enumerate(self.config.shapes):
             quantizer = self.codebooks[i]
             if i < len(codes):
@@ -311,9 +342,9 @@ class VQVAE(nn.Module):
                 vectors = quantizer.lookup(codes[i].long())
             else:
                 vectors = quantizer.mean_embedding().expand(len(codes[0]), *shape, -1)
-            decoded = self._descend(i, vectors, decoded)
-        assert decoded is not None
-        return decoded.float().clamp(-1, 1)
+            joined = _join(vectors, None if joined is None else self.decoders[i - 1](joined))
+        assert joined is not None
+        return joined
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Climb from the image to the top: features (B, F, h, w) of each level, top first."""
@@ -334,16 +365,19 @@ class VQVAE(nn.Module):
 
     def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
         """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, F, h, w), one resolution finer."""
-        x = vectors.permute(0, 3, 1, 2)
-        return self.decoders[i](x if decoded is None else torch.cat([x, decoded], 1))
+        return self.decoders[i](_join(vectors, decoded))
 
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Draw how many levels each image is decoded from, (B,); None: all."""
         count = len(self.decoders)
         if not (self.training and self.config.level_dropout and count > 1 and self.initialized):
             return None
-        dropped = torch.rand(batch, device=device) < self.config.level_dropout
-        return torch.where(dropped, torch.randint(1, count, (batch,), device=device), count)
+        # By the number of updates alone, and for the images of all processes: they draw as one process would.
+        generator = torch.Generator().manual_seed(2**31 + self.codebooks[0].count_updates)
+        everyone = batch * distributed.world_size()
+        dropped = torch.rand(everyone, generator=generator) < self.config.level_dropout
+        kept = torch.where(dropped, torch.randint(1, count, (everyone,), generator=generator), count)
+        return kept[batch * distributed.rank() :][:batch].to(device, non_blocking=True)
 
     def save_pretrained(self, folder: str | Path, data: dict | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.
@@ -366,3 +400,9 @@ class VQVAE(nn.Module):
         model = cls(config)
         checkpoint.load_weights(model, folder)
         return model.to(device).eval()
+
+
+def _join(vectors: Tensor, decoded: Tensor | None) -> Tensor:
+    """Join the vectors (B, h, w, D) of a level with the decoded upper levels (B, F, h, w): (B, D + F, h, w)."""
+    x = vectors.permute(0, 3, 1, 2)
+    return x if decoded is None else torch.cat([x, decoded], 1)

@@ -1,0 +1,103 @@
+"""Sharpening the decoder: the discriminator, the joined gradient, and what it leaves as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_runs import VQVAE_FLAGS, stats
+from torch import nn
+
+from vqvae2 import CodeStore, checkpoint
+from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
+from vqvae2.data import DataConfig, open_data
+from vqvae2.optim import TrainingConfig
+from vqvae2.stages import extract_codes, train_vqvae
+from vqvae2.stages.vqvae_tasks import SharpeningConfig
+from vqvae2.vqvae import VQVAE
+
+pytest_plugins = ["tiny_run_fixtures"]
+
+
+def test_scores_are_of_patches():
+    discriminator = PatchDiscriminator(3, hidden=4)
+    x = torch.randn(2, 3, 64, 96, requires_grad=True)
+    scores = discriminator(x)
+    assert scores.shape == (2, 1, 7, 11)
+    (gradient,) = torch.autograd.grad(scores[0, 0, 3, 5], x)
+    rows, columns = gradient[0].abs().sum(0).nonzero().T
+    # 46 by the convolutions, one more on each side by the mean that texture is taken against.
+    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == 48
+    assert not gradient[1].any()
+
+
+def test_the_joined_gradient_is_the_two_in_the_stated_proportion():
+    y = torch.randn(2, 1, 16, 16, requires_grad=True)
+    target = torch.randn(2, 1, 16, 16)
+    scorer = nn.Conv2d(1, 1, 3)
+    scores = scorer(y)
+    joined = adversarial_gradient((y - target).square().mean(), scores, y, 0.5)
+    own = 2 * (y - target).detach() / y.numel()
+    other = torch.autograd.grad(-scores.mean(), y)[0]
+    torch.testing.assert_close(joined, own + 0.5 * own.norm() / other.norm() * other)
+    assert scorer.weight.grad is None
+
+
+def test_hinge_loss_and_penalty():
+    assert discriminator_loss(torch.full((2,), 3.0), torch.full((2,), -3.0)) == 0
+    assert discriminator_loss(torch.zeros(2), torch.zeros(2)) == 2
+    scale = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.constant_(scale.weight, 3.0)
+    penalty = gradient_penalty(scale, torch.randn(4, 1, 5, 5))
+    assert penalty.item() == pytest.approx(9 / 25, rel=1e-5)  # 25 pixels, each with the gradient 3 / 25
+    penalty.backward()
+    assert scale.weight.grad is not None
+
+
+def test_a_limit_is_divided():
+    first, second = SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig(max_steps=100, max_minutes=8))
+    assert (first.max_steps, first.max_minutes, second.max_steps, second.max_minutes) == (75, 6, 25, 2)
+    with pytest.raises(ValueError, match="limit"):
+        SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig())
+
+
+def test_sharpening_changes_the_image_s_decoder_alone_and_so_no_code(tmp_path, call):
+    flags = [*VQVAE_FLAGS, "--max-steps", "20", "--num-fine-layers", "1"]
+    assert call(train_vqvae.main, "--run", tmp_path / "a", *flags, "--sharpen-share", 0.5).code == 0
+    assert call(train_vqvae.main, "--run", tmp_path / "b", *flags, "--max-steps", 10).code == 0
+    sharp, plain = (checkpoint.load_tensors(tmp_path / name / "vqvae") for name in "ab")
+    changed = {name for name, value in sharp.items() if not torch.equal(value, plain[name])}
+    assert changed
+    assert all(name.startswith("decoders.1.") for name in changed), changed
+    images = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32")).splits["val"]
+    x = images.__getitems__([0, 1])["image"]
+    models = [VQVAE.from_pretrained(tmp_path / name / "vqvae") for name in "ab"]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.encode(x) for model in models), strict=True))
+    assert any("train/discriminator" in line for line in stats(tmp_path / "a" / "vqvae" / "sharpening"))
+    assert call(extract_codes.main, "--run", tmp_path / "a", "--allow-collapse").code == 0
+    assert len(CodeStore(tmp_path / "a" / "codes"))
+
+
+def test_sharpening_is_resumed_where_it_stopped(tmp_path, call, monkeypatch):
+    flags = ["--run", tmp_path / "run", *VQVAE_FLAGS, "--max-steps", 8, "--sharpen-share", 0.5]
+    real = train_vqvae.SharpeningTask
+
+    class Broken(real):  # type: ignore[misc, valid-type]
+        def save(self, folder):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_vqvae, "SharpeningTask", Broken)
+    assert call(train_vqvae.main, *flags).code == 130
+    monkeypatch.setattr(train_vqvae, "SharpeningTask", real)
+    assert call(train_vqvae.main, "--run", tmp_path / "run", "--resume").code == 0
+    assert checkpoint.load_state(tmp_path / "run" / "vqvae" / "state")["step"] == 4
+    assert checkpoint.load_state(tmp_path / "run" / "vqvae" / "sharpening" / "state")["step"] == 4
+
+
+def test_settings_out_of_range_are_refused(tmp_path, call, refused):
+    ended = call(train_vqvae.main, "--run", tmp_path / "a", "--sharpen-share", 1)
+    assert (ended.code, "sharpen_share must be in" in ended.err) == (2, True)
+    short = [*VQVAE_FLAGS, "--max-steps", 1]
+    assert "longer limit" in refused(train_vqvae.main, "--run", tmp_path / "a", *short, "--sharpen-share", 0.3)
+    unlimited = ["--data", "phantom", "--phantom-images", 60]
+    assert "limit" in refused(train_vqvae.main, "--run", tmp_path / "a", *unlimited, "--sharpen-share", 0.5)
+    assert replace(SharpeningConfig(), adversarial_weight=0).adversarial_weight == 0

@@ -1,0 +1,243 @@
+"""What `fit` trains in the first stage: the whole VQ-VAE and, where asked for, the image's decoder alone afterwards."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vqvae2 import distributed
+from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
+from vqvae2.data import AugmentedSet, ImageData
+from vqvae2.metrics import CodeCounts, constant_cells, ssim
+from vqvae2.optim import TrainingConfig
+from vqvae2.pictures import Picture, code_map, grid, to_picture
+from vqvae2.training import Sums
+from vqvae2.vqvae import VQVAE
+
+_EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
+_SHOWN = 8
+
+
+class VQVAETask:
+    """What `fit` trains in this stage."""
+
+    unit = "images_per_second"
+    score = "selection/loss"
+
+    def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
+        self.model, self.data = model, data
+        self.dataset = train or data.splits["train"]
+        self.device = next(model.parameters()).device
+        self.window = [CodeCounts(k) for k in model.config.num_embeddings]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"vqvae": self.model}
+
+    def compilable(self) -> list[nn.Module]:
+        return [*self.model.encoders, *self.model.decoders]
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        images = batch["image"].to(self.device)
+        ready = self.model.initialized
+        loss, terms, out = self.model.loss(images)
+        if ready:  # before that, codes are zeros that mean nothing
+            for counts, codes in zip(self.window, out.codes, strict=True):
+                counts.update(codes, ~constant_cells(images, codes.shape[1:]))
+        return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
+
+    def validate(self) -> dict[str, float]:
+        levels = self.model.levels
+        figures = {"selection/loss": self._scores("selection")["loss"]}
+        held_out = self._scores("val")
+        figures |= {f"val/{name}": held_out[name] for name in ("mse", "psnr_db", "ssim")}
+        for i, level in enumerate(levels):
+            figures |= {name: value for name, value in held_out.items() if name.startswith(f"{level}/")}
+            self.window[i].gather()
+            if self.window[i].counts.any():
+                figures |= _code_figures(f"train/{level}", self.window[i])
+            self.window[i].reset()
+        for i, level in enumerate(levels[:-1]):
+            figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
+        return figures
+
+    def preview(self) -> dict[str, Picture]:
+        images = self.data.splits["val"].__getitems__(self._rows("val", _SHOWN))["image"].to(self.device)
+        codes = self.model.encode(images)
+        rows = [images, self.model.decode(codes)]
+        rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
+        rows.insert(2, (rows[1] - rows[0]).abs() * 2 - 1)
+        size = (images.shape[2], images.shape[3])
+        maps = [
+            code_map(level[i], k, size)
+            for level, k in zip(codes, self.model.config.num_embeddings, strict=True)
+            for i in range(len(images))
+        ]
+        pictures = [to_picture(image) for row in rows for image in row]
+        return {"reconstructions": grid(pictures, len(images)), "code_maps": grid(maps, len(images))}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, self.data.to_config())
+
+    def state(self) -> dict[str, Any]:
+        for count in self.window:
+            count.gather()
+            if not distributed.is_main():  # they are the main process's now
+                count.reset()
+        window = [[count.counts, count.counts_foreground] for count in self.window]
+        return {"window": window, "gathered": [codebook.gathered for codebook in self.model.codebooks]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for count, (counts, foreground) in zip(self.window, state["window"], strict=True):
+            if distributed.is_main():
+                count.counts, count.counts_foreground = counts.to(self.device), foreground.to(self.device)
+        for codebook, rows in zip(self.model.codebooks, state["gathered"], strict=True):
+            codebook.gathered = [part.to(self.device) for part in rows]
+
+    def _rows(self, split: str, count: int) -> list[int]:
+        length = len(self.data.splits[split])
+        return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+
+    def _scores(self, split: str) -> dict[str, float]:
+        """Reconstruction errors and code statistics of a split."""
+        model, config = self.model, self.model.config
+        names = ["mse", "l1", "psnr_db", "ssim", *(f"ssim_{i}" for i in range(1, len(self.model.decoders)))]
+        sums = dict.fromkeys(names, 0.0)
+        counts = [CodeCounts(k) for k in config.num_embeddings]
+        rows = self._rows(split, _EVALUATED)
+        images = self.data.splits[split].__getitems__(distributed.own_part(rows))["image"].to(self.device)
+        for x in images.split(32) if len(images) else ():  # fewer images than processes
+            codes = model.encode(x)
+            for count, level in zip(counts, codes, strict=True):
+                count.update(level, ~constant_cells(x, level.shape[1:]))
+            y = model.decode(codes)
+            mse = (y - x).square().mean((1, 2, 3))
+            batch = {
+                "mse": mse,
+                "l1": (y - x).abs().mean((1, 2, 3)),
+                "psnr_db": 10 * torch.log10(4 / mse.clamp_min(1e-12)),
+                "ssim": ssim(y, x),
+            }
+            for i in range(1, len(codes)):
+                batch[f"ssim_{i}"] = ssim(model.decode(codes[:i]), x)
+            for name, values in batch.items():
+                sums[name] += float(values.sum())
+        for count in counts:
+            count.gather()
+        total = distributed.all_reduce_sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
+        scores = dict(zip(names, (total / len(rows)).tolist(), strict=True))
+        scores["loss"] = (
+            config.mse_weight * scores["mse"]
+            + config.l1_weight * scores["l1"]
+            + config.ssim_weight * (1 - scores["ssim"])
+        )
+        for name, count in zip(model.levels, counts, strict=True):
+            scores |= _code_figures(name, count)
+        return scores
+
+
+def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
+    return {
+        f"{prefix}/perplexity": counts.perplexity,
+        f"{prefix}/perplexity_foreground": counts.perplexity_foreground,
+        f"{prefix}/usage": counts.usage,
+    }
+
+
+@dataclass(frozen=True)
+class SharpeningConfig:
+    """How the image's decoder is trained on against a patch discriminator; encoders and codebooks stay as they are."""
+
+    sharpen_share: float = 0.0
+    """Share of the training's limit (minutes or steps) spent on sharpening the image's decoder, in [0, 1); 0: none."""
+    adversarial_weight: float = 0.5
+    """Gradient of deceiving the discriminator, as a share of the reconstruction loss's gradient, >= 0."""
+    penalty_weight: float = 1.0
+    """Weight of the discriminator's gradient penalty (R1), >= 0."""
+    sharpen_learning_rate: float = 5e-4
+    """Peak learning rate of decoder and discriminator."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sharpen_share < 1:
+            raise ValueError(f"sharpen_share must be in [0, 1), got {self.sharpen_share}")
+        if self.adversarial_weight < 0 or self.penalty_weight < 0:
+            raise ValueError("adversarial_weight and penalty_weight must be >= 0")
+
+    def divide(self, training: TrainingConfig) -> tuple[TrainingConfig, TrainingConfig]:
+        """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part.
+
+        Raises:
+            ValueError: there is nothing to divide, or too little.
+        """
+        if not training.limited:
+            raise ValueError("sharpening takes a share of a limit, and there is none")
+        share, parts = self.sharpen_share, []
+        for part in (1 - share, share):
+            steps = training.max_steps and round(training.max_steps * part)
+            parts.append(
+                replace(training, max_steps=steps, max_minutes=training.max_minutes and training.max_minutes * part)
+            )
+        return parts[0], replace(
+            parts[1],
+            learning_rate=self.sharpen_learning_rate,
+            beta1=0.5,
+            weight_decay=0.0,
+            ema_decay=0.995,
+            evaluations=min(4, training.evaluations),
+            patience=0,
+        )
+
+
+class SharpeningTask(VQVAETask):
+    """What `fit` trains after the VQ-VAE: the image's decoder and a discriminator, on codes that do not change.
+
+    Args:
+        model: a trained VQ-VAE, in evaluation mode.
+        data: its images.
+        config: how.
+        folder: receives the model.
+        train: the training images, where they come changed.
+    """
+
+    score = ""  # what it is after has no figure: the latest is kept
+
+    def __init__(
+        self,
+        model: VQVAE,
+        data: ImageData,
+        config: SharpeningConfig,
+        folder: Path,
+        train: AugmentedSet | None = None,
+    ) -> None:
+        super().__init__(model, data, train)
+        self.config, self.folder = config, folder
+        self.discriminator = PatchDiscriminator(model.config.channels).to(self.device)
+        self.discriminator.to(memory_format=torch.channels_last)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"decoder": self.model.decoders[-1], "discriminator": self.discriminator}
+
+    def compilable(self) -> list[nn.Module]:
+        return [self.model.decoders[-1]]
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        images = batch["image"].to(self.device).contiguous(memory_format=torch.channels_last)
+        made = self.model.decoders[-1](self.model.decoder_input(self.model.encode(images)))
+        y = made.detach().float().requires_grad_()
+        reconstruction, terms = self.model.config.reconstruction_loss(y, images)
+        scores = self.discriminator(y)
+        gradient = adversarial_gradient(reconstruction, scores, y, self.config.adversarial_weight)
+        told = discriminator_loss(self.discriminator(images), scores)
+        # A few images are enough, and their second derivatives cost as much as all the rest.
+        penalty = gradient_penalty(self.discriminator, images[: -(-len(images) // 4)])
+        own = told + self.config.penalty_weight * penalty
+        # The gradient with respect to the images is at hand; the value that is logged is the reconstruction loss.
+        pushed = (made.float() * gradient).sum()
+        loss = own + pushed + (reconstruction - own - pushed).detach()
+        sums = {**terms, "discriminator": told, "penalty": penalty}
+        return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
+
+    def save(self, folder: Path) -> None:
+        super().save(self.folder)
