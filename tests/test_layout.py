@@ -127,8 +127,9 @@ def test_run_folders_hidden_files_and_link_loops_inside_the_data_are_passed_by(t
         (lambda folder: folder, "no images found, but nothing"),
         (
             lambda folder: (folder / "scan.nii").write_text("none") and folder,
-            r"no images found, but 1 \.nii",
+            r"none of 1 volumes can be read, such as scan\.nii",
         ),
+        (lambda folder: (folder / "scan.mgz").write_text("none") and folder, r"no images found, but 1 \.mgz"),
         (lambda folder: (folder / "run.json").write_text("{}") and folder, "run folder"),
         (lambda folder: write(folder, ["p_1.png"]), "one subject"),
     ],

@@ -1,13 +1,17 @@
 """What the user says about the data: the fields become flags and are stored with the run."""
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from vqvae2.data.layout import LayoutChoice
+from vqvae2.data.volumes import SliceConfig
 from vqvae2.errors import UserError
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(SliceConfig):
     """Where the images are and how they are read; raises UserError for a value that cannot be meant."""
 
     data: str = "phantom"
@@ -22,8 +26,17 @@ class DataConfig:
     channels: int | None = None
     """1 (grey) or 3 (RGB); default: as the data has it, grey stored as RGB counted as grey."""
 
+    layout: LayoutChoice = "auto"
+    """How a folder is understood; auto looks at it, and the data report says what it saw."""
+
+    bids_suffix: str = "T1w"
+    """What the names of the volumes end with that are taken from a BIDS tree."""
+
     labels: str | None = None
     """Labels, as FILE.csv:COLUMN[,COLUMN]; the column `file` holds paths relative to the data, or names."""
+
+    bins: tuple[str, ...] = ()
+    """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles."""
 
     subject_pattern: str | None = None
     """Regular expression for paths relative to the data; its group 1, or the whole match, is the subject."""
@@ -38,6 +51,7 @@ class DataConfig:
     """Seed of the hash that assigns subjects to splits, >= 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.channels not in (None, 1, 3):
             raise UserError(f"--channels {self.channels} is not supported", how="Give 1 (grey) or 3 (RGB)")
         if self.phantom_images < 10:
@@ -47,6 +61,24 @@ class DataConfig:
         if self.fit not in ("pad", "crop", "resize"):
             raise UserError(f"--fit {self.fit} is not known", how="Give pad, crop or resize")
         self.height_width()
+        self.edges()
+
+    def edges(self) -> dict[str, list[float]]:
+        """The stated edges by attribute; UserError if one is not ATTRIBUTE=NUMBER[,NUMBER] in order."""
+        stated = {}
+        for text in self.bins:
+            name, equals, listed = text.partition("=")
+            try:
+                numbers = [float(part) for part in listed.split(",")]
+            except ValueError:
+                numbers = []
+            rising = all(low < high for low, high in pairwise(numbers))
+            if not (name and equals and numbers and rising and all(map(math.isfinite, numbers))):
+                raise UserError(
+                    f"--bins {text} names no edges", how="Give ATTRIBUTE=NUMBER[,NUMBER], such as age=40,60"
+                )
+            stated[name] = numbers
+        return stated
 
     def height_width(self) -> tuple[int, int] | None:
         """The wanted (height, width) in pixels, None for the images' own; UserError if it is not HxW."""

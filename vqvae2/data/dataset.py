@@ -96,6 +96,7 @@ class ImageData:
         fit: how images of other sizes are brought to H x W.
         bins: attribute -> inner edges, for the attributes that are binned numbers.
         sizes: (height, width) of the files -> how many.
+        slices: how volumes were cut; None where the files are images.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ImageData:
     fit: str = "pad"
     bins: dict[str, list[float]] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    slices: dict[str, Any] | None = None
 
     def to_config(self) -> dict[str, Any]:
         """What later stages must know to read images alike, as plain JSON values."""
@@ -124,6 +126,7 @@ class ImageData:
             "value_range": list(self.value_range),
             "attributes": {name: list(classes) for name, classes in self.attributes.items()},
             "bins": {name: list(edges) for name, edges in self.bins.items()},
+            "slices": self.slices,
         }
 
     def report(self) -> str:

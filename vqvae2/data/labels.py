@@ -13,6 +13,7 @@ from vqvae2.errors import UserError
 
 MISSING = {"", "n/a", "na", "nan", "null"}
 FILE_COLUMNS = ("file", "filename", "path", "image")
+SUBJECT_COLUMNS = ("subject", "participant_id", "subject_id")
 MOST_VALUES = 20  # more numbers than these are binned by quartiles
 MOST_CLASSES = 1000
 
@@ -24,10 +25,18 @@ class Table:
     path: Path
     columns: tuple[str, ...]
     rows: list[dict[str, str]]
-    file_column: str
+    file_column: str | None  # None: the rows are of subjects
+    subject_column: str | None = None
 
-    def match(self, keys: Sequence[str]) -> list[dict[str, str] | None]:
-        """The row of each image by its relative path, else by its name if just one row has it, else None."""
+    def match(self, keys: Sequence[str], subjects: Sequence[str]) -> list[dict[str, str] | None]:
+        """The row of each image by its relative path, else by its name if just one row has it, else None.
+
+        In a table of subjects the row is that of the image's subject.
+        """
+        if self.file_column is None:
+            assert self.subject_column is not None
+            by_subject = {row[self.subject_column]: row for row in self.rows}
+            return [by_subject.get(subject) for subject in subjects]
         by_path = {_clean(row[self.file_column]): row for row in self.rows}
         by_name: dict[str, list[dict[str, str]]] = {}
         for path, row in by_path.items():
@@ -70,12 +79,13 @@ def read_table(path: Path) -> Table:
         raise UserError(f"the table of labels cannot be understood ({error})", path) from None
     columns = tuple((name or "").strip() for name in reader.fieldnames or ())
     file_column = next((name for name in columns if name.lower() in FILE_COLUMNS), None)
-    if file_column is None:
+    subject_column = next((name for name in columns if name.lower() in SUBJECT_COLUMNS), None)
+    if file_column is None and subject_column is None:
         told = ", ".join(columns) or "none"
         raise UserError(
             f"no column names the images (columns: {told})", path, "Add a column `file` with relative paths"
         )
-    return Table(path, columns, rows, file_column)
+    return Table(path, columns, rows, file_column, subject_column)
 
 
 def parse_labels(text: str, folder: Path) -> tuple[Table, tuple[str, ...]]:
@@ -103,17 +113,19 @@ def encode(
     training: NDArray[np.bool_],
     known: dict[str, Sequence[str]] | None = None,
     bins: dict[str, list[float]] | None = None,
+    stated: dict[str, list[float]] | None = None,
 ) -> Labels:
     """Turn the texts of each attribute into class numbers.
 
-    Numbers with more than 20 different values are binned at the quartiles of the training images. Other
-    classes are sorted, numbers by value.
+    Numbers are binned at stated edges; without them, where there are more than 20 different values, at the quartiles of
+    the training images. Other classes are sorted, numbers by value.
 
     Args:
         texts: attribute -> N texts, missing where empty, "n/a", "na", "nan" or "null".
         training: (N,) the images whose numbers set the bins; all are used where there are none.
         known: attribute -> classes of a stored data set, to be kept.
         bins: attribute -> inner edges of a stored data set.
+        stated: attribute -> inner edges that the user wants.
 
     Raises:
         UserError: for an attribute without any value or with too many classes.
@@ -132,6 +144,8 @@ def encode(
             classes, inner = tuple(known[name]), (bins or {}).get(name)
         elif not present.any():
             raise UserError("no image has a label", name, "The table's column `file` must name the images")
+        elif name in (stated or {}):
+            inner, classes = _stated(name, numbers, stated[name])  # type: ignore[index]
         elif numbers is not None and len(np.unique(numbers[present])) > MOST_VALUES:
             inner, classes = _quartiles(numbers[present & training if (present & training).any() else present])
             notes.append(f"{name}: numbers, binned at quartiles of the training images")
@@ -166,6 +180,14 @@ def _numbers(cells: list[str], present: NDArray[np.bool_]) -> NDArray[np.float64
     except ValueError:
         return None
     return values if np.isfinite(values[present]).all() else None
+
+
+def _stated(name: str, numbers: NDArray[np.float64] | None, inner: list[float]) -> tuple[list[float], tuple[str, ...]]:
+    """Stated edges, and classes named by them: below the first, between two, from the last on."""
+    if numbers is None:
+        raise UserError("only numbers can be binned", f"--bins {name}", "This column holds other texts")
+    between = tuple(f"{low:g}-{high:g}" for low, high in pairwise(inner))
+    return inner, (f"<{inner[0]:g}", *between, f">={inner[-1]:g}")
 
 
 def _quartiles(values: NDArray[np.float64]) -> tuple[list[float], tuple[str, ...]]:

@@ -5,13 +5,20 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from vqvae2.data.decoding import SUFFIXES
+from vqvae2.data.volumes import is_volume
 from vqvae2.errors import UserError
 
+LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 SPLIT_FOLDER = re.compile(r"(?:keras_png_slices_)?(train|val|test)(?:ing|id|idate|idation)?", re.IGNORECASE)
 # What cohorts and BIDS put into their file names, so that several scans of one person stay together.
 KNOWN_SUBJECT = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+|OAS[123]_?\d{4,5}|\d{3}_S_\d{4,5})(?![0-9])")
+_MODALITY = r"(?:(?:T1|T2|PD)w?|FLAIR|MRI?|anat|brain)"
+_MODALITY_ALONE = re.compile(_MODALITY, re.IGNORECASE)
+_MODALITY_TAIL = re.compile(rf"(?<=.)[_\-. ]{_MODALITY}$", re.IGNORECASE)
+_NOT_RAW = ("derivatives/", "sourcedata/", "code/")
 SLICE_TAIL = re.compile(
     r"(?P<subject>.+?)[_\-. ](?:(?:slice|sl|img|image|frame|axial|z)[_\-. ]?|[A-Za-z]{0,3})\d+", re.IGNORECASE
 )
@@ -28,6 +35,7 @@ class Layout:
     splits: list[str | None]
     classes: list[str] | None
     subjects: list[str]
+    volumes: bool = False  # the files are volumes that are still to be cut
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -37,13 +45,14 @@ def key_of(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
-def walk(folder: Path) -> tuple[list[Path], list[tuple[str, str]], Counter[str]]:
-    """All image files under a folder in order, what was left out and why, and the other files by suffix.
+def walk(folder: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]], Counter[str]]:
+    """All image files and volumes under a folder in order, what was left out and why, and the other files by suffix.
 
     Hidden files and folders, run folders (they hold a run.json), folders of samples (samples.json) and links that lead
     back are passed by.
     """
     images: list[Path] = []
+    volumes: list[Path] = []
     skipped: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
@@ -73,25 +82,48 @@ def walk(folder: Path) -> tuple[list[Path], list[tuple[str, str]], Counter[str]]
                 continue
             if name.lower().endswith(SUFFIXES):
                 images.append(Path(here, name))
+            elif is_volume(name):
+                volumes.append(Path(here, name))
             else:
                 others[os.path.splitext(name)[1].lower() or "no suffix"] += 1
-    return sorted(images), skipped, others
+    return sorted(images), sorted(volumes), skipped, others
 
 
-def read_layout(folder: Path) -> Layout:
-    """Find the images of a folder and understand its shape; raises UserError where there are none."""
+def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w") -> Layout:
+    """Find the images of a folder and understand its shape.
+
+    Args:
+        folder: of images or volumes.
+        wanted: how to understand it; auto looks at it.
+        suffix: what the names of the volumes of a BIDS tree end with that are taken.
+
+    Raises:
+        UserError: there are none, or the folder is not of the shape wanted.
+    """
     if not folder.exists():
         raise UserError(
             "there is no such folder", folder, "Give --data a folder of images, phantom or torchvision:NAME"
         )
     if not folder.is_dir():
         raise UserError("not a folder", folder, "Give --data the folder that holds the images")
-    paths, skipped, others = walk(folder)
+    images, volumes, skipped, others = walk(folder)
+    described = (folder / "dataset_description.json").is_file()  # pictures in a BIDS tree are of its quality control
+    cut = wanted in ("volumes", "bids") or (wanted == "auto" and bool(volumes) and (described or not images))
+    paths, words = (volumes, "volumes") if cut else (images, "")
     if not paths:
         if (folder / "run.json").exists():
             raise UserError("this is a run folder, not data", folder, "Give --data the folder that holds the images")
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
-        raise UserError(f"no images found, but {found}", folder, f"Formats that are read: {' '.join(SUFFIXES)}")
+        what, formats = ("NIfTI volumes", (".nii", ".nii.gz")) if cut else ("images", (*SUFFIXES, ".nii", ".nii.gz"))
+        raise UserError(f"no {what} found, but {found}", folder, f"Formats that are read: {' '.join(formats)}")
+    if cut and images:
+        skipped.append((f"{len(images):,} images", "left aside for the volumes; --layout flat reads them"))
+    if volumes and not cut:
+        skipped.append((f"{len(volumes):,} NIfTI volumes", "left aside for the images; --layout volumes reads them"))
+    tree = cut and (wanted == "bids" or (wanted == "auto" and _is_bids(folder, paths)))
+    if tree:
+        words = f"BIDS tree, {suffix}"
+        paths = _of_kind(folder, paths, suffix, skipped)
 
     keys = [key_of(path, folder) for path in paths]
     splits: list[str | None] = []
@@ -101,8 +133,9 @@ def read_layout(folder: Path) -> Layout:
         split = next((match[1].lower() for part in parts if (match := SPLIT_FOLDER.fullmatch(part))), None)
         splits.append(split)
         folders.append(tuple(parts))
-    words = ""
-    if "train" in splits:
+    if wanted == "splits" and "train" not in splits:
+        raise UserError("there is no train folder", folder, "Leave --layout out, or name the folder above it")
+    if "train" in splits and wanted != "flat":
         kept = [i for i, split in enumerate(splits) if split is not None]
         outside = len(keys) - len(kept)
         if outside:
@@ -111,19 +144,28 @@ def read_layout(folder: Path) -> Layout:
             ]
         paths, keys, splits = [paths[i] for i in kept], [keys[i] for i in kept], [splits[i] for i in kept]
         folders = [tuple(p for p in folders[i] if not SPLIT_FOLDER.fullmatch(p)) for i in kept]
-        words = "/".join(name for name in ("train", "val", "test") if name in splits) + " folders"
+        named = "/".join(name for name in ("train", "val", "test") if name in splits) + " folders"
+        words = f"{words}, {named}" if words else named
     else:
         splits = [None] * len(keys)
     while folders[0] and all(parts[:1] == folders[0][:1] for parts in folders):
         folders = [parts[1:] for parts in folders]
 
-    layout = Layout(words, paths, keys, splits, None, guess_subjects(keys), skipped)
-    kind = _meaning(folders, splits)
+    subjects = [_volume_subject(key) for key in keys] if cut else guess_subjects(keys)
+    layout = Layout(words, paths, keys, splits, None, subjects, cut, skipped)
+    kind = wanted if wanted in ("classes", "subjects", "flat") else "" if tree else _meaning(folders, splits)
+    if cut and not tree and wanted != "classes" and all(folders) and all(map(_MODALITY_ALONE.fullmatch, subjects)):
+        kind = "subjects"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
+    if tree:
+        folders = [()] * len(keys)
+    if kind in ("classes", "subjects") and not all(folders):
+        bare = next(key for key, parts in zip(keys, folders, strict=True) if not parts)
+        raise UserError(f"--layout {kind} needs every image in a folder", bare, "Leave --layout out")
     if kind == "classes":
         layout.classes = [parts[0] for parts in folders]
         folders = [parts[1:] for parts in folders]
         layout.words = f"{words} with class folders" if words else "class folders"
-        kind = "subjects" if all(folders) and len(set(folders)) > 1 else ""
+        kind = "subjects" if wanted == "auto" and not cut and all(folders) and len(set(folders)) > 1 else ""
     elif kind == "subjects":
         layout.words = f"{words} with a folder for each subject" if words else "a folder for each subject"
     if kind == "subjects":
@@ -137,6 +179,38 @@ def read_layout(folder: Path) -> Layout:
         )
     layout.words = layout.words or ("folders" if any(folders) else "flat folder")
     return layout
+
+
+def _is_bids(folder: Path, paths: list[Path]) -> bool:
+    """Whether the volumes lie in folders of subjects, and a file of BIDS lies beside those."""
+    raw = [key for path in paths if not (key := key_of(path, folder)).startswith(_NOT_RAW)]
+    described = any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv"))
+    return described and bool(raw) and all(re.search(r"(?:^|/)sub-[A-Za-z0-9]+/", key) for key in raw)
+
+
+def _of_kind(folder: Path, paths: list[Path], suffix: str, skipped: list[tuple[str, str]]) -> list[Path]:
+    """Take the volumes of one kind from a BIDS tree; raises UserError where there are none."""
+    taken, kinds = [], Counter[str]()
+    for path in paths:
+        kind = path.name.split(".")[0].rsplit("_", 1)[-1]
+        kinds[kind] += 1
+        if kind == suffix and not key_of(path, folder).startswith(_NOT_RAW):
+            taken.append(path)
+    if not taken:
+        told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
+        raise UserError(f"no volume of the BIDS tree is called ..._{suffix}", folder, f"--bids-suffix: {told}")
+    if len(taken) < len(paths):
+        skipped.append((f"{len(paths) - len(taken):,} volumes", f"derived, or not called ..._{suffix} (--bids-suffix)"))
+    return taken
+
+
+def _volume_subject(key: str) -> str:
+    """Whom a volume shows: a cohort's own identifier, else its name without what kind of image it is."""
+    known = KNOWN_SUBJECT.search(key)
+    stem = stem_of(key.rsplit("/", 1)[-1])
+    while tail := _MODALITY_TAIL.search(stem):
+        stem = stem[: tail.start()]
+    return known[1] if known else stem
 
 
 def _meaning(folders: list[tuple[str, ...]], splits: list[str | None]) -> str:

@@ -8,11 +8,13 @@ import numpy as np
 
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
-from vqvae2.data.labels import Table, encode, parse_labels, read_table
+from vqvae2.data.labels import encode, parse_labels, read_table
 from vqvae2.data.layout import Layout, read_layout, subjects_by_pattern
 from vqvae2.data.reading import Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
+from vqvae2.data.slicing import config_of, cut_volumes
 from vqvae2.data.splits import SPLITS, assign, overlap
+from vqvae2.data.volumes import slice_settings
 from vqvae2.errors import UserError
 
 
@@ -58,12 +60,14 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
     skipped: list[tuple[str, str]] = []
     if isinstance(source, str | Path):
         layout = read_layout(Path(source).expanduser())
+        layout, pictures = cut_volumes(layout, config_of(like))
         paths, keys, subjects, skipped = layout.paths, layout.keys, layout.subjects, layout.skipped
     else:
+        pictures = None
         paths = [Path(path) for path in source]
         keys = [path.as_posix() for path in paths]
         subjects = keys
-    read = Reading(paths, keys, (like["height"], like["width"]), like["fit"])
+    read = Reading(paths, keys, (like["height"], like["width"]), like["fit"], pictures)
     low, high = like["value_range"]
     read.demand_range((low, high))
     return ImageSet(
@@ -78,7 +82,9 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
 
 def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None) -> ImageData:
     folder = Path(config.data).expanduser()
-    layout = read_layout(folder)
+    layout = read_layout(folder, config.layout, config.bids_suffix)
+    slicing = config_of(like) if like and like.get("slices") else config
+    layout, pictures = cut_volumes(layout, slicing)
     texts, subjects = _tables(config, layout, folder)
     place = assign(subjects, layout.splits, config.split_seed)
     if "val" not in place:
@@ -90,7 +96,10 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     notes = layout.notes + _split_notes(subjects, place, layout)
     training = np.array([split in ("train", "selection") for split in place])
     stored = like or {}
-    labels = encode(texts, training, stored.get("attributes"), stored.get("bins"))
+    edges = config.edges()
+    if unused := sorted(set(edges) - set(texts)):
+        raise UserError(f"there are no labels {', '.join(unused)}", "--bins", "Give --labels FILE:COLUMN with them")
+    labels = encode(texts, training, stored.get("attributes"), stored.get("bins"), edges)
 
     wanted = [i for i, split in enumerate(place) if splits is None or split in splits]
     if not wanted:
@@ -98,7 +107,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         raise UserError(f"there are no images in {', '.join(splits or ())}", folder, f"There are {there}")
     size = (stored["height"], stored["width"]) if like else config.height_width()
     how = stored.get("fit", config.fit)
-    read = Reading([layout.paths[i] for i in wanted], [layout.keys[i] for i in wanted], size, how)
+    chosen = [layout.paths[i] for i in wanted], [layout.keys[i] for i in wanted]
+    read = Reading(*chosen, size, how, None if pictures is None else [pictures[i] for i in wanted])
     value_range = read.value_range
     if like:
         value_range = (like["value_range"][0], like["value_range"][1])
@@ -116,6 +126,17 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if copies:
         example = read.keys[copies[0]]
         notes.append(f"{len(copies):,} held-out images are exact copies of training images, such as {example}")
+    exact = set(copies)
+    near = read.near_copies(
+        [j for j, split in member.items() if split in ("train", "selection")],
+        [j for j, split in member.items() if split in ("val", "test") and j not in exact],
+    )
+    if near:
+        one, other = next(iter(near.items()))
+        notes.append(
+            f"{len(near):,} held-out images are nearly copies of training images, such as {read.keys[one]} of "
+            f"{read.keys[other]}"
+        )
 
     held: dict[str, ImageSet] = {}
     for split in SPLITS:
@@ -140,6 +161,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         fit=how,
         bins=labels.bins,
         sizes=dict(read.sizes),
+        slices=slice_settings(slicing) if pictures is not None else None,
     )
 
 
@@ -147,35 +169,40 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
     """The texts of each attribute, and the subjects by pattern, else tables, else folders and names."""
     texts = {"class": layout.classes} if layout.classes is not None else {}
     subjects = list(layout.subjects)
-    tables: list[Table] = []
-    if (folder / "slices.csv").is_file():
-        tables.append(read_table(folder / "slices.csv"))
+    own = folder / "slices.csv"
+    tables = [read_table(own)] if own.is_file() else []
+    columns: tuple[str, ...] = ()
     if config.labels is not None:
         table, columns = parse_labels(config.labels, folder)
         tables.append(table)
-        rows = table.match(layout.keys)
-        lacking = sum(row is None for row in rows)
-        if lacking == len(rows):
-            raise UserError(
-                "no row of the table names an image of the data",
-                table.path,
-                f"An image is called {layout.keys[0]}",
-            )
-        if lacking:
-            layout.notes.append(f"{lacking:,} images have no row in {table.path.name}; their labels count as missing")
-        named = {id(row) for row in rows if row is not None}
-        absent = sum(id(row) not in named for row in table.rows)
-        if absent:
-            layout.notes.append(f"{absent:,} rows of {table.path.name} name files that are not there")
-        texts |= {column: [row[column] if row else "" for row in rows] for column in columns}
-    for table in tables:
-        if "subject" in table.columns:
-            told = table.match(layout.keys)
-            subjects = [
-                row["subject"] if row and row["subject"] else old for row, old in zip(told, subjects, strict=True)
-            ]
     if config.subject_pattern is not None:
         subjects = subjects_by_pattern(layout.keys, config.subject_pattern)
+    else:
+        for table in tables:
+            if "subject" in table.columns and table.file_column is not None:
+                told = table.match(layout.keys, subjects)
+                subjects = [
+                    row["subject"] if row and row["subject"] else old for row, old in zip(told, subjects, strict=True)
+                ]
+    if not columns:
+        return texts, subjects
+    table = tables[-1]
+    rows = table.match(layout.keys, subjects)
+    lacking = sum(row is None for row in rows)
+    if lacking == len(rows):
+        raise UserError(
+            "no row of the table names an image of the data",
+            table.path,
+            f"An image is called {layout.keys[0]}, its subject {subjects[0]}",
+        )
+    if lacking:
+        layout.notes.append(f"{lacking:,} images have no row in {table.path.name}; their labels count as missing")
+    named = {id(row) for row in rows if row is not None}
+    absent = sum(id(row) not in named for row in table.rows)
+    if absent:
+        what = "files" if table.file_column else "subjects"
+        layout.notes.append(f"{absent:,} rows of {table.path.name} name {what} that are not there")
+    texts |= {column: [row[column] if row else "" for row in rows] for column in columns}
     return texts, subjects
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from vqvae2.data.dataset import Pixels
 from vqvae2.data.decoding import Picture, UnreadableError, decode_all, fit, recolour
+from vqvae2.data.duplicates import nearly_equal, thumbnail
 from vqvae2.errors import UserError
 
 
@@ -19,6 +20,7 @@ class Reading:
         keys: their names in messages.
         size: (height, width) to which all are brought, None to demand that they are equal.
         how: "pad", "crop" or "resize".
+        pictures: what they hold, where that is known already.
 
     Attributes:
         kept: indices of the files that could be read, in order.
@@ -32,7 +34,14 @@ class Reading:
         UserError: where none can be read, sizes differ, or 8 and 16 bit images are mixed.
     """
 
-    def __init__(self, paths: Sequence[Path], keys: Sequence[str], size: tuple[int, int] | None, how: str) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        keys: Sequence[str],
+        size: tuple[int, int] | None,
+        how: str,
+        pictures: Sequence[Picture] | None = None,
+    ) -> None:
         self.keys = keys
         self.skipped: list[tuple[str, str]] = []
         self.sizes: Counter[tuple[int, int]] = Counter()
@@ -43,7 +52,8 @@ class Reading:
                 picture.pixels = fit(picture.pixels, size, how)
             return picture
 
-        for index, result in decode_all(paths, prepare):
+        ready = None if pictures is None else enumerate(prepare(picture) for picture in pictures)
+        for index, result in decode_all(paths, prepare) if ready is None else ready:
             if isinstance(result, UnreadableError):
                 self.skipped.append((keys[index], str(result)))
             else:
@@ -102,3 +112,11 @@ class Reading:
         """The others that are pixel for pixel among the originals, constant pictures left aside."""
         known = {self._pictures[i].digest for i in originals} - {b""}
         return [i for i in others if self._pictures[i].digest in known]
+
+    def near_copies(self, originals: Sequence[int], others: Sequence[int]) -> dict[int, int]:
+        """The others that are nearly among the originals (recompressed, brightened), each with its original."""
+        if not originals or not others:
+            return {}
+        some, rest = ([thumbnail(self._pictures[i].pixels) for i in rows] for rows in (originals, others))
+        pairs = nearly_equal(np.stack(rest), np.stack(some))
+        return {others[a]: originals[b] for a, b in pairs}

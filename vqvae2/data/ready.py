@@ -1,11 +1,13 @@
 """Data that need no folder of the user's: the phantom and torchvision's sets."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae2 import distributed
 from vqvae2.data import phantom
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
@@ -57,7 +59,9 @@ def open_torchvision(config: DataConfig, splits: Sequence[str] | None, like: dic
     classes: list[str] = []
     for part, train in (("train", True), ("test", False)):
         try:
-            loaded = getattr(datasets, name)(config.data_root, train=train, download=True)
+            load = partial(getattr(datasets, name), config.data_root, train=train, download=True)
+            distributed.on_main(lambda: load() and None)  # noqa: B023 - called at once; one process downloads
+            loaded = load()
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{name} cannot be downloaded ({error})",

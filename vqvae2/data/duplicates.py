@@ -1,0 +1,59 @@
+"""Images that are nearly the same: a perceptual hash finds candidates, correlation decides.
+
+Shapes: N and M images.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 32
+_BITS = 24  # of 256 that may differ between candidates
+_CORRELATION = 0.995
+_CHUNK = 32
+_LEAST = 0.1 / SIDE
+
+Thumbnails = NDArray[np.float32]
+
+
+def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
+    """Shrink an image (H, W) or (H, W, 3) to 32 x 32 grey values with mean 0 and norm 1; a constant one to zeros."""
+    grey = pixels.astype(np.float32)
+    grey = grey if grey.ndim == 2 else grey.mean(2)
+    small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    small = small - small.mean()
+    norm = np.linalg.norm(small)
+    return small / norm if norm > 1e-6 else np.zeros_like(small)
+
+
+def difference_hash(thumbnails: Thumbnails) -> NDArray[np.uint64]:
+    """Hash thumbnails (N, 32, 32) by which of neighbouring 2 x 2 blocks is brighter: (N, 4), 256 bits."""
+    blocks = thumbnails.reshape(len(thumbnails), 16, 2, 16, 2).mean((2, 4))
+    bits = blocks - np.roll(blocks, 1, 2) > _LEAST  # noise on a flat background does not count
+    return np.packbits(bits.reshape(len(blocks), -1), axis=1).view(np.uint64)
+
+
+def nearly_equal(some: Thumbnails, others: Thumbnails) -> list[tuple[int, int]]:
+    """Find the thumbnails that nearly equal one of the others.
+
+    Args:
+        some: (N, 32, 32), as from `thumbnail`.
+        others: (M, 32, 32).
+
+    Returns:
+        Pairs (index in some, index of its nearest among the others), for those that have one: at most 24 of 256 bits of
+        the hashes differ, and the thumbnails correlate by 0.995 or more. Constant images have none.
+    """
+    pairs = []
+    hashes, known = difference_hash(some), difference_hash(others)
+    flat, known_flat = some.reshape(len(some), -1), others.reshape(len(others), -1)
+    for start in range(0, len(some), _CHUNK):
+        apart = np.bitwise_count(hashes[start : start + _CHUNK, None] ^ known[None]).sum(2)
+        for row, near in enumerate(apart <= _BITS):
+            candidates = np.flatnonzero(near)
+            if not len(candidates):
+                continue
+            correlation = known_flat[candidates] @ flat[start + row]
+            if correlation.max() >= _CORRELATION:
+                pairs.append((start + row, int(candidates[correlation.argmax()])))
+    return pairs
