@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -63,6 +64,7 @@ class Plane:
         self.before: list[Tensor] = []  # weights before each loss
         self.evaluated: list[Tensor] = []  # weights at each evaluation
         self.factor = 1.0
+        self.resumed_from = 0
 
     def modules(self) -> dict[str, nn.Module]:
         return {"plane": self.model}
@@ -92,6 +94,12 @@ class Plane:
 
     def save(self, folder: Path) -> None:
         checkpoint.save_pretrained(folder, {"kind": "plane"}, self.model.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": self.resumed_from + len(self.rows)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.resumed_from = state["losses"]
 
 
 SHORT = TrainingConfig(

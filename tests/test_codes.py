@@ -343,3 +343,66 @@ def test_an_empty_store_is_a_store(tmp_path):
     assert store.labels.shape == (0, 2)
     assert [level.shape for level in store.read()] == [(0, 2, 3), (0, 4, 6)]
     store.verify()
+
+
+def append(writer: CodeWriter, rows: range, given: dict[str, Any]) -> None:
+    new = [i for i in rows if ("train", given["keys"][i]) not in writer]
+    writer.append(
+        [level[new] for level in given["codes"]],
+        [given["keys"][i] for i in new],
+        [given["subjects"][i] for i in new],
+        "train",
+        given["labels"][new],
+    )
+
+
+def abandoned(path: Path, given: dict[str, Any], count: int, **changes: Any) -> None:
+    """Write and commit the values that are full, and end as a killed process does: without closing anything."""
+    writer = CodeWriter(path, **{**SETTINGS, "rows_per_value": 2, "plan": "plan", **changes})
+    append(writer, range(count), given)
+    writer._commit()
+    writer._env.close()
+
+
+def test_an_interrupted_writer_of_the_same_plan_is_gone_on_with(tmp_path):
+    given = example(11)
+    for path, count in ((tmp_path / "whole", 0), (tmp_path / "cut", 7)):
+        if count:
+            abandoned(path, given, count)
+        with CodeWriter(path, **{**SETTINGS, "rows_per_value": 2, "plan": "plan"}) as writer:
+            assert len(writer) == count // 2 * 2  # the seventh image filled no value
+            for start in range(0, 11, 4):
+                append(writer, range(start, min(start + 4, 11)), given)
+    whole, cut = CodeStore(tmp_path / "whole"), CodeStore(tmp_path / "cut")
+    cut.verify()
+    assert (cut.keys, cut.subjects, cut.splits, cut.fingerprint) == (
+        whole.keys,
+        whole.subjects,
+        whole.splits,
+        whole.fingerprint,
+    )
+    for a, b in zip(whole.read(), cut.read(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"plan": "another"}, {"plan": None}, {"vqvae_sha256": "b" * 64}, {"data": {"height": 9}}]
+)
+def test_what_an_interrupted_writer_left_is_not_mixed_with_anything_else(tmp_path, changes):
+    given = example(11)
+    abandoned(tmp_path / "codes", given, 7)
+    with CodeWriter(tmp_path / "codes", **{**SETTINGS, "rows_per_value": 2, "plan": "plan", **changes}) as writer:
+        assert len(writer) == 0
+        append(writer, range(3), given)
+    assert CodeStore(tmp_path / "codes").keys == given["keys"][:3]
+
+
+def test_a_damaged_beginning_is_not_gone_on_with(tmp_path):
+    abandoned(tmp_path / "codes", example(11), 7)
+    env = lmdb.open(str(tmp_path / "codes.partial"), lock=False, map_size=1 << 20)
+    with env, env.begin(write=True) as transaction:
+        value = bytearray(transaction.get(b"codes/00000001"))
+        value[0] ^= 1
+        transaction.put(b"codes/00000001", bytes(value))
+    writer = CodeWriter(tmp_path / "codes", **{**SETTINGS, "rows_per_value": 2, "plan": "plan"})
+    assert len(writer) == 0

@@ -266,8 +266,3 @@ def test_random_codebooks_are_not_extracted(tmp_path, call, refused):
     flags = ["--run", tmp_path / "run", *VQVAE_FLAGS, "--init-vectors", 100_000]
     assert "too short to start" in call(train_vqvae.main, *flags).out
     assert "too short to start" in refused(extract_codes.main, "--run", tmp_path / "run", "--allow-collapse")
-
-
-def test_several_processes_are_refused(run, refused, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE" in refused(sample.main, "--run", run)

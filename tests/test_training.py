@@ -13,8 +13,9 @@ import torch
 from plane import SHORT, Plane, flat, saved_weight, stats, train, watched_steps
 
 from vqvae2 import checkpoint
+from vqvae2.batches import EpochBatches
 from vqvae2.errors import UserError
-from vqvae2.training import EpochBatches, TrainingConfig
+from vqvae2.training import TrainingConfig
 
 
 @pytest.fixture

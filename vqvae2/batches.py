@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vqvae2 import distributed
+from vqvae2.errors import UserError
+
 __all__ = ["EpochBatches", "batch_length", "load_batches"]
 
 
@@ -18,37 +21,63 @@ class EpochBatches(Sampler[list[int]]):
         batch_size: items of a batch; an epoch's last, smaller batch is dropped unless it is the only one.
         seed: of the permutations.
         start: batches that are skipped.
+        numbered: yield ``epoch * length + index`` instead of the index, for data that differ between epochs.
+
+    In a distributed run every process draws the same batches and yields its own contiguous part of each, so that the
+    batches do not depend on the number of processes.
+
+    Raises:
+        UserError: a batch does not divide among the processes.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
-        self.length, self.seed, self.start = length, seed, start
+    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, numbered: bool = False) -> None:
+        self.length, self.seed, self.start, self.numbered = length, seed, start, numbered
         self.batch_size = min(batch_size, length)
+        if self.batch_size % distributed.world_size():
+            raise UserError(
+                f"a batch of {self.batch_size} does not divide among {distributed.world_size()} processes",
+                "--batch-size",
+                "Give a multiple of their number: it counts the items of all processes",
+            )
         self.batches_per_epoch = length // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first = divmod(self.start, self.batches_per_epoch)
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.length, generator=generator).tolist()
+            order = (torch.randperm(self.length, generator=generator) + epoch * self.length * self.numbered).tolist()
             for i in range(first, self.batches_per_epoch):
-                yield order[i * self.batch_size : (i + 1) * self.batch_size]
+                yield list(distributed.own_part(order[i * self.batch_size : (i + 1) * self.batch_size]))
             epoch, first = epoch + 1, 0
 
 
+class _ByEpoch(Dataset[dict[str, Any]]):
+    """Data that differ between epochs, asked for by numbers that tell epoch and index."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
+        epoch = numbers[0] // len(self.dataset)  # a batch lies in one epoch
+        return self.dataset.at_epoch([number % len(self.dataset) for number in numbers], epoch)
+
+
 def load_batches(
-    dataset: Dataset[Any], sampler: Sampler[list[int]], device: torch.device, num_workers: int = 0
+    dataset: Any, batch_size: int, seed: int, start: int, device: torch.device, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Load batches and move them to a device.
+    """Load batches without end and move them to a device.
 
     Args:
-        dataset: its ``__getitems__(indices)`` returns one batch, a dict of tensors or lists of them.
-        sampler: of the batches' indices.
+        dataset: its ``__getitems__(indices)`` returns one batch, a dict of tensors or lists of them; where it has
+            ``at_epoch(indices, epoch)`` that is called instead.
+        batch_size, seed, start: as of `EpochBatches`.
         device: where the tensors go.
         num_workers: processes that load; 0 loads in this one.
     """
+    by_epoch = hasattr(dataset, "at_epoch")
     loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
+        _ByEpoch(dataset) if by_epoch else dataset,
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, start, numbered=by_epoch),
         num_workers=num_workers,
         collate_fn=_identity,
         pin_memory=device.type == "cuda",

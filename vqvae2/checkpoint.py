@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,11 @@ from torch import Tensor, nn
 
 from vqvae2.errors import UserError
 from vqvae2.version import __version__
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1  # of config.json and of the states; a reader refuses what is newer
 _CONFIG = "config.json"
@@ -231,8 +237,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[Binary
         UserError: the file cannot be written (disk full, read-only folder); the old content is intact.
     """
     path = Path(path)
-    # The process id keeps two stages that write one file at once (run.json) from writing into each other.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The numbers keep two stages, or two threads, that write one file at once from writing into each other.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with told_as("cannot write", path, "Free the disk or choose another folder"):
         try:
             with open(partial, "wb") as file:
@@ -312,6 +318,32 @@ def told_as(
         yield
     except errors as error:
         raise UserError(f"{what} ({getattr(error, 'strerror', None) or error})", where, how) from error
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
+    """Hold a lock for a ``with`` block; it ends with the process, however that ends.
+
+    Args:
+        path: of the lock's file, in a folder that exists. It is left there: removing it would let two in.
+        wait: wait for the lock instead of refusing.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    if fcntl is None:  # Windows: without locks
+        yield
+        return
+    with told_as("cannot lock", path, "Choose another folder"):
+        file = open(path, "a")  # noqa: SIM115 - closed below, and no sooner
+    with file:
+        with told_as("cannot lock", path, "Choose another folder"):
+            try:
+                # Unlike flock, not inherited by the processes that load data, which may outlive their parent.
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except (BlockingIOError, PermissionError):
+                raise UserError("another run is at work here", path, "Wait for it, or choose another --run") from None
+        yield
 
 
 def sync_folder(folder: Path) -> None:

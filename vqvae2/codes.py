@@ -6,6 +6,7 @@ LMDB spends whole pages on a value. Layout, all keys ASCII:
 - ``codes/00000007``: the rows of chunk 7. A row is one image: its levels one after the other, top first, each
   (h, w) in raster order, in the smallest little-endian unsigned integer that holds K.
 - ``columns/00000007``: their keys, subjects, splits, labels and CRC-32, zlib-compressed JSON.
+- ``plan``: what is going to be written, JSON, the first value; by it an interrupted writer is gone on with.
 - ``metadata``: JSON, written last. A store without it is unfinished.
 """
 
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,9 +37,10 @@ from vqvae2.version import __version__
 
 FORMAT = 1
 Codes = Sequence[Tensor | NDArray[Any]]  # one (B, h, w) integer map by level, top first
-_METADATA = b"metadata"
+_METADATA, _PLAN = b"metadata", b"plan"
 _VALUE_BYTES = 128 * 1024  # at least, so that the page a value leaves half empty is a small share of it
 _BATCH_BYTES = 16 * 1024 * 1024  # in one transaction
+_BATCH_SECONDS = 5.0  # at most that much work is lost
 _AGAIN = "Run extract_codes.py again"
 _ROOM = "Free the disk or choose another folder"
 _ERRORS = (lmdb.Error, OSError)
@@ -57,6 +60,8 @@ class CodeWriter:
         attributes: attribute name -> class names in label order.
         data: what later stages must know of the data, JSON values.
         overwrite: replace a store that is there already.
+        plan: names what is going to be written; an unfinished store of an equal plan, levels, weights and data is
+            gone on with, and :meth:`__contains__` tells what it holds. None: begin anew.
         rows_per_value: images in one LMDB value; None takes 64, or more where that many are small.
 
     Raises:
@@ -74,6 +79,7 @@ class CodeWriter:
         attributes: dict[str, tuple[str, ...]],
         data: dict[str, Any],
         overwrite: bool = False,
+        plan: str | None = None,
         rows_per_value: int | None = None,
     ) -> None:
         self.path = Path(path)
@@ -91,11 +97,50 @@ class CodeWriter:
         self._chunks, self._complete = 0, False
         self._batch: list[tuple[bytes, bytes]] = []
         self._partial = Path(f"{self.path}.partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        make_folder(self._partial)
-        size = 4 * self._per_value * self._row.itemsize + (1 << 20)
-        with told_as("cannot write the codes", self._partial, _ROOM, _ERRORS):
-            self._env = lmdb.open(str(self._partial), map_size=size, lock=False)
+        header = json.dumps([plan, self._metadata]).encode()
+        env = self._open_unfinished(header) if plan is not None else None
+        if env is None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            make_folder(self._partial)
+            size = 4 * self._per_value * self._row.itemsize + (1 << 20)
+            with told_as("cannot write the codes", self._partial, _ROOM, _ERRORS):
+                env = lmdb.open(str(self._partial), map_size=size, lock=False)
+            self._batch.append((_PLAN, header))
+        self._env, self._committed = env, time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, split_and_key: object) -> bool:
+        return split_and_key in self._digests
+
+    def _open_unfinished(self, header: bytes) -> lmdb.Environment | None:
+        """Open what an interrupted writer of the same plan has left, and learn what it holds."""
+        file = self._partial / "data.mdb"
+        if not file.is_file():
+            return None
+        env = None
+        try:
+            env = lmdb.open(str(self._partial), map_size=2 * file.stat().st_size + (1 << 20), lock=False)
+            with env.begin(buffers=True) as transaction:
+                if bytes(transaction.get(_PLAN) or b"") != header:
+                    raise ValueError("another plan")
+                while (value := transaction.get(_chunk_key("codes", self._chunks))) is not None:
+                    self._recall(value, json.loads(zlib.decompress(_value(transaction, "columns", self._chunks))))
+                    self._chunks += 1
+        except (*_DAMAGE, *_ERRORS):  # not ours, or not whole: begin anew
+            if env is not None:
+                env.close()
+            self._digests, self._chunks = {}, 0
+            return None
+        return env
+
+    def _recall(self, value: memoryview, columns: dict[str, Any]) -> None:
+        rows = np.frombuffer(value, self._row)
+        if zlib.crc32(value) != columns["crc32"] or len(rows) != self._per_value:
+            raise ValueError("a damaged or a last, smaller value")
+        for row, split, key in zip(rows, columns["splits"], columns["keys"], strict=True):
+            self._digests[split, key] = hashlib.sha256(row.tobytes()).digest()
 
     def append(self, codes: Codes, keys: Sequence[str], subjects: Sequence[str], split: str, labels: ArrayLike) -> None:
         """Add a batch of images.
@@ -180,8 +225,10 @@ class CodeWriter:
         self._batch.append((_chunk_key("columns", self._chunks), zlib.compress(json.dumps(columns).encode())))
         self._waiting, self._columns = self._waiting[n:], self._columns[n:]
         self._chunks += 1
-        if sum(len(value) for _, value in self._batch) >= _BATCH_BYTES:
+        size = sum(len(value) for _, value in self._batch)
+        if size >= _BATCH_BYTES or time.monotonic() - self._committed >= _BATCH_SECONDS:
             self._commit()
+            self._committed = time.monotonic()
 
     def _commit(self) -> None:
         with told_as("cannot write the codes", self._partial, _ROOM, _ERRORS):

@@ -5,14 +5,22 @@ order.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from vqvae2.errors import UserError
+
+T = TypeVar("T")
+
+
+class Elsewhere(Exception):  # noqa: N818 - told by the process where it happened
+    """The main process failed, and has told why."""
 
 
 def rank() -> int:
@@ -30,6 +38,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def quiet() -> bool | None:
+    """Return tqdm's ``disable``: the main process alone shows a bar, and only on a terminal."""
+    return None if is_main() else True
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all processes; no gradient passes.
 
@@ -41,9 +54,9 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    total = _movable(tensor.detach().clone())
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return total.to(tensor.device)
+    return total
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
@@ -58,8 +71,8 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    own = _movable(tensor.detach())
-    lengths = own.new_zeros(world_size(), dtype=torch.int64)
+    own = tensor.detach().contiguous()
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
     lengths[rank()] = len(own)
     dist.all_reduce(lengths)
     sizes = lengths.tolist()
@@ -68,7 +81,49 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(tensor.device)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def from_main(value: T) -> T:
+    """Return the main process's value, of any type that pickles, in every process."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def on_main(call: Callable[[], T]) -> T:
+    """Let the main process make a call while the others wait, and return what it returned.
+
+    Raises:
+        Elsewhere: in the other processes, when the call raised; in the main one what it raised.
+    """
+    if world_size() == 1:
+        return call()
+    if not is_main():
+        done, value = from_main((False, None))
+        if not done:
+            raise Elsewhere
+        return value  # type: ignore[return-value]
+    try:
+        value = call()
+    except BaseException:
+        with suppress(RuntimeError):  # the others may be gone
+            from_main((False, None))
+        raise
+    return from_main((True, value))[1]
+
+
+def own_part(items: Sequence[T]) -> Sequence[T]:
+    """Cut out this process's share: contiguous, in the order of the ranks, of sizes that differ by one at most.
+
+    Example:
+        >>> own_part([1, 2, 3])
+        [1, 2, 3]
+    """
+    low, high = (len(items) * n // world_size() for n in (rank(), rank() + 1))
+    return items[low:high]
 
 
 def barrier() -> None:
@@ -77,25 +132,59 @@ def barrier() -> None:
         dist.barrier()
 
 
+def lost(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process of the group is gone."""
+    if announced() <= 1 or not dist.is_available():
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def announced() -> int:
+    """Return the number of processes that the environment announces, as torchrun does; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def announced_rank() -> int:
+    """Return this process's number as the environment announces it; 0 without."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Choose this process's own GPU, by its rank on its machine; other devices stay as they are.
+
+    Raises:
+        UserError: there are fewer GPUs than processes on this machine.
+    """
+    if device.type != "cuda" or announced() <= 1:
+        return device
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= count:
+        raise UserError(
+            f"process {local} of this machine has no GPU: there are {count}", "torchrun", f"--nproc-per-node {count}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
 @contextmanager
-def process_group(backend: str) -> Iterator[None]:
+def process_group(timeout: timedelta = timedelta(hours=1)) -> Iterator[None]:
     """Join the processes that torchrun started, for the length of a ``with`` block.
 
-    Does nothing where the environment names one process only, or where a group exists already.
+    Tensors on the host move by gloo, those on a GPU by NCCL. Does nothing where the environment names one process
+    only, or where a group exists already.
 
     Args:
-        backend: ``"nccl"`` (each process takes the GPU of its local rank) or ``"gloo"``.
+        timeout: after which a process that waits for another gives up.
 
     Raises:
         UserError: several processes are announced, but the group cannot be formed.
     """
-    if _active() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if _active() or announced() <= 1:
         yield
         return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes could not be joined ({error})", f"backend {backend}", "Start them with torchrun"
@@ -108,10 +197,3 @@ def process_group(backend: str) -> Iterator[None]:
 
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _movable(tensor: Tensor) -> Tensor:
-    """The tensor where the backend can reach it: NCCL moves nothing that lies on the host."""
-    if dist.get_backend() == "nccl" and tensor.device.type == "cpu":
-        tensor = tensor.cuda()
-    return tensor.contiguous()

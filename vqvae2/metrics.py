@@ -15,6 +15,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqvae2 import distributed
+
 _WINDOW = 11  # taps; scikit-image's truncate = 3.5 at sigma = 1.5
 _SIGMA = 1.5
 _STRENGTHS = tuple(float(2**k) for k in range(-3, 13))
@@ -176,6 +178,13 @@ class CodeCounts:
         # scatter_add_ where bincount would make the device wait for the host at every batch.
         self.counts = self.counts.to(flat.device).scatter_add_(0, flat, ones)
         self.counts_foreground = self.counts_foreground.to(flat.device).scatter_add_(0, flat, chosen)
+
+    def gather(self) -> None:
+        """Replace the counts by their sums over all processes."""
+        # On the host: some processes may not have counted on their device yet.
+        device = self.counts.device
+        self.counts = distributed.all_reduce_sum(self.counts.cpu()).to(device)
+        self.counts_foreground = distributed.all_reduce_sum(self.counts_foreground.cpu()).to(device)
 
     def reset(self) -> None:
         """Begin a fresh window."""

@@ -17,7 +17,7 @@ class TrainingConfig:
     """How a model is trained; what it is stands in the model's own config."""
 
     batch_size: int = 16
-    """Items of a batch."""
+    """Items of a batch, over all processes of a distributed run."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one step."""
     optimizer: Literal["adam", "adamw"] = "adamw"

@@ -13,12 +13,13 @@ Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R res
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from vqvae2 import checkpoint
 from vqvae2.causal import Cache, CausalAttention, GatedBlock, Padding, Past, shift_down, shift_previous
@@ -79,6 +80,8 @@ class PriorConfig:
     """Start from the log-frequency of each code at each position (the position-wise unigram), a fixed table."""
     codebook_embeddings: bool = True
     """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs."""
+    recompute: bool = False
+    """Activation checkpointing: training keeps each layer's input alone and computes the rest twice, in less memory."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -346,7 +349,7 @@ class Prior(nn.Module):
         v, links = self.input_v(x) + position, []
         for block in self.blocks:
             assert isinstance(block, GatedBlock)
-            v, link = block.above(v, context, past)
+            v, link = self._run(block.above, v, context, past)
             links.append(link)
         return links
 
@@ -355,14 +358,20 @@ class Prior(nn.Module):
         h = self.input_h(x) + position
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
             assert isinstance(block, GatedBlock)
-            h = block.within(h, link, past)
+            h = self._run(block.within, h, link, past)
             if str(i) in self.attention:
                 attention = self.attention[str(i)]
                 assert isinstance(attention, CausalAttention)
-                h = attention.within(h, past)
+                h = self._run(attention.within, h, past)
         for block in self.output_blocks:
             h = h + block(h)
         return self.output(self.output_norm(h))
+
+    def _run(self, layer: Callable[..., Any], *inputs: Any) -> Any:
+        """Call a layer; with ``recompute`` its activations are made again in the backward pass instead of kept."""
+        if self.config.recompute and torch.is_grad_enabled():
+            return recomputed(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def save_pretrained(self, folder: str | Path, origin: dict | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.

@@ -200,13 +200,18 @@ class VectorQuantizer(nn.Module):
         # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
         self.register_buffer("updates", torch.tensor(-1 if init_vectors else 0))
         self._updates = int(self.updates)
-        self._gathered: list[Tensor] = []
+        self.gathered: list[Tensor] = []  # encoder outputs that the start has seen so far
         self.register_load_state_dict_post_hook(_recall_updates)
 
     @property
     def initialized(self) -> bool:
         """Whether the codebook holds its start values, so that inputs are quantised in training too."""
         return self._updates >= 0
+
+    @property
+    def count_updates(self) -> int:
+        """Updates made since the codebook was initialised, -1 before; known without asking the device."""
+        return self._updates
 
     def extra_repr(self) -> str:
         """Name the settings in ``print(model)``."""
@@ -253,10 +258,10 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _gather(self, flat: Tensor) -> None:
-        self._gathered.append(distributed.all_gather_rows(flat))
-        if sum(len(rows) for rows in self._gathered) < self.init_vectors:
+        self.gathered.append(distributed.all_gather_rows(flat))
+        if sum(len(rows) for rows in self.gathered) < self.init_vectors:
             return
-        rows, self._gathered = torch.cat(self._gathered), []
+        rows, self.gathered = torch.cat(self.gathered), []
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: self.init_vectors]
         centres, counts = kmeans(rows[pick.to(rows.device)], self.num_embeddings)
         # Counts in the scale of one update, and nobody starts as dead.
@@ -304,8 +309,8 @@ class VectorQuantizer(nn.Module):
         self.embedding_sum.copy_(torch.where(dead[:, None], candidates * size, self.embedding_sum))
 
     def _revived_size(self, counts: Tensor) -> Tensor:
-        """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99."""
-        return 5 * self.revival_threshold * counts.mean()
+        """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99; the mean at most."""
+        return min(5 * self.revival_threshold, 1.0) * counts.mean()
 
     def _advance(self) -> None:
         self._updates += 1

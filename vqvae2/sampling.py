@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2 import distributed
 from vqvae2.device import widest
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
@@ -239,10 +240,13 @@ def sample_rows(
 ) -> Samples:
     """Sample one image for each row of labels, in chunks of one size; the last chunk is padded and cut.
 
+    In a distributed run the processes take the chunks in turn, and each returns the whole set.
+
     Args: as of `sample_chunk`, with label (N, A), the chunks' size, and where finished chunks are kept and found.
     """
     num, parts = len(label), []
-    for first in range(0, num, chunk_size):
+    firsts = range(0, num, chunk_size)
+    for first in firsts[distributed.rank() :: distributed.world_size()]:
         indices = range(first, first + chunk_size)
         rows = label[[min(index, num - 1) for index in indices]]
         found = kept.get(first) if kept is not None else None
@@ -256,12 +260,29 @@ def sample_rows(
         if kept is not None:
             kept.put(first, [level.cpu() for level in part.codes], part.nll.cpu())
         parts.append(part)
-    return Samples(
-        torch.cat([part.images for part in parts])[:num],
-        [torch.cat(level)[:num] for level in zip(*(part.codes for part in parts), strict=True)],
-        torch.cat([part.nll for part in parts])[:num],
-        label,
+    if not parts:  # more processes than chunks
+        parts = [_nothing(model, label)]
+    images, *codes, nll = (
+        _in_order(column, len(firsts), chunk_size)[:num]
+        for column in zip(*((part.images, *part.codes, part.nll) for part in parts), strict=True)
     )
+    return Samples(images, codes, nll, label)
+
+
+def _nothing(model: VQVAE, label: Tensor) -> Samples:
+    device, config = next(model.parameters()).device, model.config
+    images = torch.empty(0, config.channels, config.height, config.width, device=device)
+    codes = [torch.empty(0, *shape, dtype=torch.int64, device=device) for shape in config.shapes]
+    return Samples(images, codes, torch.empty(0, len(codes), dtype=widest(device), device=device), label[:0])
+
+
+def _in_order(parts: Sequence[Tensor], chunks: int, chunk_size: int) -> Tensor:
+    """Join the chunks of all processes, each of which made every so many-th: (chunks * S, ...), in order."""
+    rows = distributed.all_gather_rows(torch.cat(list(parts)))
+    made = [
+        chunk for rank in range(distributed.world_size()) for chunk in range(chunks)[rank :: distributed.world_size()]
+    ]
+    return rows.unflatten(0, (chunks, chunk_size))[torch.tensor(made).argsort()].flatten(0, 1)
 
 
 def check_priors(model: VQVAE, priors: Sequence[Prior]) -> None:

@@ -7,8 +7,9 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,17 +18,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vqvae2 import checkpoint
-from vqvae2.batches import EpochBatches, batch_length, load_batches
+from vqvae2 import checkpoint, distributed
+from vqvae2.batches import batch_length, load_batches
 from vqvae2.device import CompileChoice, autocast, compile_modules
 from vqvae2.errors import UserError
 from vqvae2.logbook import Logbook
 from vqvae2.optim import TrainingConfig, WeightAverage, learning_rate, make_optimizer
 
-__all__ = ["EpochBatches", "Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
+__all__ = ["Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
 
 Sums = Mapping[str, tuple[Tensor, float]]
 
@@ -38,11 +38,11 @@ class Task(Protocol):
     unit: str
     """What a batch is counted in, for the throughput: ``images_per_second``."""
     score: str
-    """The figure of `validate` that is to become small."""
+    """The figure of `validate` that is to become small; empty where none tells good from bad: the latest is kept."""
 
     @property
-    def dataset(self) -> Dataset[Any]:
-        """Data whose ``__getitems__(indices)`` returns one batch, a dict of tensors or lists of them."""
+    def dataset(self) -> Any:
+        """Data as `batches.load_batches` takes them."""
         ...
 
     def modules(self) -> dict[str, nn.Module]:
@@ -58,7 +58,7 @@ class Task(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Compute the figures of an evaluation, on subjects that are not trained on."""
+        """Compute the figures of an evaluation, on subjects that are not trained on; the same in every process."""
         ...
 
     def preview(self) -> dict[str, np.ndarray]:
@@ -67,6 +67,14 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the model as it stands."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resume needs besides the modules: tensors, numbers, lists and dicts. Every process calls it."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned, in the main process of the earlier run."""
         ...
 
 
@@ -144,9 +152,11 @@ class _Run:
         self.seed, self.num_workers, self.say = seed, num_workers, say
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+        self.loss = self._shared_loss()
         self.optimizer = make_optimizer(config, self.parameters, device)
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
+        self.elapsed = 0.0  # seconds of training by the main process's clock, as of the latest step
         self.best: dict[str, float] = {}
         self.best_step, self.best_score, self.stale = 0, math.inf, 0
         self.evaluated = 0  # step of the latest evaluation
@@ -154,43 +164,67 @@ class _Run:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
 
+    def _shared_loss(self) -> nn.Module:
+        """The task's loss as a module, whose gradients are the means over all processes."""
+        loss = _Loss(self.task, self.modules)
+        if distributed.world_size() == 1:
+            return loss
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name that follows is not there in older versions
+            # Codebooks and the like see to themselves.
+            return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
     @property
     def progress(self) -> float:
-        """Share of the limit that is used up; 0 without one."""
+        """Share of the limit that is used up; 0 without one. The same in every process."""
         steps = self.step / self.config.max_steps if self.config.max_steps else 0.0
-        minutes = self.seconds / 60 / self.config.max_minutes if self.config.max_minutes else 0.0
+        minutes = self.elapsed / 60 / self.config.max_minutes if self.config.max_minutes else 0.0
         return min(1.0, max(steps, minutes))
+
+    def _agree(self, interrupted: bool) -> bool:
+        """Take the main process's time; tell whether any process was interrupted."""
+        if distributed.world_size() == 1:
+            self.elapsed = self.seconds
+            return interrupted
+        own = torch.tensor([self.seconds if distributed.is_main() else 0.0, interrupted], dtype=torch.float64)
+        self.elapsed, count = distributed.all_reduce_sum(own).tolist()
+        return count > 0
 
     def go(self, resume: bool, compile: CompileChoice) -> Outcome:
         config = self.config
         torch.manual_seed(self.seed)
         if resume:
-            state = checkpoint.load_state(self.folder / "state")
+            state = distributed.on_main(lambda: checkpoint.load_state(self.folder / "state"))
             way_out = "Resume with the settings it began with, or start again with --overwrite"
             with checkpoint.told_as("the saved state does not fit", self.folder, way_out, _MISFITS):
                 self._load(state)
+        elif distributed.rank():  # dropout differs between the processes
+            torch.manual_seed(self.seed + 1_000_003 * distributed.rank())
         self.say(config.describe_limit())
         long_run = (config.max_minutes or 0) >= 10 or (config.max_steps or 0) >= 5000 or not config.limited
         self.say(compile_modules(compile, self.task.compilable(), long_run))
-        self.logbook = Logbook(self.folder, self.step)
-        sampler = EpochBatches(
-            len(self.task.dataset),  # type: ignore[arg-type]
-            config.batch_size,
-            self.seed,
-            self.step * config.accumulate,
-        )
-        batches = load_batches(self.task.dataset, sampler, self.device, self.num_workers)
+        self.logbook = Logbook(self.folder, self.step) if distributed.is_main() else None
+        distributed.barrier()
+        start = self.step * config.accumulate
+        batches = load_batches(self.task.dataset, config.batch_size, self.seed, start, self.device, self.num_workers)
         reason = "reached its limit"
-        bar = tqdm(total=100.0, unit="%", disable=None, bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}")
+        bar = tqdm(
+            total=100.0,
+            unit="%",
+            disable=distributed.quiet(),
+            bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}",
+        )
         try:
             with _signals() as interrupted:
                 self.window_start, self.window_items = time.monotonic(), 0
+                self._agree(False)
                 while self.progress < 1:
                     self._train_step(batches)
+                    stopping = self._agree(interrupted())
                     if self.step % config.log_every == 0:
                         self._log_window(bar)
                     if self._evaluation_due():
@@ -198,14 +232,15 @@ class _Run:
                         if config.stop_after and self.stale >= config.stop_after:
                             reason = f"stopped by patience: {self.stale} evaluations without improvement"
                             break
-                    if interrupted():
+                    if stopping:
                         self._save()
                         raise Interrupted(f"stopped at step {self.step}; the state is saved")
                 if self.evaluated != self.step:
                     self._evaluate()
         finally:
             bar.close()
-            self.logbook.close()
+            if self.logbook is not None:
+                self.logbook.close()
         return Outcome(self.step, self.seconds, self.best_step, self.best, reason)
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
@@ -215,13 +250,14 @@ class _Run:
         rate = learning_rate(config, self.step, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for _ in range(config.accumulate):
+        for i in range(config.accumulate):
             batch = next(batches)
-            with autocast(self.device, self.precision):
-                loss, sums = self.task.loss(batch)
-            (loss / config.accumulate).backward()
+            with self._unsynced() if i + 1 < config.accumulate else nullcontext():
+                with autocast(self.device, self.precision):
+                    loss, sums = self.loss(batch)
+                (loss / config.accumulate).backward()
             self._add({"train/loss": (loss.detach(), 1.0), **sums})
-            self.window_items += batch_length(batch)
+            self.window_items += batch_length(batch) * distributed.world_size()
         if config.clip_norm:
             norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
             self._add({"train/gradient_norm": (norm.detach(), 1.0)})
@@ -230,12 +266,28 @@ class _Run:
         self.step += 1
         self.average.update(self.step)
 
+    def _unsynced(self) -> AbstractContextManager[None]:
+        """Leave the gradients to add up in each process by itself."""
+        loss = self.loss
+        return loss.no_sync() if isinstance(loss, nn.parallel.DistributedDataParallel) else nullcontext()
+
     def _add(self, sums: Sums) -> None:
         for name, (value, count) in sums.items():
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
             self.counts[name] = self.counts.get(name, 0.0) + count
 
+    def _gather_sums(self) -> None:
+        """Replace the window's sums and counts by those of all processes."""
+        if distributed.world_size() == 1 or not self.sums:
+            return
+        names = sorted(self.sums)
+        own = [[float(self.sums[name]), self.counts[name]] for name in names]
+        total = distributed.all_reduce_sum(torch.tensor(own, dtype=torch.float64))
+        for name, (value, count) in zip(names, total, strict=True):
+            self.sums[name], self.counts[name] = value.to(self.sums[name]), float(count)
+
     def _log_window(self, bar: Any) -> None:
+        self._gather_sums()
         figures = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
         self._refuse_non_finite("the loss", figures["train/loss"])
@@ -243,6 +295,8 @@ class _Run:
         figures[self.task.unit] = self.window_items / (now - self.window_start)
         figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.window_start, self.window_items = now, 0
+        if self.logbook is None:
+            return
         self.logbook.figures(self.step, self.seconds, figures)
         bar.update(100 * self.progress - bar.n)
         shown = {name.split("/")[-1]: f"{figures[name]:.4g}" for name in ("train/loss", self.task.unit)}
@@ -275,27 +329,32 @@ class _Run:
         with eager, self.average.applied(), torch.no_grad():
             with autocast(self.device, self.precision):
                 figures = self.task.validate()
-            score = figures[self.task.score]
+            score = figures[self.task.score] if self.task.score else -float(self.step)
             self._refuse_non_finite(self.task.score, score)
             better = score < self.best_score
             if better:
                 self.best_score, self.best_step, self.best, self.stale = score, self.step, figures, 0
-                self.task.save(self.folder)
             else:
                 self.stale += 1
-            # Without autocast, which would cast all weights again for each of a sampler's many small steps.
-            for name, picture in self.task.preview().items():
-                self.logbook.picture(self.step, name, picture)
+            distributed.on_main(lambda: self._publish(figures, better))
         _set_random_state(random_state, self.device)
-        self.logbook.figures(self.step, self.seconds, figures)
         self.evaluated = self.step
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        mark = "*" if better else " "
-        tqdm.write(f"{mark} step {self.step}  {self.seconds / 60:.1f} min  {shown}")
         self._save()
         self.window_start += time.monotonic() - before
 
-    def _state(self) -> dict[str, Any]:
+    def _publish(self, figures: dict[str, float], better: bool) -> None:
+        """Write what an evaluation found, and the model if it is the best so far."""
+        assert self.logbook is not None
+        if better:
+            self.task.save(self.folder)
+        # Without autocast, which would cast all weights again for each of a sampler's many small steps.
+        for name, picture in self.task.preview().items():
+            self.logbook.picture(self.step, name, picture)
+        self.logbook.figures(self.step, self.seconds, figures)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        tqdm.write(f"{'*' if better else ' '} step {self.step}  {self.seconds / 60:.1f} min  {shown}")
+
+    def _state(self, random_states: dict[str, Tensor], task_state: dict[str, Any]) -> dict[str, Any]:
         return {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -305,12 +364,20 @@ class _Run:
             "counts": self.counts,
             "evaluated": self.evaluated,
             "best": [self.best_step, dict(self.best), self.best_score, self.stale],
-            "random": _random_state(self.device),
+            "random": random_states,
+            "task": task_state,
         }
 
     def _save(self) -> None:
+        self._gather_sums()
         self._refuse_non_finite("the loss", float(self.sums.get("train/loss", 0.0)))
-        checkpoint.save_state(self.folder / "state", self.step, _dicts(self._state()))
+        own = _random_state(self.device)
+        random_states = {name: distributed.all_gather_rows(state[None]) for name, state in own.items()}
+        state = _dicts(self._state(random_states, self.task.state()))
+        distributed.on_main(lambda: checkpoint.save_state(self.folder / "state", self.step, state) and None)
+        if not distributed.is_main():  # the window so far is the main process's now
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
+            self.counts = dict.fromkeys(self.counts, 0.0)
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
@@ -325,13 +392,31 @@ class _Run:
             self.average.load(state["average"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best_step, self.best, self.best_score, self.stale = state["best"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.counts = state["counts"]
+        self.task.load_state(state["task"])
+        main = float(distributed.is_main())
+        self.sums = {name: value.to(self.device) * main for name, value in state["sums"].items()}
+        self.counts = {name: count * main for name, count in state["counts"].items()}
         self.started = time.monotonic()
+        self._agree(False)
         self.due = int(self.progress * self.config.evaluations)
         self.evaluated = state["evaluated"]
-        _set_random_state(state["random"], self.device)
+        rank = distributed.rank()
+        if all(len(states) > rank for states in state["random"].values()):  # there were as many processes
+            _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)
+        else:
+            torch.manual_seed(self.seed + 1_000_003 * rank + self.step)
         self.say(f"resumed at step {self.step}, {self.seconds / 60:.1f} minutes in")
+
+
+class _Loss(nn.Module):
+    """A task's loss as a module that holds what is trained, as DistributedDataParallel wants it."""
+
+    def __init__(self, task: Task, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.task, self.parts = task, nn.ModuleDict(modules)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        return self.task.loss(batch)
 
 
 @contextmanager

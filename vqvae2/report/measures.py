@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae2 import distributed
 from vqvae2.data import ImageSet, to_unit
 from vqvae2.metrics import (
     CodeCounts,
@@ -96,7 +97,7 @@ def scan(
     images: ImageSet,
     naive: Tensor | None = None,
     batch_size: int = 32,
-    each: Callable[[range, Tensor], object] | None = None,
+    each: Callable[[Sequence[int], Tensor], object] | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """Encode, count, decode and score every image, in fp32.
@@ -108,13 +109,16 @@ def scan(
         batch_size: images at once.
         each: called with the indices and the reconstructions (B, C, H, W) of every batch.
         progress: called with the number of images done, after each batch.
+
+    In a distributed run each process sees its part of the images, and all return the whole.
     """
     device = next(model.parameters()).device
     counts = [CodeCounts(k) for k in model.config.num_embeddings]
     codes: list[list[Tensor]] = []
     parts: dict[str, list[Scores]] = {}
-    for start in range(0, len(images), batch_size):
-        rows = range(start, min(start + batch_size, len(images)))
+    own = distributed.own_part(range(len(images)))
+    for start in range(0, len(own), batch_size):
+        rows = own[start : start + batch_size]
         x = images.__getitems__(list(rows))["image"]
         batch = model.encode(x.to(device))
         for count, level in zip(counts, batch, strict=True):
@@ -130,10 +134,18 @@ def scan(
         if progress is not None:
             progress(len(rows))
     scores = {
-        name: {figure: np.concatenate([batch[figure] for batch in batches]) for figure in _FIGURES}
+        name: {figure: _gathered(np.concatenate([batch[figure] for batch in batches])) for figure in _FIGURES}
         for name, batches in parts.items()
     }
-    return Scan([torch.cat(level) for level in zip(*codes, strict=True)], scores, counts)
+    for count in counts:
+        count.gather()
+    gathered = [distributed.all_gather_rows(torch.cat(level)) for level in zip(*codes, strict=True)]
+    return Scan(gathered, scores, counts)
+
+
+def _gathered(values: NDArray[Any]) -> NDArray[Any]:
+    """Join the values of all processes."""
+    return distributed.all_gather_rows(torch.from_numpy(np.ascontiguousarray(values))).numpy()
 
 
 def spread(values: NDArray[Any]) -> dict[str, float]:
@@ -214,21 +226,26 @@ def score_codes(
         labels: (N, A) int64, -1 missing.
         batch_size: images at once.
         progress: called with the number of images done, after each batch.
+
+    In a distributed run each process scores its part of the images, and all return the whole.
     """
     device = next(prior.parameters()).device
-    nll, total, right = [], torch.zeros(prior.config.shape, dtype=torch.float64), 0
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
+    nll, total = [torch.zeros(0, dtype=torch.float64)], torch.zeros(prior.config.shape, dtype=torch.float64)
+    right = torch.zeros((), dtype=torch.int64)
+    own_rows = distributed.own_part(range(len(labels)))
+    for start in range(0, len(own_rows), batch_size):
+        rows = list(own_rows[start : start + batch_size])
         *coarser, own = (level[rows].long().to(device) for level in codes)
         logits = prior(own, condition=coarser, label=labels[rows].to(device)).float()
         cells = torch.nn.functional.cross_entropy(logits, own, reduction="none").cpu().double()
         nll.append(cells.mean((1, 2)))
         total += cells.sum(0)
-        right += int((logits.argmax(1) == own).sum())
+        right += (logits.argmax(1) == own).sum().cpu()
         if progress is not None:
             progress(len(own))
-    count = len(labels)
-    return CodeScores(torch.cat(nll).numpy(), (total / count).numpy(), right / (count * total.numel()))
+    count, total, right = len(labels), distributed.all_reduce_sum(total), distributed.all_reduce_sum(right)
+    nll_by_image = distributed.all_gather_rows(torch.cat(nll)).numpy()
+    return CodeScores(nll_by_image, (total / count).numpy(), float(right) / (count * total.numel()))
 
 
 def table_figures(

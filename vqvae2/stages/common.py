@@ -1,9 +1,7 @@
-"""What the stages share: the run folder, the command line, and how mistakes are told."""
+"""What the stages share: the run folder and the command line."""
 
-import os
-import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore
 from vqvae2.device import DeviceChoice, PrecisionChoice, resolve_device, resolve_precision
 from vqvae2.errors import UserError
-from vqvae2.training import Interrupted, Outcome
+from vqvae2.training import Outcome
 from vqvae2.version import __version__
 
 T = TypeVar("T")
@@ -41,7 +39,7 @@ class Compute:
             raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
         if self.num_workers < 0:
             raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
-        device = resolve_device(self.device)
+        device = distributed.local_device(resolve_device(self.device))
         return device, resolve_precision(self.precision, device)
 
 
@@ -79,55 +77,33 @@ class RunFolder:
         return record
 
     def write(self, **changes: Any) -> None:
-        """Change entries of run.json, which is made if absent."""
+        """Change entries of run.json, which is made if absent; two stages may do so at once."""
+        distributed.on_main(lambda: self._write(changes))
+
+    def _write(self, changes: dict[str, Any]) -> None:
         path = self.path / "run.json"
-        record = self.read() if path.is_file() else {}
         checkpoint.make_folder(self.path)
-        head = {"format": checkpoint.FORMAT, "version": __version__}
-        checkpoint.write_json(path, {**record, **head, **changes})
+        with checkpoint.locked(self.path / ".run.lock", wait=True):
+            record = self.read() if path.is_file() else {}
+            head = {"format": checkpoint.FORMAT, "version": __version__}
+            checkpoint.write_json(path, {**record, **head, **changes})
 
 
-def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, prog: str | None, name: str) -> int:
-    """Run a stage and turn what ends it into an exit code.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs away from a folder for a ``with`` block, by a lock beside it.
 
-    Args:
-        story: the stage, called with its arguments and the name it was called by.
-        argv: arguments; None takes the process's.
-        prog: name shown in --help.
-        name: file name of the stage's script.
-
-    Returns:
-        0; 2 after a mistake of the user's, told in one line on stderr; 130 after an interruption.
+    Raises:
+        UserError: another run works on it.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Several processes would each write the whole run.
-        print("error: a stage runs in one process: WORLD_SIZE is above 1. Start it without torchrun.", file=sys.stderr)
-        return 2
-    if "--version" in argv:
-        print(f"vqvae2 {__version__}")
-        return 0
-    try:
-        story(argv, prog or name)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(f"{error}. Go on with: {command(name, argv, '--resume')}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+    with ExitStack() as stack:
+        distributed.on_main(lambda: _lock(folder, stack))
+        yield
 
 
-def command(name: str, argv: list[str], *more: str) -> str:
-    """Write the command that goes on with the same run."""
-    kept = [part for flag in ("run", "level") if (value := option(argv, flag)) for part in (f"--{flag}", value)]
-    return shlex.join(["python", name, *kept, *more])
+def _lock(folder: Path, stack: ExitStack) -> None:
+    checkpoint.make_folder(folder.parent)
+    stack.enter_context(checkpoint.locked(folder.parent / f".{folder.name}.lock"))
 
 
 def option(argv: list[str], name: str) -> str | None:
@@ -143,7 +119,8 @@ def option(argv: list[str], name: str) -> str | None:
 
 def parse(arguments: type[T], default: T, argv: list[str], prog: str, description: str) -> T:
     """Read the command line into a dataclass; a wrong flag ends it with tyro's message and code 2."""
-    try:
+
+    def read() -> T:
         return tyro.cli(
             arguments,
             default=default,
@@ -152,6 +129,9 @@ def parse(arguments: type[T], default: T, argv: list[str], prog: str, descriptio
             description=description,
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.SuppressFixed, tyro.conf.FlagCreatePairsOff),
         )
+
+    try:
+        return distributed.on_main(read)
     except ValueError as error:
         raise UserError(str(error), "command line", "See --help") from error
 
@@ -187,6 +167,10 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     Raises:
         UserError: the folder holds a training and neither flag was given, or both.
     """
+    distributed.on_main(lambda: _prepare(folder, resume, overwrite))
+
+
+def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
     trained = [path for name in ("state", "stats.jsonl", "model.safetensors") if (path := folder / name).exists()]
@@ -195,6 +179,16 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if overwrite:
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check_batch(batch_size: int) -> None:
+    """Raise UserError unless a batch divides among the processes."""
+    if batch_size % distributed.world_size():
+        raise UserError(
+            f"a batch of {batch_size} does not divide among {distributed.world_size()} processes",
+            "--batch-size",
+            "Give a multiple of their number: it counts the items of all processes",
+        )
 
 
 def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder) -> None:
@@ -250,15 +244,15 @@ def memory_in_words(num_bytes: float) -> str:
 __all__ = [
     "Compute",
     "RunFolder",
+    "check_batch",
     "check_fingerprints",
     "check_resumed",
-    "command",
+    "locked",
     "memory_in_words",
     "merged",
     "option",
     "parse",
     "prepare_folder",
-    "run_stage",
     "tell_outcome",
     "with_config_file",
 ]

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint, report
+from vqvae2 import checkpoint, distributed, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
@@ -21,8 +21,9 @@ from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.report.album import Album
 from vqvae2.sampling import label_rows, sharpness_by_level
-from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, parse
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
+from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample import describe, draw, write_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -100,7 +101,9 @@ def _story(argv: list[str], prog: str) -> None:
         print(f"would write {out}/index.html, report.json, scores.csv and figures/")
         print("\n".join(f"not measured: {line}" for line in models.missing))
         return
-    checkpoint.make_folder(out)
+    if len(evaluated.images) < distributed.world_size():
+        raise UserError(f"{len(evaluated.images)} images do not go round", "torchrun", "Start fewer processes")
+    distributed.on_main(lambda: checkpoint.make_folder(out) and None)
     album = Album(out / "figures")
     found: dict[str, Any] = {
         "format": checkpoint.FORMAT,
@@ -114,6 +117,8 @@ def _story(argv: list[str], prog: str) -> None:
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
     sets = _samples(found, run, models, evaluated, codes, arguments, album)
+    if not distributed.is_main():  # what remains is drawing and writing
+        return
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
@@ -181,10 +186,13 @@ def _images(
     images = evaluated.images
     naive = None if evaluated.train is None else report.mean_image(evaluated.train)
     keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
-    with tqdm(total=len(images), desc="reconstruct", unit="image", disable=None) as bar:
+    work = len(distributed.own_part(range(len(images))))
+    with tqdm(total=work, desc="reconstruct", unit="image", disable=distributed.quiet()) as bar:
         seen = report.scan(model, images, naive, arguments.batch_size, keep, bar.update)
     found["reconstruction"] = report.reconstruction_figures(seen, images)
     found["levels"] = report.level_figures(seen, model)
+    if not distributed.is_main():
+        return seen.codes
     rows = [[*row] for row in zip(images.keys, images.subjects, *seen.scores["all"].values(), strict=True)]
     table = io.StringIO()
     csv.writer(table).writerows([["file", "subject", *seen.scores["all"]], *rows])
@@ -195,15 +203,16 @@ def _images(
 
 def _keeper(folder: Path, images: Any) -> Callable:
     """Return what writes reconstructions as PNG under the images' names."""
-    taken: set[str] = set()
+    names: dict[str, int] = {}  # a.png and a.jpg may both be there
+    for i, key in enumerate(images.keys):
+        name = Path(key.lstrip("/")).with_suffix(".png").as_posix()
+        names[name if name not in names else f"{key.lstrip('/')}.png"] = i
+    paths = [folder / name for name in names]
 
-    def keep(rows: range, made: Any) -> None:
+    def keep(rows: Sequence[int], made: Any) -> None:
         for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):
-            name = Path(images.keys[i].lstrip("/")).with_suffix(".png").as_posix()
-            name = name if name not in taken else f"{images.keys[i].lstrip('/')}.png"
-            taken.add(name)
-            checkpoint.make_folder((folder / name).parent)
-            checkpoint.write_atomic(folder / name, png_bytes(channels_last(pixels)))
+            checkpoint.make_folder(paths[i].parent)
+            checkpoint.write_atomic(paths[i], png_bytes(channels_last(pixels)))
 
     return keep
 
@@ -219,8 +228,8 @@ def _priors(
     train_codes = store.read(train)
     known = store.__getitems__([train[i] for i in report.spread_out(len(train), _COMPARED)])
     maps, nll, size = {}, {}, arguments.batch_size
-    work = len(models.priors) * (len(labels) + len(known["label"]))
-    with tqdm(total=work, desc="priors", unit="image", disable=None) as bar:
+    work = len(models.priors) * sum(len(distributed.own_part(range(n))) for n in (len(labels), len(known["label"])))
+    with tqdm(total=work, desc="priors", unit="image", disable=distributed.quiet()) as bar:
         for i, (level, k) in enumerate(zip(model.levels, model.config.num_embeddings, strict=True)):
             figures, position_map = report.table_figures(codes[i].numpy(), train_codes[i], k)
             if level in models.priors:
@@ -233,7 +242,7 @@ def _priors(
     if models.complete:
         config = model.config
         found["bits_per_dim"] = report.bits_per_dim(found["levels"], config.channels * config.height * config.width)
-    if maps:
+    if maps and distributed.is_main():
         album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
 
 
@@ -259,6 +268,8 @@ def _samples(
     if found_set is None and arguments.num_samples:
         _draw(run, models, arguments)
         found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    if not distributed.is_main():
+        return []
     sets = [found_set] if found_set else []
     for folder in sorted(run.path.glob("samples?*")):
         other = report.read_samples(folder, model, models.hashes)
@@ -295,9 +306,10 @@ def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     print(f"there are no samples of these models in {run.path}/samples: drawing {num}")
     label = label_rows(priors[0].config.attributes, None, num)
     sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
-    samples = draw(models.vqvae, priors, label, seed, sharpness, chunk_size)
-    how = describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)
-    write_samples(run.path / "samples", samples, models.vqvae, run, {"num": num, **how})
+    how = {"num": num, **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)}
+    with locked(run.path / "samples"):
+        samples = draw(models.vqvae, priors, label, seed, sharpness, chunk_size)
+        distributed.on_main(lambda: write_samples(run.path / "samples", samples, models.vqvae, run, how))
 
 
 def _tell(found: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vqvae2 import checkpoint
-from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
+from vqvae2.data import AugmentationConfig, DataConfig, ImageData, ImageSet, load_images, open_data
 from vqvae2.errors import UserError
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import RunFolder, merged
+from vqvae2.stages.vqvae_tasks import SharpeningConfig
 
 __all__ = ["Evaluated", "commands", "open_evaluated"]
 
@@ -86,7 +87,7 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
         train = read.splits.get("train")
         images, name = _choose(read, split)
         return Evaluated(images, name, config.data, True, like, train)
-    other = DataConfig(data=data, data_root=config.data_root)
+    other = DataConfig(data=data, data_root=config.data_root, bids_suffix=config.bids_suffix)
     if split == "all" and data != "phantom" and not data.startswith("torchvision:"):
         images, name = load_images(data, like), "all"
     else:
@@ -117,9 +118,13 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, An
     flags += _flags({name: value for name, value in data.items() if name != "data"}, usual)
     flags += _flags(record["train_vqvae"]["model"], asdict(chosen.vqvae), ("channels", "height", "width"))
     flags += _flags(record["train_vqvae"]["training"], asdict(chosen.vqvae_training))
+    kept = record["train_vqvae"]
+    flags += _flags(kept.get("augmentation", {}), asdict(AugmentationConfig()))
+    flags += _flags(kept.get("sharpening", {}), asdict(SharpeningConfig(sharpen_share=chosen.sharpen_share)))
     flags += [f"--seed {record['seed']}"] if record.get("seed") else []
     lines.append(" ".join([f"python train_vqvae.py --run {path}", *flags]))
-    lines.append(f"python extract_codes.py --run {path}")
+    flags = _flags(record.get("extract_codes", {}), {**kept.get("augmentation", {}), "copies": 0})
+    lines.append(" ".join([f"python extract_codes.py --run {path}", *flags]))
     taken = [name for name in record if name.startswith("train_prior_")]
     for name in taken:
         level, kept = name.removeprefix("train_prior_"), record[name]
@@ -159,7 +164,7 @@ def _flags(kept: Mapping[str, Any], usual: Mapping[str, Any], without: tuple[str
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
             continue
-        text = " ".join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
+        text = " ".join(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))
         flags.append(f"--{flag} {text}")
     return flags
 

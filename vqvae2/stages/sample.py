@@ -14,14 +14,15 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.sampling import KeptChunks, Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
-from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, parse, run_stage
+from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, parse
+from vqvae2.stages.launch import run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -77,14 +78,30 @@ def _story(argv: list[str], prog: str) -> None:
     print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
+    with locked(out):
+        _work(model, priors, label, sharpness, wanted, arguments, run, device)
+
+
+def _work(
+    model: VQVAE,
+    priors: list[Prior],
+    label: Tensor,
+    sharpness: list[Sharpness],
+    wanted: dict[str, str],
+    arguments: Arguments,
+    run: RunFolder,
+    device: torch.device,
+) -> None:
+    """Sample, and write the set."""
+    out = arguments.out or run.path / "samples"
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
     if precision == "bf16":
         priors = [prior.to(torch.bfloat16) for prior in priors]
     kept = ChunkFolder(out, {**how, **_hashes(model, run)})
     samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
-    write_samples(out, samples, model, run, {"num": arguments.num, **how})
-    kept.remove()
+    distributed.on_main(lambda: write_samples(out, samples, model, run, {"num": arguments.num, **how}))
+    distributed.on_main(kept.remove)
     print(f"wrote {out}/grid.png, {arguments.num} images, codes.npz and samples.json")
     print(f"next: python evaluate.py --run {run.path}")
 
@@ -151,7 +168,7 @@ def describe(
         "top_p": [level.top_p for level in sharpness],
         "seed": seed,
         "chunk_size": chunk_size,
-        "device": str(device),
+        "device": device.type,
         "precision": precision,
     }
 
@@ -200,9 +217,9 @@ def draw(
     kept: KeptChunks | None = None,
 ) -> Samples:
     """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_rows`."""
-    chunks = -(-len(label) // chunk_size)
+    chunks = -(-len(label) // (chunk_size * distributed.world_size()))  # of the main process
     total = chunks * chunk_size * sum(h * w for h, w in model.config.shapes)
-    with tqdm(total=total, unit="code", unit_scale=True, disable=None) as bar:
+    with tqdm(total=total, unit="code", unit_scale=True, disable=distributed.quiet()) as bar:
         samples = sample_rows(model, priors, label, seed, sharpness, chunk_size, bar.update, kept)
     codes = [level.cpu() for level in samples.codes]
     return Samples(samples.images.cpu(), codes, samples.nll.cpu(), samples.label)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
@@ -23,17 +23,19 @@ from vqvae2.sampling import sample_codes
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
+    check_batch,
     check_fingerprints,
     check_resumed,
+    locked,
     memory_in_words,
     merged,
     option,
     parse,
     prepare_folder,
-    run_stage,
     tell_outcome,
     with_config_file,
 )
+from vqvae2.stages.launch import run_stage
 from vqvae2.training import Sums, TrainingConfig, fit
 from vqvae2.vqvae import VQVAE
 
@@ -75,7 +77,7 @@ class PriorTask:
         self.index = store.levels.index(prior.config.level)
         self.device = next(prior.parameters()).device
         train = store.indices("train")
-        self.dataset = Subset(store, train)
+        self.dataset = Subset(store, train + store.indices("copies"))
         codes, k = store.read(train)[self.index], prior.config.num_embeddings
         # A resumed training replaces these by what it had learned.
         table = torch.from_numpy(positionwise_log_table(codes, k))
@@ -102,14 +104,12 @@ class PriorTask:
     def validate(self) -> dict[str, float]:
         figures: dict[str, float] = {}
         for split, indices in self.splits.items():
-            total, right = 0.0, 0.0
-            for start in range(0, len(indices), 32):
-                batch = self.store.__getitems__(indices[start : start + 32])
-                logits, target = self._predict(batch)
-                share = len(target) / len(indices)
-                total += float(F.cross_entropy(logits.float(), target)) * share
-                right += float((logits.argmax(1) == target).float().mean()) * share
-            figures[f"{split}/nll"], figures[f"{split}/accuracy"] = total, right
+            sums, own = torch.zeros(2, dtype=torch.float64), distributed.own_part(indices)
+            for start in range(0, len(own), 32):
+                logits, target = self._predict(self.store.__getitems__(own[start : start + 32]))
+                nll, right = F.cross_entropy(logits.float(), target), (logits.argmax(1) == target).float().mean()
+                sums += torch.tensor([float(nll), float(right)], dtype=torch.float64) * (len(target) / len(indices))
+            figures[f"{split}/nll"], figures[f"{split}/accuracy"] = distributed.all_reduce_sum(sums).tolist()
         return {
             **figures,
             **self.baselines,
@@ -132,6 +132,12 @@ class PriorTask:
 
     def save(self, folder: Path) -> None:
         self.prior.save_pretrained(folder, self.origin)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
 
     def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         codes = [level.to(self.device) for level in batch["codes"][: self.index + 1]]
@@ -170,13 +176,22 @@ def _story(argv: list[str], prog: str) -> None:
     for split in ("train", "selection", "val"):
         if not store.indices(split):
             raise UserError(f"the split {split} is empty", run.codes, "Give images of more subjects and extract again")
+    check_batch(arguments.training.batch_size)
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
     _describe(prior, arguments.training, store)
     if arguments.dry_run:
         print(arguments.training.describe_limit())
         return
-    folder = run.prior(arguments.level)
+    with locked(run.prior(arguments.level)):
+        _work(prior, store, arguments, run, device, precision)
+
+
+def _work(
+    prior: Prior, store: CodeStore, arguments: Arguments, run: RunFolder, device: torch.device, precision: torch.dtype
+) -> None:
+    """Train, and tell what came of it."""
+    config, folder = prior.config, run.prior(arguments.level)
     prepare_folder(folder, arguments.resume, arguments.overwrite)
     stage = f"train_prior_{arguments.level}"
     if arguments.resume and stage in run.read():

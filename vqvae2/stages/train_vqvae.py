@@ -7,34 +7,32 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint
-from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
+from vqvae2 import checkpoint, distributed
+from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity, ssim
-from vqvae2.pictures import Picture, code_map, grid, to_picture
+from vqvae2.metrics import least_perplexity
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
+    check_batch,
     check_resumed,
+    locked,
     memory_in_words,
     merged,
     option,
     parse,
     prepare_folder,
-    run_stage,
     tell_outcome,
     with_config_file,
 )
-from vqvae2.training import Sums, TrainingConfig, fit
+from vqvae2.stages.launch import run_stage
+from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
+from vqvae2.training import Outcome, TrainingConfig, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
-
-_EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Arguments:
     data: Flat[DataConfig] = field(default_factory=DataConfig)
     model: Flat[VQVAEConfig] = field(default_factory=VQVAEConfig)
     training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
+    augmentation: Flat[AugmentationConfig] = field(default_factory=AugmentationConfig)
+    sharpening: Flat[SharpeningConfig] = field(default_factory=SharpeningConfig)
     compute: Flat[Compute] = field(default_factory=Compute)
     preset: str = "default"
     """Settings by name; given here once, and kept for the later stages."""
@@ -59,111 +59,6 @@ class Arguments:
     """Start again, removing the VQ-VAE that the run folder holds."""
     dry_run: bool = False
     """Print the data report, the model's size, code shapes and a memory estimate, and exit."""
-
-
-class VQVAETask:
-    """What `fit` trains in this stage."""
-
-    unit = "images_per_second"
-    score = "selection/loss"
-
-    def __init__(self, model: VQVAE, data: ImageData) -> None:
-        self.model, self.data = model, data
-        self.dataset = data.splits["train"]
-        self.device = next(model.parameters()).device
-        self.window = [CodeCounts(k) for k in model.config.num_embeddings]
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"vqvae": self.model}
-
-    def compilable(self) -> list[nn.Module]:
-        return [*self.model.encoders, *self.model.decoders]
-
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
-        images = batch["image"].to(self.device)
-        ready = self.model.initialized
-        loss, terms, out = self.model.loss(images)
-        if ready:  # before that, codes are zeros that mean nothing
-            for counts, codes in zip(self.window, out.codes, strict=True):
-                counts.update(codes, ~constant_cells(images, codes.shape[1:]))
-        return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
-
-    def validate(self) -> dict[str, float]:
-        levels = self.model.levels
-        figures = {"selection/loss": self._scores("selection")["loss"]}
-        held_out = self._scores("val")
-        figures |= {f"val/{name}": held_out[name] for name in ("mse", "psnr_db", "ssim")}
-        for i, level in enumerate(levels):
-            figures |= {name: value for name, value in held_out.items() if name.startswith(f"{level}/")}
-            if self.window[i].counts.any():
-                figures |= _code_figures(f"train/{level}", self.window[i])
-            self.window[i].reset()
-        for i, level in enumerate(levels[:-1]):
-            figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
-        return figures
-
-    def preview(self) -> dict[str, Picture]:
-        images = self._some("val", _SHOWN)
-        codes = self.model.encode(images)
-        rows = [images, self.model.decode(codes)]
-        rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
-        rows.insert(2, (rows[1] - rows[0]).abs() * 2 - 1)
-        size = (images.shape[2], images.shape[3])
-        maps = [
-            code_map(level[i], k, size)
-            for level, k in zip(codes, self.model.config.num_embeddings, strict=True)
-            for i in range(len(images))
-        ]
-        pictures = [to_picture(image) for row in rows for image in row]
-        return {"reconstructions": grid(pictures, len(images)), "code_maps": grid(maps, len(images))}
-
-    def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder, self.data.to_config())
-
-    def _some(self, split: str, count: int) -> Tensor:
-        images = self.data.splits[split]
-        rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-        return images.__getitems__(rows.tolist())["image"].to(self.device)
-
-    def _scores(self, split: str) -> dict[str, float]:
-        """Reconstruction errors and code statistics of a split."""
-        model, config = self.model, self.model.config
-        sums: dict[str, float] = {}
-        counts = [CodeCounts(k) for k in config.num_embeddings]
-        images = self._some(split, _EVALUATED)
-        for x in images.split(32):
-            codes = model.encode(x)
-            for count, level in zip(counts, codes, strict=True):
-                count.update(level, ~constant_cells(x, level.shape[1:]))
-            y = model.decode(codes)
-            mse = (y - x).square().mean((1, 2, 3))
-            batch = {
-                "mse": mse,
-                "l1": (y - x).abs().mean((1, 2, 3)),
-                "psnr_db": 10 * torch.log10(4 / mse.clamp_min(1e-12)),
-                "ssim": ssim(y, x),
-            }
-            for i in range(1, len(codes)):
-                batch[f"ssim_{i}"] = ssim(model.decode(codes[:i]), x)
-            for name, values in batch.items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
-        scores = {name: value / len(images) for name, value in sums.items()}
-        scores["loss"] = (
-            config.mse_weight * scores["mse"]
-            + config.l1_weight * scores["l1"]
-            + config.ssim_weight * (1 - scores["ssim"])
-        )
-        for name, count in zip(model.levels, counts, strict=True):
-            scores |= _code_figures(name, count)
-        return scores
-
-
-def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
-    return {
-        f"{prefix}/perplexity": counts.perplexity,
-        f"{prefix}/perplexity_foreground": counts.perplexity_foreground,
-        f"{prefix}/usage": counts.usage,
-    }
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -194,6 +89,7 @@ def _story(argv: list[str], prog: str) -> None:
     for split in ("train", "selection", "val"):
         if split not in data.splits or not len(data.splits[split]):
             raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
+    _check(arguments, min(data.height, data.width))
     config = replace(arguments.model, channels=data.channels, height=data.height, width=data.width)
     torch.manual_seed(arguments.compute.seed)
     model = VQVAE(config)
@@ -201,6 +97,31 @@ def _story(argv: list[str], prog: str) -> None:
     if arguments.dry_run:
         print(arguments.training.describe_limit())
         return
+    with locked(run.vqvae):
+        _work(model, data, arguments, run, device, precision)
+
+
+def _check(arguments: Arguments, side: int) -> None:
+    """Raise UserError for settings that would fail only after the training has begun."""
+    training = arguments.training
+    check_batch(training.batch_size)
+    if not arguments.sharpening.sharpen_share:
+        return
+    if side < 16:
+        raise UserError("images under 16x16 cannot be sharpened", "--sharpen-share", "Give 0, or larger images")
+    try:
+        arguments.sharpening.divide(training)
+    except ValueError as error:
+        raise UserError(
+            f"the limit cannot be divided ({error})", "--sharpen-share", "Give a longer limit, or 0"
+        ) from None
+
+
+def _work(
+    model: VQVAE, data: ImageData, arguments: Arguments, run: RunFolder, device: torch.device, precision: torch.dtype
+) -> None:
+    """Train, and tell what came of it."""
+    config = model.config
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(run.read()["train_vqvae"]["model"], config, run)
@@ -213,29 +134,57 @@ def _story(argv: list[str], prog: str) -> None:
             "data": asdict(arguments.data),
             "model": asdict(config),
             "training": asdict(arguments.training),
+            "augmentation": asdict(arguments.augmentation),
+            "sharpening": asdict(arguments.sharpening),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
         },
     )
     model.to(device).to(memory_format=torch.channels_last)
-    outcome = fit(
-        VQVAETask(model, data),
-        arguments.training,
-        run.vqvae,
-        device=device,
-        precision=precision,
-        compile=arguments.compile,
-        seed=arguments.compute.seed,
-        num_workers=arguments.compute.num_workers,
-        resume=arguments.resume,
-    )
+    outcome = _train(model, data, arguments, run, device, precision)
     tell_outcome(outcome, run, "train_vqvae", run.vqvae)
     for level, k in zip(config.levels, config.num_embeddings, strict=True):
         if outcome.best[f"{level}/perplexity"] < least_perplexity(k):
             print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
-    if not model.initialized:
+    if not VQVAE.from_pretrained(run.vqvae).initialized:
         print("warning: the training was too short to start the codebooks; they are random, and cannot be extracted")
     print(f"next: python extract_codes.py --run {run.path}")
+
+
+def _train(
+    model: VQVAE,
+    data: ImageData,
+    arguments: Arguments,
+    run: RunFolder,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Outcome:
+    """Train the VQ-VAE, then sharpen its decoder where that is asked for; each part resumes from its own state."""
+    compute, sharpening = arguments.compute, arguments.sharpening
+    settings: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "compile": arguments.compile,
+        "seed": compute.seed,
+        "num_workers": compute.num_workers,
+    }
+    train = None
+    if arguments.augmentation.changes:
+        train = AugmentedSet(data.splits["train"], arguments.augmentation, compute.seed)
+    if not sharpening.sharpen_share:
+        return fit(VQVAETask(model, data, train), arguments.training, run.vqvae, resume=arguments.resume, **settings)
+    first, second = sharpening.divide(arguments.training)
+    folder = run.vqvae / "sharpening"
+    start = folder / "start"  # the VQ-VAE as it was before, since the run's own is written over
+    if not (arguments.resume and checkpoint.has_model(start)):
+        fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
+        if not VQVAE.from_pretrained(run.vqvae).initialized:
+            raise UserError("the training was too short to start the codebooks", run.vqvae, "Give a longer limit")
+        distributed.on_main(lambda: VQVAE.from_pretrained(run.vqvae).save_pretrained(start, data.to_config()))
+    under_way = arguments.resume and checkpoint.has_state(folder / "state")
+    print(f"sharpening the decoder of the image against a patch discriminator; its figures go to {folder}")
+    best = VQVAE.from_pretrained(start, device).to(memory_format=torch.channels_last)
+    return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=under_way, **settings)
 
 
 def _arguments(argv: list[str], prog: str) -> Arguments:
@@ -253,6 +202,8 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
             "data": merged(DataConfig(), kept["data"], run),
             "model": merged(VQVAEConfig(), kept["model"], run),
             "training": merged(TrainingConfig(), kept["training"], run),
+            "augmentation": merged(AugmentationConfig(), kept.get("augmentation", {}), run),
+            "sharpening": merged(SharpeningConfig(), kept.get("sharpening", {}), run),
             "compute": merged(Compute(), kept.get("compute", {}), run),
         }
         compile = kept.get("compile", "auto")
@@ -261,7 +212,13 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
     if not configs:
         chosen = PRESETS[name]
         data = DataConfig(size=chosen.size, phantom_images=chosen.phantom_images)
-        configs = {"data": data, "model": chosen.vqvae, "training": chosen.vqvae_training}
+        configs = {
+            "data": data,
+            "model": chosen.vqvae,
+            "training": chosen.vqvae_training,
+            "augmentation": AugmentationConfig(),
+            "sharpening": SharpeningConfig(sharpen_share=chosen.sharpen_share),
+        }
     # The size is the data's: strides are not to be held against another.
     configs["model"] = replace(configs["model"], height=0, width=0)
     default = Arguments(run=tyro.MISSING, preset=name, compile=compile, **with_config_file(configs, argv))

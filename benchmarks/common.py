@@ -1,0 +1,122 @@
+"""What the benchmarks share: the command line, the peer's modules, timing in pairs, memory of fresh processes."""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PEER = "checkout of rosinality/vq-vae-2-pytorch, imported from there"
+
+
+def parse(doc: str | None, repeats: int, claims: Iterable[str]) -> argparse.Namespace:
+    """Read ``--json``, ``--peer``, ``--only`` and ``--repeats``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", required=True, type=Path, help="file for the figures")
+    parser.add_argument("--peer", type=Path, help=PEER)
+    parser.add_argument("--only", nargs="*", default=[], choices=list(claims), help="claims; default: all")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed pairs (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.peer and not (arguments.peer / "pixelsnail.py").is_file():
+        raise SystemExit(f"error: there is no pixelsnail.py: {arguments.peer}. Give a {PEER}.")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    return arguments
+
+
+def peer_module(path: Path, name: str) -> types.ModuleType:
+    """Import one of the peer's modules, and with it those that it imports."""
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Time one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def in_pairs(ours: Callable[[], object], peer: Callable[[], object] | None, repeats: int) -> dict[str, Any]:
+    """Time both sides one after the other, again and again.
+
+    Returns:
+        ``ours_s`` and ``peer_s`` (medians), and ``ratio``, the median over the pairs; the two last None without a peer.
+    """
+    ours_s, peer_s = [], []
+    for _ in range(repeats):
+        ours_s.append(seconds(ours))
+        if peer is not None:
+            peer_s.append(seconds(peer))
+    ratios = [other / own for own, other in zip(ours_s, peer_s, strict=False)]
+    return {
+        "ours_s": statistics.median(ours_s),
+        "peer_s": statistics.median(peer_s) if peer_s else None,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "pairs": len(ours_s),
+        "spread": [min(ratios), max(ratios)] if ratios else None,
+    }
+
+
+def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:
+    """Measure what one call needs in a fresh process, above what was there before it.
+
+    Args:
+        prepare: builds models and inputs, and returns the call; a function of a module, as are its arguments.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(theirs, prepare, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return int(ours.recv())
+    except EOFError:
+        raise SystemExit(f"error: {prepare.__name__}{arguments} ran out of memory or failed") from None
+    finally:
+        process.join()
+
+
+def _measure(pipe: Any, prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+    call = prepare(*arguments)
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():  # Linux: the peak is counted anew from here
+        forget.write_text("5")
+    before = _peak()
+    call()
+    pipe.send(_peak() - before)
+
+
+def _peak() -> int:
+    """Most bytes of memory that this program held; on Linux not what its parent did, which getrusage counts in."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def tell(claim: dict[str, Any]) -> None:
+    """Print a claim on one line."""
+    ratio = f"ratio {claim['ratio']:.2f} (bar {claim['bar']})" if claim["ratio"] is not None else "no peer given"
+    print(f"{claim['name']}: {ratio}; {claim['told']}", flush=True)
+
+
+def write(path: Path, claims: list[dict[str, Any]], **more: Any) -> int:
+    """Write the claims as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"claims": claims, **more}, indent=2) + "\n")
+    print(f"wrote {path}")
+    return 0

@@ -1,0 +1,178 @@
+"""Several processes do what one does: trainings, extraction, sampling and evaluation under torchrun."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
+from torchrun import torchrun
+
+from vqvae2 import CodeStore, checkpoint, distributed
+from vqvae2.stages import evaluate, extract_codes, sample
+
+pytest_plugins = ["tiny_run_fixtures"]
+
+TESTS = Path(__file__).parent
+
+
+def test_one_process_moves_nothing():
+    rows = torch.arange(6.0).view(3, 2)
+    assert distributed.all_reduce_sum(rows) is rows
+    assert distributed.all_gather_rows(rows) is rows
+    assert distributed.on_main(lambda: 5) == 5
+    assert distributed.own_part([1, 2, 3]) == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def collectives(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What three processes saw, by rank."""
+    folder = tmp_path_factory.mktemp("collectives")
+    done = torchrun(3, TESTS / "joined_collectives.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+def test_shares_are_contiguous_and_complete(collectives):
+    assert [seen["part"] for seen in collectives] == [[0, 1], [2, 3], [4, 5, 6]]
+
+
+def test_rows_of_different_number_are_joined_in_order(collectives):
+    assert all(seen["rows"] == [[1, 1], [2, 2], [2, 2]] for seen in collectives)
+
+
+def test_a_sum_is_the_same_everywhere(collectives):
+    assert all(seen["sum"] == [3, 3] for seen in collectives)
+
+
+def test_what_the_main_process_returns_or_fails_with_reaches_all(collectives):
+    assert all(seen["main"] == {"rank": 0} for seen in collectives)
+    assert [seen["failure"] for seen in collectives] == ["ValueError", "Elsewhere", "Elsewhere"]
+
+
+def test_a_batch_that_does_not_divide_is_refused_everywhere(collectives):
+    assert all("does not divide among 3 processes" in seen["batch"] for seen in collectives)
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same training in one process and in two, each with half of every batch."""
+    folder = tmp_path_factory.mktemp("trainings")
+    for processes in (1, 2):
+        done = torchrun(processes, TESTS / "joined_training.py", folder / str(processes), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return {processes: folder / str(processes) for processes in (1, 2)}
+
+
+def test_two_processes_train_the_same_parameters_and_codebooks_as_one(trainings):
+    one, two = (checkpoint.load_state(trainings[n] / "state") for n in (1, 2))
+    assert one["step"] == two["step"] == 20
+    weights, others = one["modules"]["vqvae"], two["modules"]["vqvae"]
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-10, msg=name)
+    assert all(int(weights[f"quantizers.{i}.updates"]) > 10 for i in (0, 1))
+
+
+def test_two_processes_log_what_one_logs(trainings):
+    one, two = (stats(trainings[n]) for n in (1, 2))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, other in zip(one, two, strict=True):
+        assert mine.keys() == other.keys()
+        for name in mine.keys() - {"seconds", "images_per_second"}:
+            assert other[name] == pytest.approx(mine[name], rel=2e-5, abs=1e-9), name
+
+
+SHARED = {
+    sample: ["sample.py", "--num", "5", "--chunk-size", "2", "--label", "diagnosis=atrophy", "--seed", "7"],
+    evaluate: ["evaluate.py"],
+    extract_codes: ["extract_codes.py", "--allow-collapse", "--overwrite", "--batch-size", "16"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The stages after the finished run's trainings, done again by one process and by two.
+
+    Each of one thread: codes near the middle between two others fall by rounding, which depends on that.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    threads = torch.get_num_threads()
+    for processes in (1, 2):
+        place = folder / str(processes)
+        shutil.copytree(chain.run, place / "run")
+        for name in ("samples", "report"):
+            shutil.rmtree(place / "run" / name)
+        for stage, (script, *flags) in SHARED.items():
+            if processes == 1:
+                torch.set_num_threads(1)
+                code = stage.main(["--run", str(place / "run"), *flags])
+                torch.set_num_threads(threads)
+                assert code == 0
+                continue
+            done = torchrun(2, ROOT / script, "--run", "run", *flags, cwd=place)
+            assert done.returncode == 0, (script, done.stderr)
+            told = chain.stages[script.removesuffix(".py")].out
+            assert done.stdout.count("wrote ") == told.count("wrote "), done.stdout
+    return {processes: folder / str(processes) / "run" for processes in (1, 2)}
+
+
+def test_two_processes_extract_the_same_codes(shared):
+    one, two = (CodeStore(shared[n] / "codes") for n in (1, 2))
+    assert (one.keys, one.splits, one.fingerprint) == (two.keys, two.splits, two.fingerprint)
+    assert all(np.array_equal(a, b) for a, b in zip(one.read(), two.read(), strict=True))
+
+
+def test_two_processes_sample_the_same_bytes(shared):
+    names = {path.name for path in (shared[1] / "samples").iterdir()}
+    assert {path.name for path in (shared[2] / "samples").iterdir()} == names
+    for name in names:
+        assert (shared[1] / "samples" / name).read_bytes() == (shared[2] / "samples" / name).read_bytes(), name
+
+
+def test_two_processes_report_the_same_figures(shared):
+    one, two = (json.loads((shared[n] / "report" / "report.json").read_text()) for n in (1, 2))
+    for part in ("reconstruction", "levels", "bits_per_dim", "samples"):
+        assert_near(one[part], two[part], part)
+    lines = [len((shared[n] / "report" / "scores.csv").read_text().splitlines()) for n in (1, 2)]
+    assert lines[0] == lines[1] > 3
+
+
+def assert_near(a: object, b: object, where: str) -> None:
+    if isinstance(a, dict):
+        assert isinstance(b, dict), where
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_near(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, float):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-7), where
+    elif isinstance(a, list) and a and isinstance(a[0], dict | float):
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_near(one, other, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_both_trainings_run_in_two_processes_and_resume(tmp_path):
+    commands = [
+        ["train_vqvae.py", *VQVAE_FLAGS],
+        ["train_vqvae.py", "--resume", "--max-steps", "5"],
+        ["extract_codes.py", "--allow-collapse"],
+        ["train_prior.py", "--level", "top", *PRIOR_FLAGS],
+        ["train_prior.py", "--level", "top", "--resume", "--max-steps", "5"],
+    ]
+    for script, *flags in commands:
+        done = torchrun(2, ROOT / script, "--run", "run", *flags, cwd=tmp_path)
+        assert done.returncode == 0, (script, flags, done.stderr)
+    for name in ("vqvae", "prior-top"):
+        steps = [line["step"] for line in stats(tmp_path / "run" / name) if "images_per_second" in line]
+        assert steps == [1, 2, 3, 4, 5], name  # each line once: one process writes
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    done = torchrun(2, ROOT / "train_vqvae.py", "--run", "run", "--preset", "no-such-preset", cwd=tmp_path)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "error: there is no preset" in line]
+    assert len(lines) == 1, done.stderr

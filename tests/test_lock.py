@@ -1,0 +1,71 @@
+"""One run at a time works in a folder, and a lock ends with its process, however that ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, VQVAE_FLAGS
+
+from vqvae2 import checkpoint
+from vqvae2.errors import UserError
+from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+
+HOLD = """
+import sys, time
+from vqvae2 import checkpoint
+
+pytest_plugins = ["tiny_run_fixtures"]
+with checkpoint.locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder():
+    """A function: lets another process hold a lock, and returns that process."""
+    processes = []
+
+    def hold(path: Path) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path, holder):
+    process = holder(tmp_path / ".lock")
+    with pytest.raises(UserError, match="another run is at work here"), checkpoint.locked(tmp_path / ".lock"):
+        pass
+    process.kill()
+    process.wait()
+    with checkpoint.locked(tmp_path / ".lock"):
+        pass
+
+
+def test_an_error_inside_is_not_taken_for_the_lock_s(tmp_path):
+    with pytest.raises(OSError, match="of the block"), checkpoint.locked(tmp_path / ".lock"):
+        raise OSError("of the block")
+
+
+@pytest.mark.parametrize(
+    ("part", "main", "flags"),
+    [
+        ("vqvae", train_vqvae.main, [*VQVAE_FLAGS, "--overwrite"]),
+        ("codes", extract_codes.main, ["--overwrite", "--allow-collapse"]),
+        ("prior-top", train_prior.main, ["--level", "top", "--resume"]),
+        ("samples", sample.main, ["--num", "1"]),
+    ],
+)
+def test_every_stage_keeps_out_of_a_folder_in_use(run, holder, refused, part, main, flags):
+    before = {path: path.stat().st_mtime_ns for path in (run / part).rglob("*")}
+    holder(run / f".{part}.lock")
+    assert "another run is at work here" in refused(main, "--run", run, *flags)
+    assert before == {path: path.stat().st_mtime_ns for path in (run / part).rglob("*")}

@@ -1,0 +1,23 @@
+"""Several processes on this machine, joined as users join them: by torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_runs import ROOT
+
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def torchrun(processes: int, script: Path, *argv: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes and wait for them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
+    return subprocess.run(
+        [*command, str(script), *map(str, argv)],
+        cwd=cwd,
+        env=_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
