@@ -26,8 +26,8 @@ class Compute:
     device: DeviceChoice = "auto"
     """Device; auto takes CUDA, then MPS, then the CPU."""
     precision: PrecisionChoice = "auto"
-    """Precision of matrix products in training: auto takes bf16 where the hardware multiplies it fast. Sampling takes
-    bf16 priors only where it is asked for; extraction and evaluation are always in fp32."""
+    """Precision of matrix products in training: auto takes bf16 where the hardware multiplies it fast. Extraction
+    and sampling take bf16 only where it is asked for; evaluation is always in fp32."""
     seed: int = 0
     """Seed of every random draw, >= 0."""
     num_workers: int = 0

@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore, CodeWriter
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
+from vqvae2.device import autocast
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
 from vqvae2.stages.common import Compute, RunFolder, locked, merged, option, parse
@@ -30,7 +31,7 @@ class Arguments:
 
     run: Path
     """Run folder with a trained VQ-VAE."""
-    batch_size: int = 64
+    batch_size: int = 16
     """Images encoded at once by a process."""
     copies: int = 0
     """Encodings of each training image that are added, each of the image changed at random; the prior is trained on
@@ -69,13 +70,13 @@ def _story(argv: list[str], prog: str) -> None:
     run = RunFolder(arguments.run)
     record = run.read()
     device, _ = arguments.compute.resolve()
-    model = VQVAE.from_pretrained(run.vqvae, device)
+    model = VQVAE.from_pretrained(run.vqvae, device).to(memory_format=torch.channels_last)
     config = model.config
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)
     if not model.initialized:
         raise UserError("the training was too short to start the codebooks", run.vqvae, "Train longer with --resume")
-    # Codes must not depend on the precision of the day; convolutions on CUDA would take TF32.
+    # Convolutions on CUDA would take TF32.
     torch.backends.cudnn.allow_tf32 = False
     seen = (data.channels, data.height, data.width)
     if seen != (config.channels, config.height, config.width):
@@ -102,6 +103,7 @@ def _write(
 
     In a distributed run the processes encode a batch each, and the main one writes.
     """
+    bf16 = arguments.compute.precision == "bf16"
     config, size = model.config, arguments.batch_size * distributed.world_size()
     counts = [CodeCounts(k) for k in config.num_embeddings]
     total = _count(data, arguments)
@@ -130,7 +132,7 @@ def _write(
                     first = distributed.rank() * arguments.batch_size
                     own = list(rows[first : first + arguments.batch_size])
                     batch = changed.at_epoch(own, copy) if copy else images.__getitems__(own)
-                    codes = _encode(model, batch["image"].to(device), counts if split == "val" else None)
+                    codes = _encode(model, batch["image"].to(device), counts if split == "val" else None, bf16)
                     distributed.on_main(lambda: _append(writer, codes, images, rows, split, copy))  # noqa: B023 - called at once
                 bar.update(len(rows))
             if split == "val":
@@ -144,9 +146,11 @@ def _count(data: ImageData, arguments: Arguments) -> int:
     return sum(len(images) for images in data.splits.values()) + arguments.copies * len(data.splits["train"])
 
 
-def _encode(model: VQVAE, x: Tensor, counts: list[CodeCounts] | None) -> list[Tensor]:
+def _encode(model: VQVAE, x: Tensor, counts: list[CodeCounts] | None, bf16: bool) -> list[Tensor]:
     """Encode a process's batch: the codes of all processes' batches, by level, on the CPU."""
-    codes = model.encode(x)
+    # Codes must not depend on the precision of the day: bf16 only where it is asked for.
+    with autocast(x.device, torch.bfloat16 if bf16 else torch.float32):
+        codes = model.encode(x)
     for count, level in zip(counts or (), codes, strict=bool(counts)):
         count.update(level, ~constant_cells(x, level.shape[1:]))
     return [distributed.all_gather_rows(level.cpu()) for level in codes]
@@ -189,6 +193,7 @@ def _plan(data: ImageData, arguments: Arguments, device: torch.device) -> str:
     settings = [
         arguments.batch_size,
         device.type,
+        arguments.compute.precision == "bf16",
         arguments.copies,
         asdict(arguments.augmentation),
         arguments.compute.seed,
