@@ -73,9 +73,10 @@ def our_steps(images: ImageSet, size: int, batch: int, fast: bool, seed: int = 0
     config = VQVAEConfig(height=size, width=size, hidden_channels=128, residual_channels=32)
     model = VQVAE(config).train()
     precision = torch.float32
-    if fast:
+    if not fast:
+        model.to(memory_format=torch.contiguous_format)
+    else:
         precision = resolve_precision("auto", CPU)
-        model.to(memory_format=torch.channels_last)
         print(compile_modules("auto", [*model.encoders, *model.decoders], long_run=True))
     training = TrainingConfig(batch_size=batch, learning_rate=3e-4)
     parameters = list(model.parameters())

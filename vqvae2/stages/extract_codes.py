@@ -70,7 +70,7 @@ def _story(argv: list[str], prog: str) -> None:
     run = RunFolder(arguments.run)
     record = run.read()
     device, _ = arguments.compute.resolve()
-    model = VQVAE.from_pretrained(run.vqvae, device).to(memory_format=torch.channels_last)
+    model = VQVAE.from_pretrained(run.vqvae, device)
     config = model.config
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)

@@ -140,7 +140,7 @@ def _work(
             "compile": arguments.compile,
         },
     )
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device)
     outcome = _train(model, data, arguments, run, device, precision)
     tell_outcome(outcome, run, "train_vqvae", run.vqvae)
     for level, k in zip(config.levels, config.num_embeddings, strict=True):
@@ -183,7 +183,7 @@ def _train(
         distributed.on_main(lambda: VQVAE.from_pretrained(run.vqvae).save_pretrained(start, data.to_config()))
     under_way = arguments.resume and checkpoint.has_state(folder / "state")
     print(f"sharpening the decoder of the image against a patch discriminator; its figures go to {folder}")
-    best = VQVAE.from_pretrained(start, device).to(memory_format=torch.channels_last)
+    best = VQVAE.from_pretrained(start, device)
     return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=under_way, **settings)
 
 
