@@ -191,6 +191,7 @@ def process_group(timeout: timedelta = timedelta(hours=1)) -> Iterator[None]:
         ) from error
     try:
         yield
+        dist.barrier()  # nobody leaves while another still listens to him
     finally:
         dist.destroy_process_group()
 
