@@ -34,6 +34,17 @@ def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, p
         0; 2 after a mistake of the user's, told in one line on stderr; 130 after an interruption.
     """
     argv = sys.argv[1:] if argv is None else argv
+    code = _run(story, argv, prog, name)
+    if distributed.announced() > 1:
+        # All is written. The threads of the process group may abort an interpreter that takes its time to end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(story: Callable[[list[str], str], None], argv: list[str], prog: str | None, name: str) -> int:
+    """Run a stage; return its exit code."""
     if "--version" in argv:
         print(f"vqvae2 {__version__}")
         return 0
