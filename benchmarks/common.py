@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command line, the peer's modules, timing in pairs, memory of fresh processes."""
+"""What the benchmarks share: command line, the peer's modules, timing in pairs, memory, stages run as a user would."""
 
 import argparse
 import importlib
@@ -7,6 +7,7 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 import types
@@ -17,6 +18,9 @@ from typing import Any
 
 import torch
 
+from vqvae2 import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
 PEER = "checkout of rosinality/vq-vae-2-pytorch, imported from there"
 
 
@@ -106,6 +110,25 @@ def _peak() -> int:
     if status.exists():
         return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def train(script: str, run: Path, name: str, folder: Path, *arguments: str) -> None:
+    """Run a training unless it is complete; go on where it was interrupted."""
+    record = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
+    if "outcome" in record.get(name, {}):
+        return
+    stage(script, run, *arguments, "--resume" if checkpoint.has_state(folder / "state") else "--overwrite")
+
+
+def stage(script: str, run: Path, *arguments: str) -> None:
+    """Run one stage as a user would; stop here if it fails."""
+    command = [sys.executable, str(ROOT / script), "--run", str(run), *arguments]
+    print("$", " ".join(command), flush=True)
+    started = time.monotonic()
+    code = subprocess.run(command, check=False).returncode
+    print(f"# {time.monotonic() - started:.0f} s", flush=True)
+    if code:
+        raise SystemExit(code)
 
 
 def tell(claim: dict[str, Any]) -> None:

@@ -9,17 +9,13 @@ over, and one that was interrupted is resumed, so the command can be given again
 import argparse
 import json
 import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+from common import stage, train
 from PIL import Image, ImageDraw
 
-from vqvae2 import CodeStore, checkpoint
+from vqvae2 import CodeStore
 from vqvae2.data import DataConfig, open_data
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
@@ -68,25 +64,6 @@ def main() -> int:
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"wrote {arguments.json}")
     return 0
-
-
-def train(script: str, run: Path, name: str, folder: Path, *arguments: str) -> None:
-    """Run a training unless it is complete; go on where it was interrupted."""
-    record = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
-    if "outcome" in record.get(name, {}):
-        return
-    stage(script, run, *arguments, "--resume" if checkpoint.has_state(folder / "state") else "--overwrite")
-
-
-def stage(script: str, run: Path, *arguments: str) -> None:
-    """Run one stage as a user would; stop here if it fails."""
-    command = [sys.executable, str(ROOT / script), "--run", str(run), *arguments]
-    print("$", " ".join(command), flush=True)
-    started = time.monotonic()
-    code = subprocess.run(command, check=False).returncode
-    print(f"# {time.monotonic() - started:.0f} s", flush=True)
-    if code:
-        raise SystemExit(code)
 
 
 def write_judgement(run: Path, data: str) -> None:

@@ -1,8 +1,6 @@
 """What is saved comes back equal, what is broken or dangerous is refused in one line."""
 
 import dataclasses
-import json
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tiny_runs import one_line
 from torch import nn
 
 from vqvae2 import checkpoint
@@ -45,13 +44,6 @@ class Exploit:
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, (str(self.victim), "w")
-
-
-def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 def test_a_model_comes_back_equal_with_its_config_and_its_digest(tmp_path, tensors):
@@ -272,25 +264,6 @@ def test_what_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, state
     assert not any(tmp_path.iterdir())
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path):
-    path = tmp_path / "run.json"
-    checkpoint.write_atomic(path, b"old")
-
-    def half(file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError) as error:
-        checkpoint.write_atomic(path, half)
-    one_line(error, "No space left on device", str(path))
-    with pytest.raises(UserError, match="cannot write"):
-        checkpoint.write_atomic(tmp_path / "absent" / "file", b"")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["run.json"]
-    checkpoint.write_atomic(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
-
-
 def test_what_a_killed_process_left_is_swept_by_the_next_save(tmp_path, tensors):
     litter = tmp_path / ".model.safetensors.12345.tmp"
     for save in (
@@ -307,37 +280,3 @@ def test_a_file_in_the_place_of_a_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         checkpoint.save_pretrained(tmp_path / "vqvae", {"kind": "vqvae"}, {})
     one_line(error, "File exists", "vqvae")
-
-
-def test_json_takes_what_the_stages_hold_and_stays_valid(tmp_path):
-    path = tmp_path / "report.json"
-    checkpoint.write_json(
-        path,
-        {
-            "config": Config(2),
-            "path": Path("runs/brain"),
-            "nan": float("nan"),
-            "array": np.array([1.0, np.inf], dtype=np.float32),
-            "count": np.int64(3),
-            "tensor": torch.tensor([1, 2]),
-            "name": "Hirn – Gehirn",
-        },
-    )
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    read = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    assert read == checkpoint.read_json(path)
-    assert read == {
-        "config": {"width": 2, "scales": [[1.0, 2.0], [3.0]], "kind": "vqvae"},
-        "path": "runs/brain",
-        "nan": None,
-        "array": [1.0, None],
-        "count": 3,
-        "tensor": [1, 2],
-        "name": "Hirn – Gehirn",
-    }
-    with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"object": object()})
-    assert read == checkpoint.read_json(path)

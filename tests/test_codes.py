@@ -12,6 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from tiny_runs import one_line
 from torch.utils.data import DataLoader
 
 from vqvae2 import codes as codes_module
@@ -58,13 +59,6 @@ BATCHES = [("train", list(range(5))), ("train", [5]), ("val", []), ("val", list(
 @pytest.fixture
 def store(tmp_path: Path) -> CodeStore:
     return write(tmp_path / "codes", BATCHES, example(11))
-
-
-def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 def test_everything_that_was_written_is_read_back(store):

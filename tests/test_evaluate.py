@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import files
+from tiny_runs import contents
 
 from vqvae2 import VQVAE, CodeStore, Prior
 from vqvae2.data import DataConfig, from_unit, load_images, open_data
@@ -132,13 +132,13 @@ def test_every_folder_of_samples_counts_for_its_label(run, call):
 
 
 def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run, slices, tmp_path, call):
-    before = files(run)
+    before = contents(run)
     out = tmp_path / "out"
     ended = call(
         evaluate.main, "--run", run, "--data", slices, "--split", "all", "--save-reconstructions", "--out", out
     )
     assert ended.code == 0, ended.err
-    assert files(run) == before
+    assert contents(run) == before
     found = report_of(out)
     assert (found["split"]["name"], found["split"]["images"]) == ("all", 3)
     assert "samples" not in found
@@ -163,11 +163,11 @@ def test_a_split_that_was_trained_on_is_measured_with_a_warning(run, call):
 
 def test_a_dry_run_writes_nothing(run, call):
     shutil.rmtree(run / "report")
-    before = files(run)
+    before = contents(run)
     ended = call(evaluate.main, "--run", run, "--dry-run")
     assert ended.code == 0
     assert "split test of phantom" in ended.out
-    assert files(run) == before
+    assert contents(run) == before
 
 
 def test_mistakes_are_told_in_one_line(run, slices, tmp_path, call, refused):

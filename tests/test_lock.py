@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT, VQVAE_FLAGS
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.errors import UserError
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
+pytest_plugins = ["tiny_run_fixtures"]
+
 HOLD = """
 import sys, time
-from vqvae2 import checkpoint
+from vqvae2 import files
 
-pytest_plugins = ["tiny_run_fixtures"]
-with checkpoint.locked(sys.argv[1]):
+with files.locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -42,16 +43,16 @@ def holder():
 
 def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path, holder):
     process = holder(tmp_path / ".lock")
-    with pytest.raises(UserError, match="another run is at work here"), checkpoint.locked(tmp_path / ".lock"):
+    with pytest.raises(UserError, match="another run is at work here"), files.locked(tmp_path / ".lock"):
         pass
     process.kill()
     process.wait()
-    with checkpoint.locked(tmp_path / ".lock"):
+    with files.locked(tmp_path / ".lock"):
         pass
 
 
 def test_an_error_inside_is_not_taken_for_the_lock_s(tmp_path):
-    with pytest.raises(OSError, match="of the block"), checkpoint.locked(tmp_path / ".lock"):
+    with pytest.raises(OSError, match="of the block"), files.locked(tmp_path / ".lock"):
         raise OSError("of the block")
 
 

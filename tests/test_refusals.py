@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, files, stats
+from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, contents, stats
 
-from vqvae2 import VQVAE, CodeStore, checkpoint
+from vqvae2 import VQVAE, CodeStore, checkpoint, files
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
@@ -91,11 +91,11 @@ def test_what_does_not_belong_together_is_refused(run, refused, call):
         (train_prior.main, ["--level", "top", "--overwrite", *PRIOR_FLAGS]),
         (sample.main, []),
     ):
-        before = files(run)
+        before = contents(run)
         line = refused(main, "--run", run, *flags)
         assert "another VQ-VAE" in line
         assert "extract_codes.py" in line
-        assert files(run) == before
+        assert contents(run) == before
     assert call(extract_codes.main, "--run", run, "--overwrite", "--allow-collapse").code == 0
     line = refused(sample.main, "--run", run)
     assert "other codes" in line
@@ -159,23 +159,23 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_written(tm
     ],
 )
 def test_later_stages_refuse_what_cannot_be_meant(run, refused, stage, flags, told):
-    before = files(run)
+    before = contents(run)
     assert told in refused(vqvae2, stage, "--run", run, *flags.split())
-    assert files(run) == before
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize(
     ("stage", "flags"), [(stage, flags) for stage, several in OUT_OF_RANGE.items() for flags in several]
 )
 def test_a_flag_whose_value_is_out_of_range_is_refused_by_name(run, call, stage, flags):
-    before = files(run)
+    before = contents(run)
     level = ["--level", "top"] if stage == "train-prior" else []
     ended = call(vqvae2, stage, "--run", run, *level, "--overwrite", *flags.split())
     assert ended.code == 2
     assert "Traceback" not in ended.err
     # As a flag or as a setting: --max-steps, max_steps.
     assert flags.split()[0].removeprefix("--").replace("-", "_") in ended.err.replace("-", "_")
-    assert files(run) == before
+    assert contents(run) == before
 
 
 def test_strides_are_held_against_the_data_s_size_alone(tmp_path, call):
@@ -198,7 +198,7 @@ def test_resume_without_a_state_is_told(run, refused):
 
 
 def test_nothing_is_trained_or_extracted_over_without_being_told(run, refused, call):
-    before = files(run)
+    before = contents(run)
     for main, flags in (
         (train_vqvae.main, VQVAE_FLAGS),
         (train_prior.main, ["--level", "top", *PRIOR_FLAGS]),
@@ -208,7 +208,7 @@ def test_nothing_is_trained_or_extracted_over_without_being_told(run, refused, c
         assert "already" in line
         assert "--overwrite" in line
     assert "exclude each other" in refused(train_vqvae.main, "--run", run, "--resume", "--overwrite")
-    assert files(run) == before
+    assert contents(run) == before
     old = checkpoint.sha256_of(run / "vqvae")
     assert call(train_vqvae.main, "--run", run, *VQVAE_FLAGS, "--seed", 1, "--overwrite").code == 0
     assert checkpoint.sha256_of(run / "vqvae") != old
@@ -233,16 +233,16 @@ def test_samples_are_not_written_among_other_files(run, tmp_path, refused):
     ],
 )
 def test_a_resume_with_another_model_is_refused_and_the_run_left_as_it_was(run, refused, main, flags, name):
-    before = files(run)
+    before = contents(run)
     assert name in refused(main, "--run", run, "--resume", *flags)
-    assert files(run) == before
+    assert contents(run) == before
 
 
 def test_a_resume_keeps_seed_and_compute_settings(tmp_path, call):
     flags = ["--run", tmp_path / "run", *VQVAE_FLAGS]
     assert call(train_vqvae.main, *flags, "--seed", 5, "--precision", "fp32").code == 0
     assert call(train_vqvae.main, "--run", tmp_path / "run", "--resume", "--max-steps", 4).code == 0
-    kept = checkpoint.read_json(tmp_path / "run" / "run.json")["train_vqvae"]["compute"]
+    kept = files.read_json(tmp_path / "run" / "run.json")["train_vqvae"]["compute"]
     assert (kept["seed"], kept["precision"]) == (5, "fp32")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vqvae2 import report
 from vqvae2.data import DataConfig, ImageSet, open_data, to_unit
+from vqvae2.errors import UserError
 from vqvae2.metrics import positionwise_unigram_nll
 from vqvae2.prior import Prior
 from vqvae2.report import figures
@@ -276,5 +277,5 @@ def test_samples_of_other_models_are_left_aside_and_damaged_ones_refused(tmp_pat
     assert report.read_samples(tmp_path / "absent", tiny_vqvae, how) is None
     codes["top"] += 99
     np.savez(tmp_path / "codes.npz", **codes)
-    with pytest.raises(report.samples.checkpoint.UserError, match="the samples are damaged"):
+    with pytest.raises(UserError, match="the samples are damaged"):
         report.read_samples(tmp_path, tiny_vqvae, how)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, files, stats
+from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, contents, stats
 
 from vqvae2 import VQVAE, CodeStore, checkpoint, sampling
 from vqvae2.__main__ import STAGES
@@ -170,7 +170,7 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(run, tmp_path, cal
         "ends after 3 steps",
     ):
         assert told in ended.out
-    before = files(run)
+    before = contents(run)
     stages = [
         (extract_codes.main, ["--overwrite"], "60 images"),
         (train_prior.main, ["--level", "bottom", *PRIOR_FLAGS], "parameters"),
@@ -180,7 +180,7 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(run, tmp_path, cal
         ended = call(main, "--run", run, *flags, "--dry-run")
         assert ended.code == 0
         assert told in ended.out
-    assert files(run) == before
+    assert contents(run) == before
 
 
 def test_a_config_file_gives_settings_that_flags_override(tmp_path, call, refused):

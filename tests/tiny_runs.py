@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from vqvae2.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 VQVAE_FLAGS = shlex.split(
     "--data phantom --phantom-images 60 --size 32x32 --hidden-channels 8 --residual-channels 4 "
@@ -43,7 +47,7 @@ class Chain(NamedTuple):
     stages: dict[str, Ended]
 
 
-def files(folder: Path) -> dict[str, tuple[int, int]]:
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file of a folder with its size and time of change."""
     entries = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
     return {str(path.relative_to(folder)): (s.st_size, s.st_mtime_ns) for path, s in entries.items()}
@@ -52,3 +56,11 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 def stats(folder: Path) -> list[dict]:
     """The lines of a training's log."""
     return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+    """Check that an error is told in one line that names the parts."""
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text

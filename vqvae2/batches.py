@@ -10,7 +10,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vqvae2 import distributed
 from vqvae2.errors import UserError
 
-__all__ = ["EpochBatches", "batch_length", "load_batches"]
+__all__ = ["EpochBatches", "batch_length", "check_divides", "load_batches"]
+
+
+def check_divides(batch_size: int) -> None:
+    """Raise UserError unless a batch divides among the processes."""
+    if batch_size % distributed.world_size():
+        raise UserError(
+            f"a batch of {batch_size} does not divide among {distributed.world_size()} processes",
+            "--batch-size",
+            "Give a multiple of their number: it counts the items of all processes",
+        )
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -33,12 +43,7 @@ class EpochBatches(Sampler[list[int]]):
     def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, numbered: bool = False) -> None:
         self.length, self.seed, self.start, self.numbered = length, seed, start, numbered
         self.batch_size = min(batch_size, length)
-        if self.batch_size % distributed.world_size():
-            raise UserError(
-                f"a batch of {self.batch_size} does not divide among {distributed.world_size()} processes",
-                "--batch-size",
-                "Give a multiple of their number: it counts the items of all processes",
-            )
+        check_divides(self.batch_size)
         self.batches_per_epoch = length // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -31,8 +31,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2.checkpoint import check_format, make_folder, sync_folder, told_as
+from vqvae2.checkpoint import check_format
 from vqvae2.errors import UserError
+from vqvae2.files import make_folder, sync_folder, told_as
 from vqvae2.version import __version__
 
 FORMAT = 1

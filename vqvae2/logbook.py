@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.errors import UserError
 from vqvae2.pictures import Picture, png_bytes
 
@@ -27,11 +27,11 @@ class Logbook:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.folder, self.path = folder, folder / "stats.jsonl"
-        checkpoint.make_folder(folder / "figures")
+        files.make_folder(folder / "figures")
         if self.path.exists():
             lines = self.path.read_text().splitlines()
             kept = [line for line in lines if step and line.endswith("}") and json.loads(line)["step"] <= step]
-            checkpoint.write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
+            files.write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def figures(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
@@ -49,7 +49,7 @@ class Logbook:
     def picture(self, step: int, name: str, picture: Picture) -> None:
         """Write a picture (H, W) or (H, W, 3): to TensorBoard, and over the last one of its name in figures/."""
         self._writer.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
-        checkpoint.write_atomic(self.folder / "figures" / f"{name.replace('/', '-')}.png", png_bytes(picture))
+        files.write_atomic(self.folder / "figures" / f"{name.replace('/', '-')}.png", png_bytes(picture))
 
     def close(self) -> None:
         """Flush and close."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import checkpoint, distributed, files
 from vqvae2.batches import batch_length, load_batches
 from vqvae2.device import CompileChoice, autocast, compile_modules
 from vqvae2.errors import UserError
@@ -200,7 +200,7 @@ class _Run:
         if resume:
             state = distributed.on_main(lambda: checkpoint.load_state(self.folder / "state"))
             way_out = "Resume with the settings it began with, or start again with --overwrite"
-            with checkpoint.told_as("the saved state does not fit", self.folder, way_out, _MISFITS):
+            with files.told_as("the saved state does not fit", self.folder, way_out, _MISFITS):
                 self._load(state)
         elif distributed.rank():  # dropout differs between the processes
             torch.manual_seed(self.seed + 1_000_003 * distributed.rank())

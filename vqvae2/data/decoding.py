@@ -2,17 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from vqvae2 import distributed
 from vqvae2.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -20,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MOST_PIXELS = 64_000_000  # a slice has far fewer; a small file that claims more is there to fill the memory
 
 Pixels = NDArray[Any]
+T = TypeVar("T")
 
 
 class UnreadableError(Exception):
@@ -55,9 +57,13 @@ def decode(path: Path) -> Picture:
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     pixels = np.ascontiguousarray(pixels)
+    return Picture(pixels, pixels.shape[:2], digest_of(pixels), halved)
+
+
+def digest_of(pixels: Pixels) -> bytes:
+    """Fingerprint pixels, by which copies are found; empty if they are all equal."""
     constant = pixels.max() == pixels.min()
-    digest = b"" if constant else hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-    return Picture(pixels, pixels.shape[:2], digest, halved)
+    return b"" if constant else hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
 def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
@@ -135,15 +141,24 @@ def recolour(pixels: Pixels, channels: int) -> Pixels:
 
 def decode_all(
     paths: Sequence[Path], prepare: Callable[[Picture], Picture]
-) -> Iterable[tuple[int, Picture | UnreadableError]]:
-    """Decode files in a pool of threads and prepare each; yields (index, picture or why not) in order."""
+) -> Iterator[tuple[int, Picture | UnreadableError]]:
+    """Decode files and prepare each; yields (index, picture or why not) in order."""
+    return read_all(paths, lambda path: prepare(decode(path)), "reading images", 2 * (os.cpu_count() or 1))
 
-    def one(path: Path) -> Picture | UnreadableError:
+
+def read_all(
+    paths: Sequence[Path], read: Callable[[Path], T], doing: str, threads: int
+) -> Iterator[tuple[int, T | UnreadableError]]:
+    """Read files in a pool of threads, at most 16, with a progress bar; yields (index, result or why not) in order."""
+
+    def one(path: Path) -> T | UnreadableError:
         try:
-            return prepare(decode(path))
+            return read(path)
         except UnreadableError as reason:
             return reason
 
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        bar = tqdm(pool.map(one, paths), total=len(paths), desc="reading images", delay=2, leave=False, disable=None)
-        yield from enumerate(bar)
+    with ThreadPoolExecutor(min(16, threads)) as pool:
+        results = pool.map(one, paths)
+        yield from enumerate(
+            tqdm(results, total=len(paths), desc=doing, delay=2, leave=False, disable=distributed.quiet())
+        )

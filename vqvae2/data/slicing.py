@@ -1,20 +1,19 @@
 """From a layout of volumes to one of slices."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vqvae2.data.decoding import Picture, UnreadableError
+from vqvae2.checkpoint import config_from
+from vqvae2.data.decoding import Picture, UnreadableError, digest_of
 from vqvae2.data.layout import Layout, stem_of
-from vqvae2.data.volumes import SliceConfig, cut_all, slice_settings
+from vqvae2.data.volumes import SliceConfig, cut_all
 from vqvae2.errors import UserError
 
 
 def config_of(like: dict[str, Any]) -> SliceConfig:
     """Return how the volumes of a stored data set were cut; the defaults where it had none."""
-    kept = like.get("slices") or {}
-    return SliceConfig(**{name: value for name, value in kept.items() if name in slice_settings(SliceConfig())})
+    return config_from(SliceConfig, like.get("slices") or {}, "the stored slices")
 
 
 def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Picture] | None]:
@@ -34,6 +33,7 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
     if not layout.volumes:
         return layout, None
     stems = [(Path(key).parent / stem_of(Path(key).name)).as_posix() for key in layout.keys]
+    shared = {stem for stem, count in Counter(stems).items() if count > 1}  # a.nii and a.nii.gz
     pictures: list[Picture] = []
     keys, rows, empty = [], [], 0
     spacings: Counter[tuple[float, float]] = Counter()
@@ -42,15 +42,11 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         if isinstance(found, UnreadableError):
             skipped.append((layout.keys[index], str(found)))
             continue
-        stem = stems[index]
-        if stems.count(stem) > 1:  # a.nii and a.nii.gz
-            stem = layout.keys[index]
+        stem = layout.keys[index] if stems[index] in shared else stems[index]
         empty += found.empty
         spacings[tuple(round(size, 3) for size in found.spacing)] += 1  # type: ignore[index]
         for pixels, place in zip(found.pixels, found.places, strict=True):
-            constant = pixels.min() == pixels.max()
-            digest = b"" if constant else hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-            pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1]), digest, False))
+            pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1]), digest_of(pixels), False))
             keys.append(f"{stem}_k{place:03d}")
             rows.append(index)
     if not pictures:

@@ -15,18 +15,16 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from vqvae2.checkpoint import make_folder, write_atomic
-from vqvae2.data.decoding import UnreadableError
+from vqvae2.data.decoding import UnreadableError, read_all
 from vqvae2.errors import UserError
+from vqvae2.files import make_folder, write_atomic
 
 SUFFIXES = (".nii", ".nii.gz")
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
@@ -124,16 +122,7 @@ def cut_all(paths: Sequence[Path], config: SliceConfig) -> Iterator[tuple[int, C
         import nibabel  # noqa: F401 - an extra, imported where it is needed
     except ImportError:
         raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install 'vqvae2[medical]'") from None
-
-    def one(path: Path) -> Cut | UnreadableError:
-        try:
-            return _cached(path, config)
-        except UnreadableError as reason:
-            return reason
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        bar = tqdm(pool.map(one, paths), total=len(paths), desc="cutting volumes", delay=2, leave=False, disable=None)
-        yield from enumerate(bar)
+    return read_all(paths, lambda path: _cached(path, config), "cutting volumes", os.cpu_count() or 1)
 
 
 def cache_folder() -> Path:

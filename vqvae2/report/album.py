@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.report import figures
 from vqvae2.report.measures import Scan, spread_out, upper_name
@@ -33,7 +33,7 @@ class Album:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = checkpoint.make_folder(folder)
+        self.folder = files.make_folder(folder)
         self.widths: dict[str, float] = {}
         self._held_out: Mapping[str, NDArray[Any]] = {}
         for old in folder.glob("*.png"):

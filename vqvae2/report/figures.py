@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.pictures import code_map, grid, to_picture
 from vqvae2.report.measures import upper_name
 
@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path) -> None:
     with mpl.rc_context(_STYLE):
         # Without matplotlib's version in it, equal figures are equal files.
         figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    checkpoint.write_atomic(path, buffer.getvalue())
+    files.write_atomic(path, buffer.getvalue())
 
 
 @_styled

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.report.captions import CAPTIONS
 from vqvae2.report.measures import upper_name
 from vqvae2.report.style import CSS
@@ -49,7 +49,7 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
         f"<footer><p>vqvae2 {escape(report['version'])} · {escape(report['created'])} · research software; its images "
         f"are drawn from a model and are not for diagnosis.</p></footer></body></html>\n"
     )
-    checkpoint.write_atomic(path, html.encode())
+    files.write_atomic(path, html.encode())
 
 
 def _what(report: Report) -> str:

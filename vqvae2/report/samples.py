@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import checkpoint
+from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.data.phantom import ventricle_area
 from vqvae2.metrics import nearest, ssim
@@ -90,9 +90,9 @@ def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> Sampl
     """
     if not (folder / "samples.json").is_file() or not (folder / "codes.npz").is_file():
         return None
-    how = checkpoint.read_json(folder / "samples.json")
+    how = files.read_json(folder / "samples.json")
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
-    with checkpoint.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
+    with files.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
         if any(how.get(name) != hashes[name] for name in ("vqvae_sha256", "prior_sha256")):
             return None
         with np.load(folder / "codes.npz", allow_pickle=False) as arrays:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.device import DeviceChoice, PrecisionChoice, resolve_device, resolve_precision
 from vqvae2.errors import UserError
@@ -72,7 +72,7 @@ class RunFolder:
         path = self.path / "run.json"
         if not path.is_file():
             raise UserError("this is not a run folder", self.path, "Run train_vqvae.py with this --run first")
-        record = checkpoint.read_json(path)
+        record = files.read_json(path)
         checkpoint.check_format(record.get("format", 0), path, record.get("version"))
         return record
 
@@ -82,11 +82,11 @@ class RunFolder:
 
     def _write(self, changes: dict[str, Any]) -> None:
         path = self.path / "run.json"
-        checkpoint.make_folder(self.path)
-        with checkpoint.locked(self.path / ".run.lock", wait=True):
+        files.make_folder(self.path)
+        with files.locked(self.path / ".run.lock", wait=True):
             record = self.read() if path.is_file() else {}
             head = {"format": checkpoint.FORMAT, "version": __version__}
-            checkpoint.write_json(path, {**record, **head, **changes})
+            files.write_json(path, {**record, **head, **changes})
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    checkpoint.make_folder(folder.parent)
-    stack.enter_context(checkpoint.locked(folder.parent / f".{folder.name}.lock"))
+    files.make_folder(folder.parent)
+    stack.enter_context(files.locked(folder.parent / f".{folder.name}.lock"))
 
 
 def option(argv: list[str], name: str) -> str | None:
@@ -145,7 +145,7 @@ def with_config_file(configs: dict[str, Any], argv: list[str]) -> dict[str, Any]
     path = option(argv, "config")
     if path is None:
         return configs
-    record = checkpoint.read_json(path)
+    record = files.read_json(path)
     if not isinstance(record, dict):
         raise UserError("a config file holds one JSON object", path, 'Such as {"num_embeddings": [512, 512]}')
     known = {field.name for config in configs.values() for field in fields(config)}
@@ -181,26 +181,22 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def check_batch(batch_size: int) -> None:
-    """Raise UserError unless a batch divides among the processes."""
-    if batch_size % distributed.world_size():
-        raise UserError(
-            f"a batch of {batch_size} does not divide among {distributed.world_size()} processes",
-            "--batch-size",
-            "Give a multiple of their number: it counts the items of all processes",
-        )
-
-
-def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder) -> None:
+def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder, free: Sequence[str] = ()) -> None:
     """Refuse to resume a training with another model than it began with.
+
+    Args:
+        kept: the config that it began with, as JSON.
+        config: the one asked for.
+        run: for the message.
+        free: settings that may differ, since they change no result.
 
     Raises:
         UserError: names the first setting that differs.
     """
     for name, value in asdict(config).items():
-        if name in kept and checkpoint.plain(value) != kept[name]:
+        if name in kept and name not in free and files.plain(value) != kept[name]:
             raise UserError(
-                f"the training began with {name} {kept[name]}, not {checkpoint.plain(value)}",
+                f"the training began with {name} {kept[name]}, not {files.plain(value)}",
                 run.path,
                 "Leave the flag out, or start again with --overwrite",
             )
@@ -244,7 +240,6 @@ def memory_in_words(num_bytes: float) -> str:
 __all__ = [
     "Compute",
     "RunFolder",
-    "check_batch",
     "check_fingerprints",
     "check_resumed",
     "locked",

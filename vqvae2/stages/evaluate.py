@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint, distributed, report
+from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
@@ -103,7 +103,7 @@ def _story(argv: list[str], prog: str) -> None:
         return
     if len(evaluated.images) < distributed.world_size():
         raise UserError(f"{len(evaluated.images)} images do not go round", "torchrun", "Start fewer processes")
-    distributed.on_main(lambda: checkpoint.make_folder(out) and None)
+    distributed.on_main(lambda: files.make_folder(out) and None)
     album = Album(out / "figures")
     found: dict[str, Any] = {
         "format": checkpoint.FORMAT,
@@ -128,7 +128,7 @@ def _story(argv: list[str], prog: str) -> None:
     found["missing"] = models.missing
     found["summary"], found["warnings"] = report.summary(found), report.warnings(found)
     found["commands"], found["hashes"] = commands(run, record, found.get("samples")), models.hashes
-    checkpoint.write_json(out / "report.json", found)
+    files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
     _tell(found)
     print(f"wrote {out}/report.json, scores.csv and {len(album.widths)} figures")
@@ -196,7 +196,7 @@ def _images(
     rows = [[*row] for row in zip(images.keys, images.subjects, *seen.scores["all"].values(), strict=True)]
     table = io.StringIO()
     csv.writer(table).writerows([["file", "subject", *seen.scores["all"]], *rows])
-    checkpoint.write_atomic(out / "scores.csv", table.getvalue().encode())
+    files.write_atomic(out / "scores.csv", table.getvalue().encode())
     album.images(model, images, seen, found["levels"])
     return seen.codes
 
@@ -211,8 +211,8 @@ def _keeper(folder: Path, images: Any) -> Callable:
 
     def keep(rows: Sequence[int], made: Any) -> None:
         for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):
-            checkpoint.make_folder(paths[i].parent)
-            checkpoint.write_atomic(paths[i], png_bytes(channels_last(pixels)))
+            files.make_folder(paths[i].parent)
+            files.write_atomic(paths[i], png_bytes(channels_last(pixels)))
 
     return keep
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
@@ -78,30 +78,15 @@ def _story(argv: list[str], prog: str) -> None:
     print(f"{arguments.num} images of {codes} codes, label {wanted or 'any'}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
-    with locked(out):
-        _work(model, priors, label, sharpness, wanted, arguments, run, device)
-
-
-def _work(
-    model: VQVAE,
-    priors: list[Prior],
-    label: Tensor,
-    sharpness: list[Sharpness],
-    wanted: dict[str, str],
-    arguments: Arguments,
-    run: RunFolder,
-    device: torch.device,
-) -> None:
-    """Sample, and write the set."""
-    out = arguments.out or run.path / "samples"
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
     if precision == "bf16":
         priors = [prior.to(torch.bfloat16) for prior in priors]
-    kept = ChunkFolder(out, {**how, **_hashes(model, run)})
-    samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
-    distributed.on_main(lambda: write_samples(out, samples, model, run, {"num": arguments.num, **how}))
-    distributed.on_main(kept.remove)
+    with locked(out):
+        kept = ChunkFolder(out, {**how, **_hashes(model, run)})
+        samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
+        distributed.on_main(lambda: write_samples(out, samples, model, run, {"num": arguments.num, **how}))
+        distributed.on_main(kept.remove)
     print(f"wrote {out}/grid.png, {arguments.num} images, codes.npz and samples.json")
     print(f"next: python evaluate.py --run {run.path}")
 
@@ -196,10 +181,10 @@ class ChunkFolder:
 
     def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
         """Keep a chunk."""
-        checkpoint.make_folder(self.folder)
+        files.make_folder(self.folder)
         tensors = {f"{i:03d}": level.contiguous() for i, level in enumerate(codes)}
         blob = safetensors.torch.save({**tensors, "nll": nll})
-        checkpoint.write_atomic(self.folder / f"{first:08d}.safetensors", blob)
+        files.write_atomic(self.folder / f"{first:08d}.safetensors", blob)
 
     def remove(self) -> None:
         """Remove all unfinished sets of the folder: the images are written."""
@@ -227,18 +212,18 @@ def draw(
 
 def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
     """Write images in the data's own value range, a grid, the codes, and how they were made."""
-    checkpoint.make_folder(out)
+    files.make_folder(out)
     if (out / "samples.json").is_file():  # else the images are not ours to remove
         for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
             old.unlink()
     data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     pixels = from_unit(samples.images, tuple(data["value_range"]))
     for i, image in enumerate(pixels):
-        checkpoint.write_atomic(out / f"{i:05d}.png", png_bytes(channels_last(image)))
+        files.write_atomic(out / f"{i:05d}.png", png_bytes(channels_last(image)))
     shown = [to_picture(image) for image in samples.images[:64]]
-    checkpoint.write_atomic(out / "grid.png", png_bytes(grid(shown)))
+    files.write_atomic(out / "grid.png", png_bytes(grid(shown)))
     arrays = {level: codes.numpy().astype(np.int32) for level, codes in zip(model.levels, samples.codes, strict=True)}
-    checkpoint.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+    files.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
     nll = {
         level: [round(float(v), 6) for v in column] for level, column in zip(model.levels, samples.nll.T, strict=True)
     }
@@ -250,7 +235,7 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
         "nll_nats_per_code": nll,
         "labels": samples.label.tolist(),
     }
-    checkpoint.write_json(out / "samples.json", record)
+    files.write_json(out / "samples.json", record)
 
 
 def _hashes(model: VQVAE, run: RunFolder) -> dict:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, distributed
+from vqvae2.batches import check_divides
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
@@ -23,7 +24,6 @@ from vqvae2.sampling import sample_codes
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
-    check_batch,
     check_fingerprints,
     check_resumed,
     locked,
@@ -176,7 +176,7 @@ def _story(argv: list[str], prog: str) -> None:
     for split in ("train", "selection", "val"):
         if not store.indices(split):
             raise UserError(f"the split {split} is empty", run.codes, "Give images of more subjects and extract again")
-    check_batch(arguments.training.batch_size)
+    check_divides(arguments.training.batch_size)
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
     _describe(prior, arguments.training, store)
@@ -195,7 +195,7 @@ def _work(
     prepare_folder(folder, arguments.resume, arguments.overwrite)
     stage = f"train_prior_{arguments.level}"
     if arguments.resume and stage in run.read():
-        check_resumed(run.read()[stage]["model"], config, run)
+        check_resumed(run.read()[stage]["model"], config, run, free=("recompute",))
     settings = {
         "model": asdict(config),
         "training": asdict(arguments.training),

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, distributed
+from vqvae2.batches import check_divides
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
@@ -18,7 +19,6 @@ from vqvae2.presets import PRESETS
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
-    check_batch,
     check_resumed,
     locked,
     memory_in_words,
@@ -104,7 +104,7 @@ def _story(argv: list[str], prog: str) -> None:
 def _check(arguments: Arguments, side: int) -> None:
     """Raise UserError for settings that would fail only after the training has begun."""
     training = arguments.training
-    check_batch(training.batch_size)
+    check_divides(training.batch_size)
     if not arguments.sharpening.sharpen_share:
         return
     if side < 16:
@@ -178,12 +178,14 @@ def _train(
     start = folder / "start"  # the VQ-VAE as it was before, since the run's own is written over
     if not (arguments.resume and checkpoint.has_model(start)):
         fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
-        if not VQVAE.from_pretrained(run.vqvae).initialized:
+        best = VQVAE.from_pretrained(run.vqvae, device)
+        if not best.initialized:
             raise UserError("the training was too short to start the codebooks", run.vqvae, "Give a longer limit")
-        distributed.on_main(lambda: VQVAE.from_pretrained(run.vqvae).save_pretrained(start, data.to_config()))
+        distributed.on_main(lambda: best.save_pretrained(start, data.to_config()))
+    else:
+        best = VQVAE.from_pretrained(start, device)
     under_way = arguments.resume and checkpoint.has_state(folder / "state")
     print(f"sharpening the decoder of the image against a patch discriminator; its figures go to {folder}")
-    best = VQVAE.from_pretrained(start, device)
     return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=under_way, **settings)
 
 
