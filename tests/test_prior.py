@@ -1,5 +1,6 @@
 """The prior sees exactly what comes earlier, and its two forms are one distribution."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,12 +31,20 @@ def replay(prior: Prior, codes: Tensor, condition: list[Tensor] | None, label: T
     """Run the incremental form along given codes: (B, K, h, w) logits."""
     logits = torch.zeros(len(codes), prior.config.num_embeddings, *prior.config.shape, dtype=torch.float64)
 
-    def draw(here: Tensor, row: int, column: int) -> Tensor:
+    def draw(here: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        row, column = divmod(int(position[0]), prior.config.width)
         logits[:, :, row, column] = here
-        return codes[:, row, column]
+        return codes[:, row, column], position
 
-    assert torch.equal(prior.generate(draw, len(codes), condition, label), codes)
+    made, positions = prior.generate(draw, numbered(codes.shape), condition, label)
+    assert torch.equal(made, codes)
+    assert torch.equal(positions, numbered(codes.shape).sum((1, 2)))
     return logits
+
+
+def numbered(shape: Sequence[int]) -> Tensor:
+    """Number the positions of (B, h, w) maps in raster order."""
+    return torch.arange(shape[1] * shape[2], dtype=torch.float64).view(1, *shape[1:]).expand(*shape)
 
 
 def expected_support(
@@ -197,6 +206,9 @@ class Work(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
             tensors = [t for t in (*args, out) if isinstance(t, Tensor)]
+            if func in (torch.ops.aten.index_select.default, torch.ops.aten.index_copy_.default):
+                index, part = args[2], out if func is torch.ops.aten.index_select.default else args[3]
+                tensors = [index, part, part]  # what is not selected is not touched
             flops = flop_registry.get(func._overloadpacket, lambda *_args, **_more: 0)
             self.count += (1, sum(t.numel() for t in tensors), flops(*args, **(kwargs or {}), out_val=out))
         return out
@@ -206,15 +218,15 @@ def work_by_position(prior: Prior) -> NDArray[np.int64]:
     """Count the work up to each draw since the one before it: (h, w, 3)."""
     height, width = prior.config.shape
     _, condition, label = tiny_inputs(prior.config, 1)
-    code = torch.zeros(1, dtype=torch.int64)
+    code, log_p = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     counts = []
 
-    def draw(_logits: Tensor, _row: int, _column: int) -> Tensor:
+    def draw(_logits: Tensor, _position: Tensor) -> tuple[Tensor, Tensor]:
         counts.append(work.count.copy())
-        return code
+        return code, log_p
 
     with Work() as work:
-        prior.generate(draw, 1, condition, label)
+        prior.generate(draw, numbered((1, height, width)), condition, label)
     return np.diff(np.stack(counts), axis=0, prepend=0).reshape(height, width, 3)
 
 

@@ -341,7 +341,7 @@ def test_progress_counts_every_code(models):
     model, priors = models
     made: list[int] = []
     sample_chunk(model, priors, range(3), torch.full((3, 2), -1), progress=made.append)
-    assert made == [3] * (2 * 4 + 4 * 8)
+    assert made == [3 * 4] * 2 + [3 * 8] * 4  # row by row, of both levels
 
 
 def test_reloaded_models_give_the_same_samples(models, tmp_path):

@@ -10,6 +10,7 @@ earlier: no future leaks, and nothing earlier is hidden::
 Each layer calls its `Past` for what lies before its input. `Padding` answers with zeros, which is the full form: all
 rows and columns at once, for training. `Cache` answers with what it remembers, which is the incremental form: one row,
 then one position at a time, for sampling. The layers cannot tell the two apart, and share code and parameters.
+`RecordedCache` is a cache whose row is known to the device alone, so that a row's work can be recorded and replayed.
 
 Two streams after Gated PixelCNN (van den Oord et al. 2016, arXiv 1606.05328, section 2.2); causal convolutions with
 attention after PixelSNAIL (Chen et al. 2017, arXiv 1712.09763).
@@ -31,6 +32,7 @@ __all__ = [
     "GatedBlock",
     "Padding",
     "Past",
+    "RecordedCache",
     "RowConv",
     "shift_down",
     "shift_previous",
@@ -61,8 +63,12 @@ class Past(Protocol):
         """Put ``count`` earlier columns left of x (B, n, m, C): (B, n, count + m, C)."""
         ...
 
-    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Put all earlier positions before key and value (B, heads, p, d); and say whether a causal mask is needed."""
+    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
+        """Put all earlier positions before key and value (B, heads, p, d).
+
+        The third returned tells what may be seen: True: each position and those before it; False: all; or a mask
+        (p, positions) that is true where it may.
+        """
         ...
 
 
@@ -77,7 +83,7 @@ class Padding:
         """Pad with zero columns."""
         return F.pad(x, (0, 0, count, 0))
 
-    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
         """All positions are here at once: mask the later ones."""
         return key, value, True
 
@@ -118,16 +124,51 @@ class Cache:
         buffer[:, :, end : end + 1] = x
         return buffer[:, :, self.column : end + 1]
 
-    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
         """Remember a position's key and value (B, heads, 1, d) and return all so far; none of them is later."""
-        if layer not in self._buffers:
-            shape = (*key.shape[:2], self.height * self.width, key.shape[3])
-            self._buffers[layer] = (key.new_zeros(shape), value.new_zeros(shape))
-        keys, values = self._buffers[layer]
+        keys, values = self._keys_and_values(layer, key, value)
         position = self.row * self.width + self.column
         keys[:, :, position : position + 1] = key
         values[:, :, position : position + 1] = value
         return keys[:, :, : position + 1], values[:, :, : position + 1], False
+
+    def clear(self) -> None:
+        """Forget what was remembered; the buffers stay where they are."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer.zero_()
+
+    def _keys_and_values(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        if layer not in self._buffers:
+            shape = (*key.shape[:2], self.height * self.width, key.shape[3])
+            self._buffers[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+        return self._buffers[layer]
+
+
+class RecordedCache(Cache):
+    """The incremental form of a row that is recorded once and replayed, as a CUDA graph is.
+
+    A recording keeps every number that Python held: the columns, which are the same in each row, but not the row, which
+    is therefore a tensor. Attention reads the keys of all positions and masks those that are still to come.
+
+    Args:
+        height: H.
+        width: W.
+        index: (1,) int64, the row; its owner counts it up.
+    """
+
+    def __init__(self, height: int, width: int, index: Tensor) -> None:
+        super().__init__(height, width)
+        self.index = index
+        self._places = torch.arange(height * width, device=index.device)
+
+    def positions(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
+        """Remember a position's key and value (B, heads, 1, d); return those of the whole map, and which are there."""
+        keys, values = self._keys_and_values(layer, key, value)
+        position = self.index * self.width + self.column
+        keys.index_copy_(2, position, key)
+        values.index_copy_(2, position, value)
+        return keys, values, (self._places <= position)[None]
 
 
 class RowConv(nn.Module):
@@ -269,7 +310,8 @@ class CausalAttention(nn.Module):
         batch, rows, columns, channels = h.shape
         qkv = self.qkv(self.norm(h)).view(batch, rows * columns, 3, self.num_heads, channels // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, n m, d)
-        key, value, masked = past.positions(self, key, value)
+        key, value, seen = past.positions(self, key, value)
+        mask = seen if isinstance(seen, Tensor) else None
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=masked)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=seen is True)
         return h + self.out(x.transpose(1, 2).reshape(batch, rows, columns, channels))

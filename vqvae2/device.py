@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 CompileChoice = Literal["auto", "on", "off"]
 
-__all__ = ["autocast", "compile_modules", "resolve_device", "resolve_precision", "widest"]
+__all__ = ["autocast", "compile_modules", "recorded", "records", "resolve_device", "resolve_precision", "widest"]
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:
@@ -54,6 +55,40 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def records(device: torch.device) -> bool:
+    """Tell whether work of many small steps is recorded and replayed there, which spares the time to launch each."""
+    return device.type == "cuda"
+
+
+def recorded(work: Callable[[], None], begin: Callable[[], None]) -> Callable[[], None]:
+    """Record work as a CUDA graph.
+
+    Args:
+        work: changes tensors in place; every call does the same to the same memory.
+        begin: sets these tensors to where the work begins. It is called before each trial, and in the end.
+
+    Returns:
+        What does the work once, and waits for it.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # trials, in which libraries choose their ways and buffers are made
+        for _ in range(2):
+            begin()
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    begin()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.current_stream().synchronize()
+
+    return replay
 
 
 def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: bool) -> str:

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from vqvae2 import checkpoint
-from vqvae2.causal import Cache, CausalAttention, GatedBlock, Padding, Past, shift_down, shift_previous
+from vqvae2.causal import (
+    Cache,
+    CausalAttention,
+    GatedBlock,
+    Padding,
+    Past,
+    RecordedCache,
+    shift_down,
+    shift_previous,
+)
+from vqvae2.device import recorded, records, widest
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -270,43 +280,64 @@ class Prior(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        draw: Callable[[Tensor, int, int], Tensor],
-        batch: int,
+        draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        uniform: Tensor,
         condition: list[Tensor] | None = None,
         label: Tensor | None = None,
-    ) -> Tensor:
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one position at a time, in raster order (the incremental form).
 
         Args:
-            draw: called as ``draw(logits, row, column)`` with (B, K) logits, returns (B,) codes.
-            batch: B.
+            draw: called as ``draw(logits, uniform)`` with (B, K) and (B,), returns ``(codes, log_p)``, (B,) each. On
+                CUDA it is recorded: it may look at nothing but its arguments, and wait for nothing.
+            uniform: (B, h, w) what `draw` is given at each position.
             condition: as in `forward`.
             label: as in `forward`.
+            progress: called with the number of codes made, after each row.
 
         Returns:
-            (B, h, w) int64 codes.
+            ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
         """
-        height, width = self.config.shape
-        device = self.output.weight.device
+        (height, width), batch, device = self.config.shape, len(uniform), uniform.device
         context = self._context(condition, label, batch, device)
+        row = torch.zeros(1, dtype=torch.int64, device=device)
         codes = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
+        log_p = torch.zeros(batch, dtype=widest(device), device=device)
         above = self.embedding.weight.new_zeros(batch, 1, width, self.config.embedding_dim)
-        previous = above[:, :, :1]
-        past = Cache(height, width)
-        for past.row in range(height):
-            row = slice(past.row, past.row + 1)
-            cells = None if context is None else context[:, row]
-            links = self._above(above, self.position_v[row], cells, past)
+        previous = above[:, :, :1].clone()
+        past = RecordedCache(height, width, row) if records(device) else Cache(height, width)
+
+        def make_row() -> None:
+            cells = None if context is None else context.index_select(1, row)
+            links = self._above(above, self.position_v.index_select(0, row), cells, past)
+            positions, noise = self.position_h.index_select(0, row), uniform.index_select(1, row)
+            table = None if self.position_table is None else self.position_table.index_select(0, row)
+            made, last = [], previous
             for past.column in range(width):
                 column = slice(past.column, past.column + 1)
-                position = self.position_h[row, column]
-                logits = self._within(previous, position, [link[:, :, column] for link in links], past)
-                table = None if self.position_table is None else self.position_table[past.row, past.column]
-                logits = self._at_positions(logits[:, 0, 0], table)
-                codes[:, row, column] = draw(logits, past.row, past.column)[:, None, None]
-                previous = self.embedding(codes[:, row, column])
-            above = self.embedding(codes[:, row])
-        return codes
+                logits = self._within(last, positions[:, column], [link[:, :, column] for link in links], past)
+                here = None if table is None else table[:, past.column]
+                code, own = draw(self._at_positions(logits[:, 0, 0], here), noise[:, 0, past.column])
+                log_p.add_(own)
+                made.append(code)
+                last = self.embedding(code[:, None, None])
+            codes.index_copy_(1, row, torch.stack(made, 1)[:, None])
+            above.copy_(self.embedding(torch.stack(made, 1)[:, None]))
+            previous.copy_(last)
+            row.add_(1)
+
+        def begin() -> None:
+            past.clear()
+            for state in (row, codes, log_p, above, previous):
+                state.zero_()
+
+        make = recorded(make_row, begin) if records(device) else make_row
+        for past.row in range(height):
+            make()
+            if progress is not None:
+                progress(batch * width)
+        return codes, log_p
 
     def _at_positions(self, logits: Tensor, table: Tensor | None) -> Tensor:
         """Add the position-wise log-frequencies: the network learns what lies beyond them."""

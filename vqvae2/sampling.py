@@ -120,30 +120,26 @@ def sample_codes(
         condition: codes of the coarser levels, top first, (B, h', w').
         label: (B, A) int64, -1 missing; None: all missing.
         sharpness: None: the prior's own distribution.
-        progress: called with the number of codes made, after each position.
+        progress: called with the number of codes made, after each row.
 
     Returns:
         ``(codes, nll)``: (B, h, w) int64, and (B,) nats per code under the prior.
     """
     sharpness = sharpness or Sharpness()
     plain = sharpness == Sharpness()
-    batch, width = len(uniform), prior.config.width
-    nll = torch.zeros(batch, dtype=widest(uniform.device), device=uniform.device)
 
-    def draw(logits: Tensor, row: int, column: int) -> Tensor:
+    def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         log_p = log_probabilities(logits, sharpness)
         cumulative = log_p.exp().cumsum(-1)
-        u = uniform[:, row * width + column, None]
         # right=True: a code of probability zero is never the first to exceed u.
-        codes = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(logits.shape[-1] - 1)
+        codes = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
+        codes.clamp_max_(logits.shape[-1] - 1)
         own = log_p if plain else logits.to(widest(logits.device)).log_softmax(-1)
-        nll.sub_(own.gather(-1, codes)[:, 0])
-        if progress is not None:
-            progress(batch)
-        return codes[:, 0]
+        return codes[:, 0], own.gather(-1, codes)[:, 0]
 
-    codes = prior.generate(draw, batch, condition, label)
-    return codes, nll / uniform.shape[1]
+    maps = uniform.view(-1, *prior.config.shape)
+    codes, log_p = prior.generate(draw, maps, condition, label, progress)
+    return codes, -log_p / uniform.shape[1]
 
 
 def sample_chunk(
@@ -164,7 +160,7 @@ def sample_chunk(
         label: (S, A) int64, -1 missing.
         seed: of the set.
         sharpness: by level, top first.
-        progress: called with the number of codes made, after each position.
+        progress: called with the number of codes made, after each row.
     """
     device = next(model.parameters()).device
     codes: list[Tensor] = []
