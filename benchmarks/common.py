@@ -1,6 +1,8 @@
 """What the benchmarks share: command line, the peer's modules, timing in pairs, memory, stages run as a user would."""
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -12,7 +14,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,41 @@ def in_pairs(ours: Callable[[], object], peer: Callable[[], object] | None, repe
         "pairs": len(ours_s),
         "spread": [min(ratios), max(ratios)] if ratios else None,
     }
+
+
+def apart(prepare: Callable[..., Iterator[object]], *arguments: Any) -> Callable[[], None]:
+    """Let a training go on in a process of its own, so that two do not share what one of them changes.
+
+    Args:
+        prepare: returns the steps; a function of a module, as are its arguments.
+
+    Returns:
+        What makes one step and waits for it. Waiting, the process takes no time from others.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs, prepare, arguments, multiprocessing.get_start_method())).start()
+    theirs.close()
+    atexit.register(ours.close)  # which ends the process
+
+    def step() -> None:
+        ours.send(None)
+        try:
+            ours.recv()
+        except EOFError:
+            raise SystemExit(f"error: {prepare.__name__}{arguments} ran out of memory or failed") from None
+
+    return step
+
+
+def _serve(pipe: Any, prepare: Callable[..., Iterator[object]], arguments: tuple[Any, ...], method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)  # else those who load would be spawned too, which is slow
+    steps = prepare(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            next(steps)
+            pipe.send(None)
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:

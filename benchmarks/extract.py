@@ -3,8 +3,9 @@
     python benchmarks/extract.py --json FILE [--peer PATH]
 
 From a folder of 600 colour PNG of 128x128 pixels to LMDB, with untrained models of one architecture: two levels, hidden
-128, residual 32, K = 512, D = 64. Ours is the stage `extract_codes.py` from the data's opening to the finished store;
-the peer's is its `extract` with its data set and loader.
+128, residual 32, K = 512, D = 64, decoded upper levels of 64 channels. Ours is the stage `extract_codes.py` from the
+data's opening to the finished store; the peer's is its `extract` with its data set and loader. Each side works in a
+process of its own.
 """
 
 import contextlib
@@ -12,12 +13,12 @@ import io
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
 import numpy as np
-from common import in_pairs, parse, peer_module, tell, write
+from common import apart, in_pairs, parse, peer_module, tell, write
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -33,13 +34,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "images")
-        ours = our_extraction(folder)
-        peer = peer_extraction(arguments.peer, folder) if arguments.peer else None
-        for call in (ours, peer):
+        ours, narrow = apart(our_extractions, folder), apart(our_extractions, folder, "--precision", "bf16")
+        peer = apart(peer_extractions, arguments.peer, folder) if arguments.peer else None
+        for call in (ours, narrow, peer):
             if call is not None:
                 call()
         timed = in_pairs(ours, peer, arguments.repeats)
-        bf16 = in_pairs(our_extraction(folder, "--precision", "bf16"), None, 3)["ours_s"]
+        bf16 = in_pairs(narrow, None, 3)["ours_s"]
     rate, other = (COUNT / timed[side] if timed[side] else None for side in ("ours_s", "peer_s"))
     told = f"ours {rate:.0f} images/s, with --precision bf16 {COUNT / bf16:.0f}" + (
         f", peer {other:.0f}" if other else ""
@@ -60,12 +61,16 @@ def write_images(folder: Path) -> None:
         Image.fromarray(grey.astype(np.uint8)).save(folder / "class" / f"s{i:04d}_0.png")
 
 
-def our_extraction(folder: Path, *more: str) -> Callable[[], object]:
+def our_extractions(folder: Path, *more: str) -> Iterator[None]:
+    """Train for one step; then extract anew at each step."""
     run = folder / "-".join(["run", *more])
     flags = ["--run", str(run), "--data", str(folder / "images"), "--hidden-channels", "128", "--init-vectors", "0"]
+    flags += ["--joint-channels", "64"]
     flags += ["--residual-channels", "32", "--max-steps", "1", "--evaluations", "1"]
     quiet(train_vqvae.main, flags)
-    return lambda: quiet(extract_codes.main, ["--run", str(run), "--overwrite", "--allow-collapse", *more])
+    while True:
+        quiet(extract_codes.main, ["--run", str(run), "--overwrite", "--allow-collapse", *more])
+        yield
 
 
 def quiet(main: Callable[[list[str]], int], argv: list[str]) -> None:
@@ -75,7 +80,8 @@ def quiet(main: Callable[[list[str]], int], argv: list[str]) -> None:
         raise SystemExit(code)
 
 
-def peer_extraction(path: Path, folder: Path) -> Callable[[], object]:
+def peer_extractions(path: Path, folder: Path) -> Iterator[None]:
+    """Extract anew at each step."""
     module, dataset = peer_module(path, "extract_code"), peer_module(path, "dataset")
     model = peer_module(path, "vqvae").VQVAE().eval()
     steps = [
@@ -84,16 +90,14 @@ def peer_extraction(path: Path, folder: Path) -> Callable[[], object]:
         transforms.ToTensor(),
         transforms.Normalize([0.5] * 3, [0.5] * 3),
     ]
-
-    def extract() -> None:
+    while True:
         shutil.rmtree(folder / "peer", ignore_errors=True)
         images = dataset.ImageFileDataset(str(folder / "images"), transform=transforms.Compose(steps))
         loader = DataLoader(images, batch_size=128, shuffle=False, num_workers=4)
         env = lmdb.open(str(folder / "peer"), map_size=1 << 33)
         module.extract(env, loader, model, "cpu")
         env.close()
-
-    return extract
+        yield
 
 
 if __name__ == "__main__":

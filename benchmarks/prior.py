@@ -4,7 +4,7 @@
 
 Both sides: 256 channels, 4 x 4 residual blocks, kernel 5, K = 512, attention after every fourth block, dropout 0.1;
 parameters agree within a tenth. Ours is the step of `train_prior.py` with its defaults (bf16 where the processor
-multiplies it fast, torch.compile).
+multiplies it fast, torch.compile); each side trains in a process of its own.
 
 Memory is the peak of a training step at 64x64 and batch 4 in a fresh process, above model and inputs: ours in its
 default precision, and beside it in fp32, and so with `--recompute` (activation checkpointing). The peer holds (H W)^2
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import in_pairs, parse, peak_bytes, peer_module, tell, write
+from common import apart, in_pairs, parse, peak_bytes, peer_module, tell, write
 from torch import nn
 
 from vqvae2 import Prior, PriorConfig
-from vqvae2.device import autocast, compile_modules, resolve_precision
+from vqvae2.device import autocast, compile_modules, keep_freed_memory, resolve_precision
 from vqvae2.optim import make_optimizer
 from vqvae2.training import TrainingConfig
 
@@ -37,11 +37,11 @@ def main() -> int:
     claims = []
     if not arguments.only or "train-prior-32x32" in arguments.only:
         print("parameters: ours", count(our_prior(32)), *(("peer", count(peer_prior(peer, 32))) if peer else ()))
-        fast, usual = our_steps(32), peer_steps(peer, 32) if peer else None
-        for steps in (fast, usual):
-            if steps is not None:
-                next(steps), next(steps)
-        timed = in_pairs(lambda: next(fast), (lambda: next(usual)) if usual else None, arguments.repeats)
+        fast, usual = apart(our_steps, 32), apart(peer_steps, peer, 32) if peer else None
+        for step in (fast, usual):
+            if step is not None:
+                step(), step()
+        timed = in_pairs(fast, usual, arguments.repeats)
         rate, other = (BATCH * 32 * 32 / timed[side] if timed[side] else None for side in ("ours_s", "peer_s"))
         told = f"ours {rate:,.0f} codes/s" + (f", peer {other:,.0f}" if other else "")
         claims.append({"name": "train-prior-32x32", "bar": BARS["train-prior-32x32"], **timed, "told": told})
@@ -93,7 +93,8 @@ def peer_prior(path: Path, size: int) -> nn.Module:
 
 
 def our_steps(size: int) -> Iterator[float]:
-    """Train step after step, as `training.fit` does; yields the loss."""
+    """Train step after step, as the stage does; yields the loss."""
+    keep_freed_memory()
     prior, precision = our_prior(size), resolve_precision("auto", CPU)
     print(compile_modules("auto", [prior], long_run=True))
     training = TrainingConfig()

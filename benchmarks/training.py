@@ -2,7 +2,8 @@
 
     python benchmarks/training.py --json FILE [--peer PATH] [--only train-vqvae-64 train-vqvae-128]
 
-The same architecture on both sides: two levels, hidden 128, residual 32, K = 512, D = 64, grey images of the phantom.
+The same architecture on both sides: two levels, hidden 128, residual 32, K = 512, D = 64, decoded upper levels of 64
+channels, grey images of the phantom, each side in a process of its own.
 Ours is the step of `train_vqvae.py` with its defaults (bf16 where the processor multiplies it fast, channels_last,
 torch.compile), its batches cut from the data set; the peer's is its own loop without its loading and pictures: forward,
 backward, Adam, and the loss fetched at every step.
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import in_pairs, parse, peer_module, tell, write
+from common import apart, in_pairs, parse, peer_module, tell, write
 from torch import nn
 
 from vqvae2.batches import EpochBatches
 from vqvae2.data import DataConfig, ImageSet, open_data
-from vqvae2.device import autocast, compile_modules, resolve_precision
+from vqvae2.device import autocast, compile_modules, keep_freed_memory, resolve_precision
 from vqvae2.optim import make_optimizer
 from vqvae2.training import TrainingConfig
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -34,23 +35,23 @@ CPU = torch.device("cpu")
 
 def main() -> int:
     arguments = parse(__doc__, 7, CLAIMS)
-    claims = []
+    peer, claims = arguments.peer, []
     for name, (size, batch) in CLAIMS.items():
         if arguments.only and name not in arguments.only:
             continue
-        images = open_data(DataConfig(data="phantom", phantom_images=1000, size=f"{size}x{size}")).splits["train"]
-        fast = our_steps(images, size, batch, fast=True)
-        usual = peer_steps(arguments.peer, images, batch) if arguments.peer else None
+        print("parameters: ours", count(our_model(size)), *(("peer", count(peer_model(peer))) if peer else ()))
+        fast = block(apart(our_steps, size, batch, True))
+        usual = block(apart(peer_steps, peer, size, batch)) if peer else None
         for steps in (fast, usual):
-            for _ in range(BLOCK if steps else 0):  # compiling, and the start of the codebooks
-                next(steps)  # type: ignore[arg-type]
-        timed = in_pairs(block(fast), block(usual) if usual else None, arguments.repeats)
+            if steps is not None:  # compiling, and the start of the codebooks
+                steps()
+        timed = in_pairs(fast, usual, arguments.repeats)
         rate, other = (BLOCK * batch / timed[side] if timed[side] else None for side in ("ours_s", "peer_s"))
         told = f"ours {rate:.1f} images/s" + (f", peer {other:.1f}" if other else "")
         losses = {
-            "fast": last_losses(our_steps(images, size, batch, fast=True)),
-            "fp32": last_losses(our_steps(images, size, batch, fast=False)),
-            "fp32, another order": last_losses(our_steps(images, size, batch, fast=False, seed=1)),
+            "fast": last_losses(our_steps(size, batch, fast=True)),
+            "fp32": last_losses(our_steps(size, batch, fast=False)),
+            "fp32, another order": last_losses(our_steps(size, batch, fast=False, seed=1)),
         }
         told += "; loss after 200 steps: " + ", ".join(f"{how} {value:.5f}" for how, value in losses.items())
         claims.append({"name": name, "bar": BAR, **timed, "images_per_second": rate, "losses": losses, "told": told})
@@ -58,24 +59,42 @@ def main() -> int:
     return write(arguments.json, claims)
 
 
-def block(steps: Iterator[float]) -> Callable[[], object]:
-    return lambda: [next(steps) for _ in range(BLOCK)]
+def block(step: Callable[[], None]) -> Callable[[], object]:
+    return lambda: [step() for _ in range(BLOCK)]
+
+
+def phantom(size: int) -> ImageSet:
+    return open_data(DataConfig(data="phantom", phantom_images=1000, size=f"{size}x{size}")).splits["train"]
 
 
 def last_losses(steps: Iterator[float]) -> float:
     return float(np.mean([next(steps) for _ in range(STEPS)][-50:]))
 
 
-def our_steps(images: ImageSet, size: int, batch: int, fast: bool, seed: int = 0) -> Iterator[float]:
-    """Train step after step, as `training.fit` does; yields the loss."""
+def our_model(size: int) -> VQVAE:
     torch.manual_seed(0)
+    config = VQVAEConfig(height=size, width=size, hidden_channels=128, residual_channels=32, joint_channels=64)
+    return VQVAE(config).train()
+
+
+def peer_model(path: Path) -> nn.Module:
+    torch.manual_seed(0)
+    return peer_module(path, "vqvae").VQVAE(in_channel=1).train()
+
+
+def count(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()):,}"
+
+
+def our_steps(size: int, batch: int, fast: bool, seed: int = 0) -> Iterator[float]:
+    """Train step after step, as the stage does; yields the loss."""
+    images, model = phantom(size), our_model(size)
     torch.compiler.reset()
-    config = VQVAEConfig(height=size, width=size, hidden_channels=128, residual_channels=32)
-    model = VQVAE(config).train()
     precision = torch.float32
     if not fast:
         model.to(memory_format=torch.contiguous_format)
     else:
+        keep_freed_memory()
         precision = resolve_precision("auto", CPU)
         print(compile_modules("auto", [*model.encoders, *model.decoders], long_run=True))
     training = TrainingConfig(batch_size=batch, learning_rate=3e-4)
@@ -91,10 +110,9 @@ def our_steps(images: ImageSet, size: int, batch: int, fast: bool, seed: int = 0
         yield float(loss)
 
 
-def peer_steps(path: Path, images: ImageSet, batch: int) -> Iterator[float]:
+def peer_steps(path: Path, size: int, batch: int) -> Iterator[float]:
     """The peer's loop: its model, its losses, Adam."""
-    torch.manual_seed(0)
-    model = peer_module(path, "vqvae").VQVAE(in_channel=1).train()
+    images, model = phantom(size), peer_model(path)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     for rows in EpochBatches(len(images), batch, 0):
         x = images.__getitems__(rows)["image"]

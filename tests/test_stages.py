@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from pictures import ten
 from PIL import Image
 from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, contents, stats
 
 from vqvae2 import VQVAE, CodeStore, checkpoint, sampling
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
-from vqvae2.data import from_unit
+from vqvae2.data import DataConfig, from_unit, open_data
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -156,10 +158,11 @@ def test_a_training_goes_on_where_it_stopped_with_its_own_settings(run, call, na
     assert stats(folder) == after
 
 
-def test_a_dry_run_tells_what_would_happen_and_writes_nothing(run, tmp_path, call):
+def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run, tmp_path, call):
     ended = call(train_vqvae.main, "--run", tmp_path / "new", *VQVAE_FLAGS, "--dry-run")
     assert ended.code == 0
-    assert not (tmp_path / "new").exists()
+    written = sorted(path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.*"))
+    assert written == ["data/contact-sheet.png", "data/data-report.json", "data/report.txt"]
     for told in (
         "train            44",
         "32 x 32",
@@ -181,6 +184,24 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(run, tmp_path, cal
         assert ended.code == 0
         assert told in ended.out
     assert contents(run) == before
+
+
+def test_the_data_report_is_kept_with_the_run_and_never_read_as_data(run, tmp_path, call):
+    record = json.loads((run / "data" / "data-report.json").read_text())
+    assert record["splits"]["train"]["images"] == 44
+    labels = record["splits"]["train"]["labels"]["diagnosis"]
+    assert sum(labels.values()) == 44
+    assert labels["missing"] == 0
+    assert "train            44" in (run / "data" / "report.txt").read_text()
+    with Image.open(run / "data" / "contact-sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    assert pixels.shape[1] > 600
+    assert pixels.std() > 20  # images, not an empty page
+    folder = ten(tmp_path / "images", 30)
+    shutil.copytree(run / "data", folder / "trial" / "data")
+    data = open_data(DataConfig(data=str(folder)))
+    assert sum(map(len, data.splits.values())) == 30
+    assert ("a data report, not data") in dict(data.skipped).values()
 
 
 def test_a_config_file_gives_settings_that_flags_override(tmp_path, call, refused):

@@ -11,7 +11,8 @@ the decoded upper levels that a level is conditioned on are what the decoder of 
 The paper uses no adversarial and no perceptual loss, and nor does `VQVAE.loss`; `vqvae2.adversary` is for sharpening
 the trained decoder of the image afterwards, which changes no code.
 
-Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions of a code, F hidden channels.
+Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions of a code, F hidden channels, J joint
+channels (F unless the config says otherwise).
 """
 
 from dataclasses import dataclass, fields
@@ -66,6 +67,8 @@ class VQVAEConfig:
     """Hidden units: channels of every stack."""
     residual_channels: int = 64
     """Residual units: channels inside a residual block."""
+    joint_channels: int = 0
+    """Channels of the decoded upper levels where they join a finer one; 0: hidden_channels."""
     num_residual_layers: int = 2
     """Residual blocks of each encoder and decoder."""
     num_fine_layers: int = 0
@@ -104,9 +107,9 @@ class VQVAEConfig:
             check_settings(k, d, **self._quantizer_settings())
         if (
             min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1
-            or min(self.num_residual_layers, self.num_fine_layers) < 0
+            or min(self.num_residual_layers, self.num_fine_layers, self.joint_channels) < 0
         ):
-            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2")
+            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2, layers >= 0")
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout must be in [0, 1), got {self.level_dropout}")
         if min(self.mse_weight, self.l1_weight, self.ssim_weight) < 0:
@@ -201,21 +204,21 @@ class VQVAE(nn.Module):
         self.config = config
         hidden, dims = config.hidden_channels, config.embedding_dim
         width = (hidden, config.residual_channels, config.num_residual_layers)
-        count = len(config.strides)
+        count, joint = len(config.strides), config.joint_channels or hidden
         # Index 0 is the top in every list.
         self.encoders = nn.ModuleList(
             Encoder(config.channels if i == count - 1 else hidden, stride, *width)
             for i, stride in enumerate(config.strides)
         )
-        self.to_code = nn.ModuleList(nn.Conv2d(hidden + (hidden if i else 0), dims[i], 1) for i in range(count))
+        self.to_code = nn.ModuleList(nn.Conv2d(hidden + (joint if i else 0), dims[i], 1) for i in range(count))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(k, d, **config._quantizer_settings())
             for k, d in zip(config.num_embeddings, dims, strict=True)
         )
         self.decoders = nn.ModuleList(
             Decoder(
-                dims[i] + (hidden if i else 0),
-                config.channels if i == count - 1 else hidden,
+                dims[i] + (joint if i else 0),
+                config.channels if i == count - 1 else joint,
                 stride,
                 *width,
                 fine_layers=config.num_fine_layers if i == count - 1 else 0,
@@ -325,7 +328,7 @@ class VQVAE(nn.Module):
             codes: as of `decode`.
 
         Returns:
-            (B, D + F, h, w), at the finest level's resolution; (B, D, h, w) where there is one level.
+            (B, D + J, h, w), at the finest level's resolution; (B, D, h, w) where there is one level.
 
         Raises:
             ValueError: as of `decode`.
@@ -366,7 +369,7 @@ class VQVAE(nn.Module):
         return self.quantizers[i](self.to_code[i](joined).permute(0, 2, 3, 1))
 
     def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
-        """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, F, h, w), one resolution finer."""
+        """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, J, h, w), one resolution finer."""
         return self.decoders[i](_join(vectors, decoded))
 
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
@@ -405,6 +408,6 @@ class VQVAE(nn.Module):
 
 
 def _join(vectors: Tensor, decoded: Tensor | None) -> Tensor:
-    """Join the vectors (B, h, w, D) of a level with the decoded upper levels (B, F, h, w): (B, D + F, h, w)."""
+    """Join the vectors (B, h, w, D) of a level with the decoded upper levels (B, J, h, w): (B, D + J, h, w)."""
     x = vectors.permute(0, 3, 1, 2)
     return x if decoded is None else torch.cat([x, decoded], 1)

@@ -12,6 +12,13 @@ from vqvae2.data.volumes import is_volume
 from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
+DATA_REPORT = "data-report.json"
+OWN_FOLDERS = {
+    "run.json": "a run folder, not data",
+    "samples.json": "a folder of samples, not data",
+    DATA_REPORT: "a data report, not data",
+}
+"""Files by which folders are known that this package wrote."""
 SPLIT_FOLDER = re.compile(r"(?:keras_png_slices_)?(train|val|test)(?:ing|id|idate|idation)?", re.IGNORECASE)
 # What cohorts and BIDS put into their file names, so that several scans of one person stay together.
 KNOWN_SUBJECT = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+|OAS[123]_?\d{4,5}|\d{3}_S_\d{4,5})(?![0-9])")
@@ -48,7 +55,7 @@ def key_of(path: Path, folder: Path) -> str:
 def walk(folder: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]], Counter[str]]:
     """All image files and volumes under a folder in order, what was left out and why, and the other files by suffix.
 
-    Hidden files and folders, run folders (they hold a run.json), folders of samples (samples.json) and links that lead
+    Hidden files and folders, folders that this package wrote (see ``OWN_FOLDERS``) and links that lead
     back are passed by.
     """
     images: list[Path] = []
@@ -66,9 +73,9 @@ def walk(folder: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]], C
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        if "run.json" in files or "samples.json" in files:
+        if own := next((words for name, words in OWN_FOLDERS.items() if name in files), ""):
             folders.clear()
-            skipped.append((here, "a run folder, not data" if "run.json" in files else "a folder of samples, not data"))
+            skipped.append((here, own))
             continue
         folders[:] = sorted(
             (name for name in folders if not name.startswith((".", "__MACOSX"))),

@@ -9,6 +9,7 @@ import numpy as np
 from vqvae2.data.dataset import Pixels
 from vqvae2.data.decoding import Picture, UnreadableError, decode_all, fit, recolour
 from vqvae2.data.duplicates import nearly_equal, thumbnail
+from vqvae2.data.storage import PixelStore, empty
 from vqvae2.errors import UserError
 
 
@@ -46,6 +47,7 @@ class Reading:
         self.skipped: list[tuple[str, str]] = []
         self.sizes: Counter[tuple[int, int]] = Counter()
         self._pictures: dict[int, Picture] = {}
+        held = PixelStore()
 
         def prepare(picture: Picture) -> Picture:
             if size is not None:
@@ -57,6 +59,7 @@ class Reading:
             if isinstance(result, UnreadableError):
                 self.skipped.append((keys[index], str(result)))
             else:
+                result.pixels = held.keep(result.pixels)
                 self._pictures[index] = result
                 self.sizes[result.size] += 1
         self.kept = sorted(self._pictures)
@@ -103,7 +106,7 @@ class Reading:
     def stack(self, rows: Sequence[int], channels: int) -> Pixels:
         """The images (N, C, H, W) of these indices, uint8 or uint16."""
         sample = self._pictures[self.kept[0]].pixels
-        images = np.empty((len(rows), channels, *sample.shape[:2]), sample.dtype)
+        images = empty((len(rows), channels, *sample.shape[:2]), sample.dtype)
         for place, index in enumerate(rows):
             images[place] = recolour(self._pictures[index].pixels, channels)
         return images

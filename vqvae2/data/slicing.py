@@ -7,6 +7,7 @@ from typing import Any
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
 from vqvae2.data.layout import Layout, stem_of
+from vqvae2.data.storage import PixelStore
 from vqvae2.data.volumes import SliceConfig, cut_all
 from vqvae2.errors import UserError
 
@@ -35,6 +36,7 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
     stems = [(Path(key).parent / stem_of(Path(key).name)).as_posix() for key in layout.keys]
     shared = {stem for stem, count in Counter(stems).items() if count > 1}  # a.nii and a.nii.gz
     pictures: list[Picture] = []
+    held = PixelStore()
     keys, rows, empty = [], [], 0
     spacings: Counter[tuple[float, float]] = Counter()
     skipped = list(layout.skipped)
@@ -46,7 +48,8 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         empty += found.empty
         spacings[tuple(round(size, 3) for size in found.spacing)] += 1  # type: ignore[index]
         for pixels, place in zip(found.pixels, found.places, strict=True):
-            pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1]), digest_of(pixels), False))
+            size = (pixels.shape[0], pixels.shape[1])
+            pictures.append(Picture(held.keep(pixels), size, digest_of(pixels), False))
             keys.append(f"{stem}_k{place:03d}")
             rows.append(index)
     if not pictures:

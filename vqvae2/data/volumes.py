@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2.data.decoding import UnreadableError, read_all
+from vqvae2.data.storage import cache_folder
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic
 
@@ -123,12 +124,6 @@ def cut_all(paths: Sequence[Path], config: SliceConfig) -> Iterator[tuple[int, C
     except ImportError:
         raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install 'vqvae2[medical]'") from None
     return read_all(paths, lambda path: _cached(path, config), "cutting volumes", os.cpu_count() or 1)
-
-
-def cache_folder() -> Path:
-    """Return where slices are kept: ``$VQVAE2_CACHE``, else ``vqvae2`` in the user's cache folder."""
-    own = os.environ.get("VQVAE2_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vqvae2"
 
 
 def _cached(path: Path, config: SliceConfig) -> Cut:

@@ -17,7 +17,7 @@ from vqvae2.report.measures import Scan, spread_out, upper_name
 from vqvae2.report.samples import Neighbours, SampleSet, Ventricles, decode
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["Album", "read_stats"]
+__all__ = ["Album", "contact_sheet", "read_stats"]
 
 _SHOWN = 8
 
@@ -144,6 +144,19 @@ def read_stats(path: Path) -> list[dict[str, float]]:
         except ValueError:  # cut short by a crash, or being written just now
             break
     return lines
+
+
+def contact_sheet(splits: Mapping[str, ImageSet], columns: int = 10) -> Figure:
+    """Show some images of each split, evenly spread over it, each under its name; two rows of the training's."""
+    rows: dict[str, Tensor] = {}
+    titles: dict[str, list[str]] = {}
+    for split, images in splits.items():
+        chosen = spread_out(len(images), columns * (2 if split == "train" else 1))
+        for start in range(0, len(chosen), columns):
+            own = chosen[start : start + columns]
+            name = split if start == 0 else f"{split} "  # a name of its own, that looks alike
+            rows[name], titles[name] = _some(images, own), [_short(images.keys[i], 13) for i in own]
+    return figures.rows_of_images(rows, titles)
 
 
 def _kinds(count: int) -> list[tuple[str, int]]:

@@ -90,9 +90,10 @@ def reconstructions(originals: Tensor, made: Tensor, titles: Sequence[str]) -> F
 
 @_styled
 def rows_of_images(rows: Mapping[str, Tensor], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
-    """Show rows of images of equal length, each with its name at the left; ``titles`` stand over a row's images."""
+    """Show rows of images, each with its name at the left; ``titles`` stand over a row's images."""
     titles, first = titles or {}, next(iter(rows.values()))
-    figure, axes = _sheet(len(rows), len(first), first.shape[2:], title=0.05 + 0.22 * len(titles))
+    columns = max(map(len, rows.values()))
+    figure, axes = _sheet(len(rows), columns, first.shape[2:], title=0.05 + 0.22 * len(titles))
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         _row(line, images, name)
         for axis, title in zip(line, titles.get(name, ()), strict=False):
@@ -297,7 +298,7 @@ def _show(axis: Axes, image: Tensor) -> None:
 
 
 def _row(axes: Sequence[Axes], images: Tensor, name: str) -> None:
-    for axis, image in zip(axes, images, strict=True):
+    for axis, image in zip(axes, images, strict=False):  # a short row leaves the rest bare
         _show(axis, image)
     axes[0].set_ylabel(name)
 

@@ -50,6 +50,11 @@ class RunFolder:
     path: Path
 
     @property
+    def data(self) -> Path:
+        """Folder of the data report."""
+        return self.path / "data"
+
+    @property
     def vqvae(self) -> Path:
         """Folder of the VQ-VAE."""
         return self.path / "vqvae"

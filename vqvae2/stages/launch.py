@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from vqvae2 import distributed
+from vqvae2.device import keep_freed_memory
 from vqvae2.errors import UserError
 from vqvae2.stages.common import option
 from vqvae2.training import Interrupted
@@ -48,6 +49,7 @@ def _run(story: Callable[[list[str], str], None], argv: list[str], prog: str | N
     if "--version" in argv:
         print(f"vqvae2 {__version__}")
         return 0
+    keep_freed_memory()
     try:
         with distributed.process_group(), _output(), _terminated_as_interrupted():
             story(argv, prog or name)

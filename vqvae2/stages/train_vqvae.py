@@ -29,6 +29,7 @@ from vqvae2.stages.common import (
     tell_outcome,
     with_config_file,
 )
+from vqvae2.stages.data_report import write_data_report
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
 from vqvae2.training import Outcome, TrainingConfig, fit
@@ -58,7 +59,8 @@ class Arguments:
     overwrite: bool = False
     """Start again, removing the VQ-VAE that the run folder holds."""
     dry_run: bool = False
-    """Print the data report, the model's size, code shapes and a memory estimate, and exit."""
+    """Write the data report with its sheet of images, print it with the model's size, code shapes and a memory
+    estimate, and exit."""
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -94,6 +96,8 @@ def _story(argv: list[str], prog: str) -> None:
     torch.manual_seed(arguments.compute.seed)
     model = VQVAE(config)
     _describe(model, arguments.training, data.splits["train"])
+    if not arguments.resume:
+        distributed.on_main(lambda: write_data_report(data, run.data))
     if arguments.dry_run:
         print(arguments.training.describe_limit())
         return
