@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -280,3 +281,20 @@ def test_a_file_in_the_place_of_a_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         checkpoint.save_pretrained(tmp_path / "vqvae", {"kind": "vqvae"}, {})
     one_line(error, "File exists", "vqvae")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no resource limits")
+def test_a_state_that_finds_no_room_is_told_in_one_line_and_the_last_one_stands(tmp_path):
+    import resource
+
+    checkpoint.save_state(tmp_path, 1, {"value": torch.zeros(10)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the kernel refuses what goes beyond
+    try:
+        with pytest.raises(UserError, match="cannot write") as error:
+            checkpoint.save_state(tmp_path, 2, {f"part {i}": torch.zeros(1000) for i in range(10)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    one_line(error, "File too large", "step-0000000002.pt")
+    assert checkpoint.load_state(tmp_path)["step"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000001.pt"]

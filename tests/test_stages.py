@@ -17,10 +17,11 @@ from pictures import ten
 from PIL import Image
 from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, contents, stats
 
-from vqvae2 import VQVAE, CodeStore, checkpoint, sampling
+from vqvae2 import VQVAE, CodeStore, checkpoint, files, sampling
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.data import DataConfig, from_unit, open_data
+from vqvae2.errors import UserError
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -202,6 +203,28 @@ def test_the_data_report_is_kept_with_the_run_and_never_read_as_data(run, tmp_pa
     data = open_data(DataConfig(data=str(folder)))
     assert sum(map(len, data.splits.values())) == 30
     assert ("a data report, not data") in dict(data.skipped).values()
+
+
+def test_a_set_whose_writing_breaks_off_is_gone_on_with(run, call, refused, monkeypatch):
+    flags = ["--run", run, *CHAIN["sample"][1:]]
+    write, written = files.write_atomic, []
+
+    def full(path, content):
+        written.append(path.name)
+        if written.count("00002.png"):
+            raise UserError("cannot write (No space left on device)", path, "Free the disk")
+        write(path, content)
+
+    whole = contents(run / "samples").keys()
+    images = {path.name: path.read_bytes() for path in (run / "samples").glob("*.png")}
+    monkeypatch.setattr(files, "write_atomic", full)
+    assert "No space left" in refused(sample.main, *flags)
+    monkeypatch.undo()
+    assert not (run / "samples" / "samples.json").exists()  # it would stand beside images of two sets
+    assert (run / "samples" / "00001.png").exists()
+    assert call(sample.main, *flags).code == 0
+    assert contents(run / "samples").keys() == whole
+    assert {path.name: path.read_bytes() for path in (run / "samples").glob("*.png")} == images
 
 
 def test_a_config_file_gives_settings_that_flags_override(tmp_path, call, refused):

@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -182,12 +182,21 @@ def save_state(folder: str | os.PathLike[str], step: int, state: Mapping[str, An
         raise ValueError("state: the names 'step' and 'format' are reserved")
     folder = _own_folder(folder)
     path = folder / f"step-{step:010d}.pt"
-    write_atomic(path, lambda file: torch.save({**state, "step": step, "format": FORMAT}, file))
+    write_atomic(path, lambda file: _save({**state, "step": step, "format": FORMAT}, file))
     files = _states(folder)
     kept = [file for file in files if file <= path][-keep:]
     for file in set(files) - set(kept):
         file.unlink(missing_ok=True)
     return path
+
+
+def _save(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # the end of torch's archive hides what broke it off
+            raise error.__context__ from None
+        raise
 
 
 def has_state(folder: str | os.PathLike[str]) -> bool:

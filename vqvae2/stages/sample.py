@@ -26,6 +26,8 @@ from vqvae2.stages.launch import run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
+_WRITING = ".writing"  # lies in a folder whose images are being written
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -111,7 +113,7 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
 
 def check_out(out: Path) -> None:
     """Raise UserError for a folder that holds images of another making, which samples would be mixed with."""
-    if out.is_dir() and not (out / "samples.json").is_file():
+    if out.is_dir() and not any((out / own).is_file() for own in ("samples.json", _WRITING)):
         others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if others:
             raise UserError(
@@ -212,10 +214,12 @@ def draw(
 
 def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
     """Write images in the data's own value range, a grid, the codes, and how they were made."""
+    check_out(out)  # so that all images there are ours to remove
     files.make_folder(out)
-    if (out / "samples.json").is_file():  # else the images are not ours to remove
-        for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-            old.unlink()
+    (out / "samples.json").unlink(missing_ok=True)  # first: it never stands beside images of another set
+    (out / _WRITING).touch()
+    for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
     data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     pixels = from_unit(samples.images, tuple(data["value_range"]))
     for i, image in enumerate(pixels):
@@ -236,6 +240,7 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
         "labels": samples.label.tolist(),
     }
     files.write_json(out / "samples.json", record)
+    (out / _WRITING).unlink()
 
 
 def _hashes(model: VQVAE, run: RunFolder) -> dict:
