@@ -98,6 +98,10 @@ def main() -> int:
                 f"  {row['name']}: {ours_s:.2f} s, {ratio}; {row['position_ms']:.2f} ms a position, "
                 f"floor {row['floor_ms']:.2f} ms for {row['sequential_bytes'] / 1e6:.1f} MB of in-row weights"
             )
+            if device.type == "cuda":
+                row["kernels"] = kernels(prior, claim, device)
+                row["kernel_us"] = 1e6 * ours_s / row["kernels"]
+                print(f"  {row['kernels']:,} kernels a map, {row['kernel_us']:.2f} us each")
         prior.float()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"bandwidth_bytes_per_s": bandwidth, "claims": rows}, indent=2) + "\n")
@@ -196,6 +200,16 @@ def floor(prior: Prior, claim: Claim, seconds: float, bandwidth: float) -> dict[
         "sequential_bytes": size,
         "floor_ms": 1e3 * size / bandwidth,
     }
+
+
+@torch.no_grad()
+def kernels(prior: Prior, claim: Claim, device: torch.device) -> int:
+    """Count the kernels that one map takes on CUDA, the two rows that are tried before it is recorded left out."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        our_seconds(prior, claim, device, 1)
+    on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    rows = claim.size + 2  # two rows are tried before the recording
+    return round(len(on_device) * claim.size / rows)
 
 
 def measure_bandwidth(device: torch.device) -> float:

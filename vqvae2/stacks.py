@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
         self.project = nn.Conv2d(residual_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(F.relu(self.conv(F.relu(x))))
+        return x + self.project(F.relu(self.conv(F.relu(x)), inplace=True))
 
 
 def _factors(stride: int) -> list[int]:
@@ -33,7 +33,7 @@ def _factors(stride: int) -> list[int]:
 
 
 def _residual_stack(hidden: int, residual: int, layers: int) -> list[nn.Module]:
-    return [*(ResidualBlock(hidden, residual) for _ in range(layers)), nn.ReLU()]
+    return [*(ResidualBlock(hidden, residual) for _ in range(layers)), nn.ReLU(inplace=True)]
 
 
 class Encoder(nn.Sequential):
@@ -53,7 +53,7 @@ class Encoder(nn.Sequential):
         factors = _factors(stride)
         for i, factor in enumerate(factors):
             out = hidden if i == len(factors) - 1 else hidden // 2
-            stack += [nn.Conv2d(channels, out, factor + 2, stride=factor, padding=1), nn.ReLU()]
+            stack += [nn.Conv2d(channels, out, factor + 2, stride=factor, padding=1), nn.ReLU(inplace=True)]
             channels = out
         stack += [nn.Conv2d(hidden, hidden, 3, padding=1), *_residual_stack(hidden, residual, layers)]
         super().__init__(*stack)
@@ -87,6 +87,6 @@ class Decoder(nn.Sequential):
             if last and fine_layers:
                 stack += _residual_stack(channels, channels, fine_layers)
             stack.append(nn.ConvTranspose2d(channels, out, factor + 2, stride=factor, padding=1))
-            stack += [] if last else [nn.ReLU()]
+            stack += [] if last else [nn.ReLU(inplace=True)]
             channels = out
         super().__init__(*stack)

@@ -126,11 +126,13 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if copies:
         example = read.keys[copies[0]]
         notes.append(f"{len(copies):,} held-out images are exact copies of training images, such as {example}")
-    exact = set(copies)
-    near = read.near_copies(
-        [j for j, split in member.items() if split in ("train", "selection")],
-        [j for j, split in member.items() if split in ("val", "test") and j not in exact],
-    )
+    near: dict[int, int] = {}
+    if like is None:  # where data are read again, their first report has told it
+        exact = set(copies)
+        near = read.near_copies(
+            [j for j, split in member.items() if split in ("train", "selection")],
+            [j for j, split in member.items() if split in ("val", "test") and j not in exact],
+        )
     if near:
         one, other = next(iter(near.items()))
         notes.append(
