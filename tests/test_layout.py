@@ -1,5 +1,6 @@
 """What folders, names and tables say: layouts, subjects, splits and labels."""
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -148,6 +149,48 @@ def test_no_subject_is_ever_in_two_splits(who, seed):
     people = len(set(subjects))
     assert ("train" in splits) == (people >= 1)
     assert ("val" in splits) == (people >= 2)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, tuple[str, str, str]]:
+    """Draw a tree of images of several people: its file names, each with split, class and subject ("" for none)."""
+    by_split, by_class = draw(st.booleans()), draw(st.booleans())
+    above = draw(st.sampled_from(["", "images", "étude 1/axial"]))
+    name = draw(st.sampled_from(["{}_{}.png", "{} slice {}.JPEG", "{}_z{}.tif", "{}-img-{}.webp"]))
+    people = draw(st.lists(st.integers(0, 9999), min_size=2, max_size=12, unique=True))
+    tree = {}
+    for place, person in enumerate(people):
+        subject = f"p{person:04d}"
+        # The first two say that there are such folders at all.
+        split = (draw(st.sampled_from(["train", "val", "test"])) if place else "train") if by_split else ""
+        group = (draw(st.sampled_from(["ad", "nc"])) if place > 1 else ["ad", "nc"][place]) if by_class else ""
+        for k in draw(st.sets(st.integers(0, 300), min_size=1, max_size=3)):
+            parts = [part for part in (above, split, group, name.format(subject, k)) if part]
+            tree["/".join(parts)] = (split, group, subject)
+    return tree
+
+
+@given(trees(), st.integers(0, 3))
+def test_any_tree_is_understood_as_it_was_made(tree, seed):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for key in tree:
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).touch()
+        layout = read_layout(folder)
+    assert sorted(layout.keys) == sorted(tree)
+    groups = layout.classes or [""] * len(layout.keys)
+    columns = zip(layout.splits, groups, layout.subjects, strict=True)
+    told = [(split or "", group, who) for split, group, who in columns]
+    assert dict(zip(layout.keys, told, strict=True)) == tree
+    splits = assign(layout.subjects, layout.splits, seed)
+    assert overlap(layout.subjects, splits) == {}
+    ready = {split for split, _, _ in tree.values()}
+    for (split, _, _), given_split in zip(told, splits, strict=True):
+        if split in ("val", "test"):
+            assert given_split == split
+        elif split:  # some of them choose the checkpoint, and are val where there is none
+            assert given_split in ("train", "selection", *(() if "val" in ready else ("val",)))
 
 
 def test_adding_subjects_moves_nobody():
