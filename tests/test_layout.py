@@ -161,8 +161,8 @@ def trees(draw: st.DrawFn) -> dict[str, tuple[str, str, str]]:
     tree = {}
     for place, person in enumerate(people):
         subject = f"p{person:04d}"
-        # The first two say that there are such folders at all.
-        split = (draw(st.sampled_from(["train", "val", "test"])) if place else "train") if by_split else ""
+        # The first two show all classes in one split: else their folders could as well be those of two people.
+        split = (draw(st.sampled_from(["train", "val", "test"])) if place > 1 else "train") if by_split else ""
         group = (draw(st.sampled_from(["ad", "nc"])) if place > 1 else ["ad", "nc"][place]) if by_class else ""
         for k in draw(st.sets(st.integers(0, 300), min_size=1, max_size=3)):
             parts = [part for part in (above, split, group, name.format(subject, k)) if part]
