@@ -93,10 +93,10 @@ def apart(prepare: Callable[..., Iterator[object]], *arguments: Any) -> Callable
     atexit.register(ours.close)  # which ends the process
 
     def step() -> None:
-        ours.send(None)
         try:
+            ours.send(None)
             ours.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise SystemExit(f"error: {prepare.__name__}{arguments} ran out of memory or failed") from None
 
     return step
@@ -149,12 +149,14 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train(script: str, run: Path, name: str, folder: Path, *arguments: str) -> None:
-    """Run a training unless it is complete; go on where it was interrupted."""
+def train(script: str, run: Path, name: str, folder: Path, *flags: str, level: str | None = None) -> None:
+    """Run a training unless it is complete; go on, with the settings it began with, where it was interrupted."""
     record = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
     if "outcome" in record.get(name, {}):
         return
-    stage(script, run, *arguments, "--resume" if checkpoint.has_state(folder / "state") else "--overwrite")
+    which = ["--level", level] if level else []
+    going_on = checkpoint.has_state(folder / "state")
+    stage(script, run, *which, *(["--resume"] if going_on else [*flags, "--overwrite"]))
 
 
 def stage(script: str, run: Path, *arguments: str) -> None:

@@ -42,12 +42,14 @@ def main() -> int:
     for count in arguments.counts:
         run = arguments.work / f"copies-{count}"
         if not run.exists():
-            shutil.copytree(first, run)
+            partial = run.with_name(f"{run.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(first, partial).rename(run)
         if not (run / "codes" / "data.mdb").exists():
             stage("extract_codes.py", run, "--copies", str(count), *changes)
         for level, steps in zip(levels, arguments.steps[1:], strict=True):
-            limit = ["--level", level, "--max-steps", str(steps), "--max-minutes", "100000"]
-            train("train_prior.py", run, f"train_prior_{level}", run / f"prior-{level}", *limit)
+            limit = ["--max-steps", str(steps), "--max-minutes", "100000"]
+            train("train_prior.py", run, f"train_prior_{level}", run / f"prior-{level}", *limit, level=level)
         figures.append({"copies": count, "images": len(CodeStore(run / "codes")), "levels": read(run, levels)})
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"changes": changes, "steps": arguments.steps, "counts": figures}

@@ -41,7 +41,7 @@ def main() -> int:
     if not (run / "codes" / "data.mdb").exists():
         stage("extract_codes.py", run)
     for level in json.loads((run / "run.json").read_text())["levels"]:
-        train("train_prior.py", run, f"train_prior_{level}", run / f"prior-{level}", "--level", level)
+        train("train_prior.py", run, f"train_prior_{level}", run / f"prior-{level}", level=level)
     if not (run / "samples" / "samples.json").exists():
         stage("sample.py", run, "--num", str(arguments.num))
     stage("evaluate.py", run)

@@ -85,7 +85,7 @@ def test_distances_are_never_held_all_at_once(monkeypatch):
         return out
 
     monkeypatch.setattr(torch, "addmm", spy)
-    monkeypatch.setattr(quantizer_module, "_ELEMENTS_PER_CHUNK", {"cpu": 100})
+    monkeypatch.setattr(quantizer_module, "_CPU_ELEMENTS", 100)
     codes, _ = nearest_codes(x, codebook)
     np.testing.assert_array_equal(codes, brute_force(x, codebook)[0])
     assert max(sizes) <= 100

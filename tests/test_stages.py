@@ -162,8 +162,8 @@ def test_a_training_goes_on_where_it_stopped_with_its_own_settings(run, call, na
 def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run, tmp_path, call):
     ended = call(train_vqvae.main, "--run", tmp_path / "new", *VQVAE_FLAGS, "--dry-run")
     assert ended.code == 0
-    written = sorted(path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.*"))
-    assert written == ["data/contact-sheet.png", "data/data-report.json", "data/report.txt"]
+    written = sorted(contents(tmp_path / "new"))
+    assert written == [f"data-report/{name}" for name in ("contact-sheet.png", "data-report.json", "report.txt")]
     for told in (
         "train            44",
         "32 x 32",
@@ -188,18 +188,18 @@ def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run,
 
 
 def test_the_data_report_is_kept_with_the_run_and_never_read_as_data(run, tmp_path, call):
-    record = json.loads((run / "data" / "data-report.json").read_text())
+    record = json.loads((run / "data-report" / "data-report.json").read_text())
     assert record["splits"]["train"]["images"] == 44
     labels = record["splits"]["train"]["labels"]["diagnosis"]
     assert sum(labels.values()) == 44
-    assert labels["missing"] == 0
-    assert "train            44" in (run / "data" / "report.txt").read_text()
-    with Image.open(run / "data" / "contact-sheet.png") as sheet:
+    assert record["splits"]["train"]["labels_missing"] == {"diagnosis": 0}
+    assert "train            44" in (run / "data-report" / "report.txt").read_text()
+    with Image.open(run / "data-report" / "contact-sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     assert pixels.shape[1] > 600
     assert pixels.std() > 20  # images, not an empty page
     folder = ten(tmp_path / "images", 30)
-    shutil.copytree(run / "data", folder / "trial" / "data")
+    shutil.copytree(run / "data-report", folder / "trial" / "data-report")
     data = open_data(DataConfig(data=str(folder)))
     assert sum(map(len, data.splits.values())) == 30
     assert ("a data report, not data") in dict(data.skipped).values()

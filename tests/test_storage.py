@@ -20,12 +20,10 @@ def small(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_images_are_the_same_in_mapped_files(tmp_path, monkeypatch):
+def test_images_are_the_same_in_mapped_files(tmp_path, request):
     folder = ten(tmp_path / "data", 40)
     usual = open_data(DataConfig(data=str(folder)))
-    monkeypatch.setattr(storage, "memory_limit", lambda: 500)
-    monkeypatch.setattr(storage, "_BLOCK", 400)
-    monkeypatch.setenv("VQVAE2_CACHE", str(tmp_path / "cache"))
+    request.getfixturevalue("small")
     data = open_data(DataConfig(data=str(folder)))
     assert isinstance(data.splits["train"].images, np.memmap)
     assert not isinstance(usual.splits["train"].images, np.memmap)
@@ -54,10 +52,18 @@ def test_each_array_keeps_its_values_type_and_shape():
     assert held.keep(kept[-1]) is kept[-1]
 
 
-def test_a_quarter_of_the_memory_is_taken():
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert storage.memory_limit() == whole / 4
-    assert not isinstance(storage.empty((3, 4), np.uint8), np.memmap)
+def test_the_limit_is_a_share_of_the_container_s_memory_and_of_the_processes_on_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    machine = tmp_path / "memory.max"
+    machine.write_text("max\n")
+    monkeypatch.setattr(storage, "_CGROUP_LIMITS", (machine, tmp_path / "absent"))
+    assert storage.memory_limit() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 8
+    machine.write_text("800000\n")
+    assert storage.memory_limit() == 100_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert storage.memory_limit() == 25_000
+    assert not isinstance(storage.empty((10, 10), np.uint8), np.memmap)
+    assert isinstance(storage.empty((300, 100), np.uint8), np.memmap)
 
 
 def test_a_full_disk_is_told_in_one_line(small, monkeypatch):

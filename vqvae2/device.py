@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import shutil
 import sys
 from collections.abc import Callable
@@ -71,8 +72,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def keep_freed_memory() -> None:
     """Let this process keep memory that a training step frees for the next one.
 
-    glibc hands large blocks back to the kernel, which has to clear every page that is asked for anew: some 8 % of a
-    step on a CPU. Elsewhere than on Linux with glibc nothing is done.
+    glibc hands what is free at the heap's end back to the kernel, which has to clear every page that is asked for anew:
+    some 8 % of a step on a CPU. Blocks of 32 MiB and more still go back. Elsewhere than on Linux with glibc nothing is
+    done.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -88,31 +90,39 @@ def records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def recorded(work: Callable[[], None], begin: Callable[[], None]) -> Callable[[], None]:
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # one for all recordings: libraries keep a workspace for every stream
+
+
+def recorded(work: Callable[[], None], begin: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Record work as a CUDA graph.
 
     Args:
         work: changes tensors in place; every call does the same to the same memory.
-        begin: sets these tensors to where the work begins. It is called before each trial, and in the end.
+        begin: sets these tensors to where the work begins. It is called before the trial, and in the end.
+        device: where the tensors are.
 
     Returns:
         What does the work once, and waits for it.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # trials, in which libraries choose their ways and buffers are made
-        for _ in range(2):
+    with torch.cuda.device(device):
+        stream = _stream(device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # a trial, in which libraries choose their ways and buffers are made
             begin()
             work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    begin()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # By this thread alone: others may load data or watch over the processes meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+        begin()
 
     def replay() -> None:
-        graph.replay()
-        torch.cuda.current_stream().synchronize()
+        with torch.cuda.device(device):
+            graph.replay()
+            torch.cuda.current_stream().synchronize()
 
     return replay
 

@@ -36,6 +36,8 @@ from vqvae2.device import recorded, records, widest
 
 __all__ = ["Prior", "PriorConfig"]
 
+_LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long as two or three
+
 
 @dataclass(frozen=True)
 class PriorConfig:
@@ -306,7 +308,8 @@ class Prior(nn.Module):
         log_p = torch.zeros(batch, dtype=widest(device), device=device)
         above = self.embedding.weight.new_zeros(batch, 1, width, self.config.embedding_dim)
         previous = above[:, :, :1].clone()
-        past = RecordedCache(height, width, row) if records(device) else Cache(height, width)
+        recording = records(device) and height >= _LEAST_ROWS
+        past = RecordedCache(height, width, row) if recording else Cache(height, width)
 
         def make_row() -> None:
             cells = None if context is None else context.index_select(1, row)
@@ -322,8 +325,9 @@ class Prior(nn.Module):
                 log_p.add_(own)
                 made.append(code)
                 last = self.embedding(code[:, None, None])
-            codes.index_copy_(1, row, torch.stack(made, 1)[:, None])
-            above.copy_(self.embedding(torch.stack(made, 1)[:, None]))
+            codes_of_row = torch.stack(made, 1)[:, None]
+            codes.index_copy_(1, row, codes_of_row)
+            above.copy_(self.embedding(codes_of_row))
             previous.copy_(last)
             row.add_(1)
 
@@ -332,7 +336,7 @@ class Prior(nn.Module):
             for state in (row, codes, log_p, above, previous):
                 state.zero_()
 
-        make = recorded(make_row, begin) if records(device) else make_row
+        make = recorded(make_row, begin, device) if recording else make_row
         for past.row in range(height):
             make()
             if progress is not None:

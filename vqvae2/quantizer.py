@@ -19,8 +19,8 @@ from vqvae2.device import widest
 
 Normalization = Literal["none", "layer"]
 
-_ELEMENTS_PER_CHUNK = {"cpu": 1 << 18}
-"""Distances held at once, by type of device: on a CPU 1 MiB in fp32, which its cache holds; elsewhere 64 MiB."""
+_CPU_ELEMENTS, _ELEMENTS = 1 << 18, 1 << 24
+"""Distances held at once: on a CPU 1 MiB in fp32, which its cache holds; elsewhere 64 MiB."""
 
 __all__ = ["Quantized", "VectorQuantizer", "check_settings", "kmeans", "nearest_codes"]
 
@@ -51,7 +51,7 @@ def nearest_codes(x: Tensor, codebook: Tensor, chunk: int | None = None) -> tupl
         ``(codes, errors)``: (N,) int64 indices and (N,) squared Euclidean distances, never negative.
     """
     num_vectors, num_codes = x.shape[0], codebook.shape[0]
-    chunk = chunk or max(1, _ELEMENTS_PER_CHUNK.get(x.device.type, 1 << 24) // num_codes)
+    chunk = chunk or max(1, (_CPU_ELEMENTS if x.device.type == "cpu" else _ELEMENTS) // num_codes)
     squares = codebook.square().sum(1)
     codes = torch.empty(num_vectors, dtype=torch.int64, device=x.device)
     errors = torch.empty(num_vectors, dtype=x.dtype, device=x.device)

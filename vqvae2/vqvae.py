@@ -109,7 +109,7 @@ class VQVAEConfig:
             min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1
             or min(self.num_residual_layers, self.num_fine_layers, self.joint_channels) < 0
         ):
-            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2, layers >= 0")
+            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2, others >= 0")
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout must be in [0, 1), got {self.level_dropout}")
         if min(self.mse_weight, self.l1_weight, self.ssim_weight) < 0:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,8 +158,18 @@ def read_all(
         except UnreadableError as reason:
             return reason
 
-    with ThreadPoolExecutor(min(16, threads)) as pool:
-        results = pool.map(one, paths)
-        yield from enumerate(
-            tqdm(results, total=len(paths), desc=doing, delay=2, leave=False, disable=distributed.quiet())
-        )
+    bar = tqdm(total=len(paths), desc=doing, delay=2, leave=False, disable=distributed.quiet())
+    pool = ThreadPoolExecutor(min(16, threads))
+    try:
+        # A few at a time: what is read waits in memory until it is asked for.
+        ahead = 4 * min(16, threads)
+        waiting = deque(pool.submit(one, path) for path in paths[:ahead])
+        for index in range(len(paths)):
+            result = waiting.popleft().result()
+            if index + ahead < len(paths):
+                waiting.append(pool.submit(one, paths[index + ahead]))
+            bar.update()
+            yield index, result
+    finally:
+        bar.close()
+        pool.shutdown(cancel_futures=True)

@@ -13,9 +13,11 @@ from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 DATA_REPORT = "data-report.json"
+WRITING = ".writing"  # lies in a folder of samples while they are written
 OWN_FOLDERS = {
     "run.json": "a run folder, not data",
     "samples.json": "a folder of samples, not data",
+    WRITING: "a folder of samples, not data",
     DATA_REPORT: "a data report, not data",
 }
 """Files by which folders are known that this package wrote."""
@@ -118,8 +120,8 @@ def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w"
     cut = wanted in ("volumes", "bids") or (wanted == "auto" and bool(volumes) and (described or not images))
     paths, words = (volumes, "volumes") if cut else (images, "")
     if not paths:
-        if (folder / "run.json").exists():
-            raise UserError("this is a run folder, not data", folder, "Give --data the folder that holds the images")
+        if own := next((words for name, words in OWN_FOLDERS.items() if (folder / name).exists()), ""):
+            raise UserError(f"this is {own}", folder, "Give --data the folder that holds the images")
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
         what, formats = ("NIfTI volumes", (".nii", ".nii.gz")) if cut else ("images", (*SUFFIXES, ".nii", ".nii.gz"))
         raise UserError(f"no {what} found, but {found}", folder, f"Formats that are read: {' '.join(formats)}")

@@ -119,20 +119,16 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if channels == 1 and not read.grey:
         notes.append("colours are turned to grey by their luminance")
     member = {j: place[wanted[j]] for j in read.kept}
-    copies = read.copies(
-        [j for j, split in member.items() if split in ("train", "selection")],
-        [j for j, split in member.items() if split in ("val", "test")],
-    )
+    known = [j for j, split in member.items() if split in ("train", "selection")]
+    held_out = [j for j, split in member.items() if split in ("val", "test")]
+    copies = read.copies(known, held_out)
     if copies:
         example = read.keys[copies[0]]
         notes.append(f"{len(copies):,} held-out images are exact copies of training images, such as {example}")
     near: dict[int, int] = {}
     if like is None:  # where data are read again, their first report has told it
         exact = set(copies)
-        near = read.near_copies(
-            [j for j, split in member.items() if split in ("train", "selection")],
-            [j for j, split in member.items() if split in ("val", "test") and j not in exact],
-        )
+        near = read.near_copies(known, [j for j in held_out if j not in exact])
     if near:
         one, other = next(iter(near.items()))
         notes.append(

@@ -3,6 +3,7 @@
 The files have no name: they are gone when the process is, however that ends.
 """
 
+import contextlib
 import math
 import os
 import tempfile
@@ -16,7 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from vqvae2.files import make_folder, told_as
 
 _BLOCK = 256 * 2**20
-_SHARE = 0.25
+_SHARE = 1 / 8
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 Pixels = NDArray[Any]
 
@@ -28,11 +30,19 @@ def cache_folder() -> Path:
 
 
 def memory_limit() -> float:
-    """Return the bytes of pixels that are held in memory: a quarter of the machine's."""
+    """Return the bytes of pixels that this process holds in memory at a time, once as read and once by split.
+
+    An eighth of the machine's memory, or of the container's where that is less, shared by the processes that torchrun
+    started on the machine.
+    """
     try:
-        return _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):  # not on Windows
-        return 2.0 * 2**30
+        whole = 8.0 * 2**30
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            whole = min(whole, float(path.read_text()))
+    return _SHARE * whole / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> Pixels:
@@ -51,7 +61,9 @@ class PixelStore:
     """Holds arrays one by one, in memory up to the limit and in mapped files from there on."""
 
     def __init__(self) -> None:
+        self._limit = memory_limit()
         self._held = 0
+        self._mapped = 0
         self._block: Pixels | None = None
         self._used = 0
 
@@ -64,10 +76,12 @@ class PixelStore:
         if isinstance(pixels, np.memmap):
             return pixels
         self._held += pixels.nbytes
-        if self._held <= memory_limit():
+        if self._held <= self._limit:
             return pixels
         if self._block is None or self._used + pixels.nbytes > len(self._block):
-            self._block, self._used = _mapped(max(_BLOCK, pixels.nbytes)), 0
+            # Larger and larger, since each block keeps a file open.
+            self._block, self._used = _mapped(max(_BLOCK, self._mapped // 2, pixels.nbytes)), 0
+            self._mapped += len(self._block)
         place = self._block[self._used : self._used + pixels.nbytes].view(pixels.dtype).reshape(pixels.shape)
         place[...] = pixels
         self._used += -(-pixels.nbytes // 64) * 64

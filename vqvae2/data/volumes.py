@@ -123,7 +123,7 @@ def cut_all(paths: Sequence[Path], config: SliceConfig) -> Iterator[tuple[int, C
         import nibabel  # noqa: F401 - an extra, imported where it is needed
     except ImportError:
         raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install 'vqvae2[medical]'") from None
-    return read_all(paths, lambda path: _cached(path, config), "cutting volumes", os.cpu_count() or 1)
+    return read_all(paths, lambda path: _cached(path, config), "cutting volumes", min(8, os.cpu_count() or 1))
 
 
 def _cached(path: Path, config: SliceConfig) -> Cut:

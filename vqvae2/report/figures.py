@@ -97,7 +97,7 @@ def rows_of_images(rows: Mapping[str, Tensor], titles: Mapping[str, Sequence[str
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         _row(line, images, name)
         for axis, title in zip(line, titles.get(name, ()), strict=False):
-            axis.set_title(title, fontsize=8, fontweight="normal", pad=2)
+            axis.set_title(title, fontsize=8, fontweight="normal", pad=2, parse_math=False)  # $ in a file name
     return figure
 
 

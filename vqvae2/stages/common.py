@@ -50,9 +50,9 @@ class RunFolder:
     path: Path
 
     @property
-    def data(self) -> Path:
+    def data_report(self) -> Path:
         """Folder of the data report."""
-        return self.path / "data"
+        return self.path / "data-report"
 
     @property
     def vqvae(self) -> Path:

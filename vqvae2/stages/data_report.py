@@ -29,11 +29,11 @@ def write_data_report(data: ImageData, folder: Path) -> None:
                 "images": len(images),
                 "subjects": len(set(images.subjects)),
                 "labels": {
-                    attribute: {
-                        **{label: int((images.labels[:, i] == k).sum()) for k, label in enumerate(classes)},
-                        "missing": int((images.labels[:, i] < 0).sum()),
-                    }
+                    attribute: {label: int((images.labels[:, i] == k).sum()) for k, label in enumerate(classes)}
                     for i, (attribute, classes) in enumerate(data.attributes.items())
+                },
+                "labels_missing": {
+                    attribute: int((images.labels[:, i] < 0).sum()) for i, attribute in enumerate(data.attributes)
                 },
             }
             for name, images in data.splits.items()

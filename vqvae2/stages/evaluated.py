@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.data import AugmentationConfig, DataConfig, ImageData, ImageSet, load_images, open_data
+from vqvae2.data.decoding import digest_of
 from vqvae2.errors import UserError
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import RunFolder, merged
@@ -53,8 +54,8 @@ class Evaluated:
         """Say which images these are, and what they share with the training images."""
         train = self.train if self.held_out else None
         shared = set(self.images.subjects) & set(train.subjects) if train and self.own else set()
-        known = {image.tobytes() for image in train.images} if train else set()
-        same = sum(image.tobytes() in known for image in self.images.images if image.min() < image.max())
+        known = {digest_of(image) for image in train.images} - {b""} if train else set()
+        same = sum(digest_of(image) in known for image in self.images.images)
         return {
             "name": self.split,
             "data": self.source,

@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
+from vqvae2.data.layout import WRITING
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
@@ -25,8 +26,6 @@ from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked,
 from vqvae2.stages.launch import run_stage
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
-
-_WRITING = ".writing"  # lies in a folder whose images are being written
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
 
 def check_out(out: Path) -> None:
     """Raise UserError for a folder that holds images of another making, which samples would be mixed with."""
-    if out.is_dir() and not any((out / own).is_file() for own in ("samples.json", _WRITING)):
+    if out.is_dir() and not any((out / own).is_file() for own in ("samples.json", WRITING)):
         others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if others:
             raise UserError(
@@ -216,10 +215,11 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
     """Write images in the data's own value range, a grid, the codes, and how they were made."""
     check_out(out)  # so that all images there are ours to remove
     files.make_folder(out)
-    (out / "samples.json").unlink(missing_ok=True)  # first: it never stands beside images of another set
-    (out / _WRITING).touch()
-    for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-        old.unlink()
+    files.write_atomic(out / WRITING, b"")  # by which the folder is known for ours if the writing breaks off
+    with files.told_as("cannot replace the samples", out, "Choose another folder"):
+        (out / "samples.json").unlink(missing_ok=True)  # it never stands beside images of another set
+        for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
     data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     pixels = from_unit(samples.images, tuple(data["value_range"]))
     for i, image in enumerate(pixels):
@@ -240,7 +240,7 @@ def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how
         "labels": samples.label.tolist(),
     }
     files.write_json(out / "samples.json", record)
-    (out / _WRITING).unlink()
+    (out / WRITING).unlink()
 
 
 def _hashes(model: VQVAE, run: RunFolder) -> dict:

@@ -73,7 +73,7 @@ def _story(argv: list[str], prog: str) -> None:
     run = RunFolder(arguments.run)
     device, precision = arguments.compute.resolve()
     source = Path(arguments.data.data).expanduser()
-    if source.is_dir() and source.resolve() == run.path.resolve():
+    if source.is_dir() and source.resolve() in (run.path.resolve(), run.data_report.resolve()):
         raise UserError("the run folder is the data's own", run.path, "Give --run a folder of its own")
     like = (
         checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
@@ -96,9 +96,9 @@ def _story(argv: list[str], prog: str) -> None:
     torch.manual_seed(arguments.compute.seed)
     model = VQVAE(config)
     _describe(model, arguments.training, data.splits["train"])
-    if not arguments.resume:
-        distributed.on_main(lambda: write_data_report(data, run.data))
     if arguments.dry_run:
+        if not checkpoint.has_model(run.vqvae):  # else the report is the one of that training
+            distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(arguments.training.describe_limit())
         return
     with locked(run.vqvae):
@@ -129,6 +129,8 @@ def _work(
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(run.read()["train_vqvae"]["model"], config, run)
+    else:
+        distributed.on_main(lambda: write_data_report(data, run.data_report))
     run.write(
         preset=arguments.preset,
         levels=config.levels,
