@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, contents, stats
 from vqvae2 import VQVAE, CodeStore, checkpoint, files
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
-from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -195,6 +196,17 @@ def test_resume_without_a_state_is_told(run, refused):
     assert "no state" in refused(train_prior.main, "--run", run, "--level", "top", "--resume")
     shutil.rmtree(run / "prior-top")
     assert "no state" in refused(train_prior.main, "--run", run, "--level", "top", "--resume")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="there is no folder here that nobody may write")
+def test_a_folder_that_nobody_may_write_is_told_in_one_line(run, refused):
+    place = "/sys/kernel/vqvae2"
+    assert "/sys/kernel/" in refused(train_vqvae.main, "--run", place, *VQVAE_FLAGS)
+    assert "/sys/kernel/" in refused(train_vqvae.main, "--run", place, *VQVAE_FLAGS, "--dry-run")
+    before = contents(run)
+    assert "/sys/kernel/" in refused(sample.main, "--run", run, "--num", 2, "--out", place)
+    assert "/sys/kernel/" in refused(evaluate.main, "--run", run, "--out", place)
+    assert contents(run) == before
 
 
 def test_nothing_is_trained_or_extracted_over_without_being_told(run, refused, call):

@@ -336,3 +336,19 @@ def test_codes_of_another_shape_are_refused(tiny_vqvae):
     ):
         with pytest.raises(ValueError, match=told):
             tiny_vqvae.decode(codes)
+
+
+def test_decoded_levels_join_with_as_many_channels_as_told(tmp_path):
+    settings = {"height": 32, "width": 32, "strides": (2, 2, 2), "num_embeddings": (8,) * 3, "embedding_dim": (4,) * 3}
+    config = VQVAEConfig(**settings, hidden_channels=8, residual_channels=4, joint_channels=3, init_vectors=0)
+    model = VQVAE(config).eval()
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    codes = model.encode(images)
+    assert [tuple(model.decoder_input(codes[:k]).shape) for k in (1, 3)] == [(2, 4 + 3, 16, 16)] * 2
+    assert model.decode(codes).shape == images.shape
+    model.save_pretrained(tmp_path)
+    assert torch.equal(VQVAE.from_pretrained(tmp_path).decode(codes), model.decode(codes))
+    model.train().loss(images)[0].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match=">= 0"):
+        VQVAEConfig(**settings, joint_channels=-1)
