@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vqvae2 import checkpoint
 
@@ -168,6 +169,23 @@ def stage(script: str, run: Path, *arguments: str) -> None:
     print(f"# {time.monotonic() - started:.0f} s", flush=True)
     if code:
         raise SystemExit(code)
+
+
+def tell_sizes(ours: nn.Module, peer: nn.Module | None) -> dict[str, int]:
+    """Print and return the number of parameters of both sides."""
+    sides = {"ours": ours, **({"peer": peer} if peer else {})}
+    counts = {side: sum(p.numel() for p in module.parameters()) for side, module in sides.items()}
+    print("parameters:", ", ".join(f"{side} {number:,}" for side, number in counts.items()), flush=True)
+    return counts
+
+
+def stages_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark that runs the stages on a folder of images."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of images; see the README for the layouts")
+    parser.add_argument("--json", required=True, type=Path, help="file for the figures")
+    parser.add_argument("--preset", default="brain128", help="settings (default: %(default)s)")
+    return parser
 
 
 def tell(claim: dict[str, Any]) -> None:

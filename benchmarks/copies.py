@@ -7,12 +7,11 @@ priors of all levels trained on them: the same settings, start, and number of st
 repetitions. The NLL is that of the `val` slices as they are. It can be given again until it is done.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
-from common import stage, train
+from common import stage, stages_parser, train
 
 from vqvae2.codes import CodeStore
 
@@ -20,11 +19,8 @@ CHANGES = {"shift": 0.03, "rotate": 5.0, "scale": 0.05, "light": 0.1}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of images; see the README for the layouts")
-    parser.add_argument("--json", required=True, type=Path, help="file for the figures")
+    parser = stages_parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/copies"), help="folder of the runs")
-    parser.add_argument("--preset", default="brain128", help="settings (default: %(default)s)")
     parser.add_argument("--counts", nargs="+", type=int, default=[0, 4, 16], help="copies (default: %(default)s)")
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[1600, 2900, 2700], help="of the VQ-VAE, then of each level's prior"

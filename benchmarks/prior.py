@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import apart, in_pairs, parse, peak_bytes, peer_module, tell, write
+from common import apart, in_pairs, parse, peak_bytes, peer_module, tell, tell_sizes, write
 from torch import nn
 
 from vqvae2 import Prior, PriorConfig
@@ -36,7 +36,7 @@ def main() -> int:
     peer = arguments.peer
     claims = []
     if not arguments.only or "train-prior-32x32" in arguments.only:
-        print("parameters: ours", count(our_prior(32)), *(("peer", count(peer_prior(peer, 32))) if peer else ()))
+        tell_sizes(our_prior(32), peer_prior(peer, 32) if peer else None)
         fast, usual = apart(our_steps, 32), apart(peer_steps, peer, 32) if peer else None
         for step in (fast, usual):
             if step is not None:
@@ -61,10 +61,6 @@ def main() -> int:
         claims.append({"name": "prior-memory-64x64", "bar": BARS["prior-memory-64x64"], **figures, "told": told})
         tell(claims[-1])
     return write(arguments.json, claims)
-
-
-def count(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()):,}"
 
 
 def our_prior(size: int, recompute: bool = False) -> Prior:

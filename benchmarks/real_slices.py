@@ -6,12 +6,11 @@ Runs the five stages one after the other through their command lines. Stages who
 over, and one that was interrupted is resumed, so the command can be given again until it is done.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
 
-from common import stage, train
+from common import stage, stages_parser, train
 from PIL import Image, ImageDraw
 
 from vqvae2 import CodeStore
@@ -19,11 +18,8 @@ from vqvae2.data import DataConfig, open_data
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of images; see the README for the layouts")
-    parser.add_argument("--json", required=True, type=Path, help="file for the figures")
+    parser = stages_parser(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/real-slices"), help="run folder (default: %(default)s)")
-    parser.add_argument("--preset", default="brain128", help="settings (default: %(default)s)")
     parser.add_argument("--num", type=int, default=64, help="samples (default: %(default)s)")
     arguments = parser.parse_args()
     run = arguments.run

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import tell_sizes
 from torch import nn
 
 from vqvae2 import Prior, PriorConfig
@@ -76,8 +77,8 @@ def main() -> int:
             continue
         prior = our_prior(claim).to(device)
         peer = load_peer(arguments.peer, claim).to(device) if arguments.peer else None
-        counts = {"ours": count(prior), **({"peer": count(peer)} if peer else {})}
-        print(f"\n{claim.name}: parameters {', '.join(f'{who} {n:,}' for who, n in counts.items())}")
+        print(f"\n{claim.name}")
+        counts = tell_sizes(prior, peer)
         peer_s, timed = peer_seconds(peer, claim, device) if peer is not None else (None, {})
         for precision, suffix in ((torch.float32, ""), (torch.bfloat16, "-bf16")):
             ours_s = our_seconds(prior.to(precision), claim, device, arguments.repeats)
@@ -204,12 +205,11 @@ def floor(prior: Prior, claim: Claim, seconds: float, bandwidth: float) -> dict[
 
 @torch.no_grad()
 def kernels(prior: Prior, claim: Claim, device: torch.device) -> int:
-    """Count the kernels that one map takes on CUDA, the two rows that are tried before it is recorded left out."""
+    """Count the kernels that one map takes on CUDA, the row that is tried before it is recorded left out."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         our_seconds(prior, claim, device, 1)
     on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    rows = claim.size + 2  # two rows are tried before the recording
-    return round(len(on_device) * claim.size / rows)
+    return round(len(on_device) * claim.size / (claim.size + 1))
 
 
 def measure_bandwidth(device: torch.device) -> float:
@@ -227,10 +227,6 @@ def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import apart, in_pairs, parse, peer_module, tell, write
+from common import apart, in_pairs, parse, peer_module, tell, tell_sizes, write
 from torch import nn
 
 from vqvae2.batches import EpochBatches
@@ -39,7 +39,7 @@ def main() -> int:
     for name, (size, batch) in CLAIMS.items():
         if arguments.only and name not in arguments.only:
             continue
-        print("parameters: ours", count(our_model(size)), *(("peer", count(peer_model(peer))) if peer else ()))
+        tell_sizes(our_model(size), peer_model(peer) if peer else None)
         fast = block(apart(our_steps, size, batch, True))
         usual = block(apart(peer_steps, peer, size, batch)) if peer else None
         for steps in (fast, usual):
@@ -80,10 +80,6 @@ def our_model(size: int) -> VQVAE:
 def peer_model(path: Path) -> nn.Module:
     torch.manual_seed(0)
     return peer_module(path, "vqvae").VQVAE(in_channel=1).train()
-
-
-def count(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()):,}"
 
 
 def our_steps(size: int, batch: int, fast: bool, seed: int = 0) -> Iterator[float]:

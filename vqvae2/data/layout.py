@@ -54,6 +54,11 @@ def key_of(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
+def _own_folder(names: list[str]) -> str:
+    """Say what a folder is that this package wrote, by the names in it; empty: none."""
+    return next((words for name, words in OWN_FOLDERS.items() if name in names), "")
+
+
 def walk(folder: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]], Counter[str]]:
     """All image files and volumes under a folder in order, what was left out and why, and the other files by suffix.
 
@@ -75,7 +80,7 @@ def walk(folder: Path) -> tuple[list[Path], list[Path], list[tuple[str, str]], C
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        if own := next((words for name, words in OWN_FOLDERS.items() if name in files), ""):
+        if own := _own_folder(files):
             folders.clear()
             skipped.append((here, own))
             continue
@@ -120,7 +125,7 @@ def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w"
     cut = wanted in ("volumes", "bids") or (wanted == "auto" and bool(volumes) and (described or not images))
     paths, words = (volumes, "volumes") if cut else (images, "")
     if not paths:
-        if own := next((words for name, words in OWN_FOLDERS.items() if (folder / name).exists()), ""):
+        if own := _own_folder([name for name in OWN_FOLDERS if (folder / name).exists()]):
             raise UserError(f"this is {own}", folder, "Give --data the folder that holds the images")
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
         what, formats = ("NIfTI volumes", (".nii", ".nii.gz")) if cut else ("images", (*SUFFIXES, ".nii", ".nii.gz"))
