@@ -146,5 +146,6 @@ def test_near_duplicates_across_splits_are_reported(tmp_path):
     Image.fromarray(slices(20)[2]).save(tmp_path / "val" / "t00_1.jpg", quality=90)
     notes = open_data(DataConfig(data=str(tmp_path))).notes
     assert [note for note in notes if "nearly copies" in note] == [
-        "1 held-out images are nearly copies of training images, such as val/t00_1.jpg of train/s02_1.png"
+        "1 images are nearly copies of images of another split (1 of val in train), such as val/t00_1.jpg of "
+        "train/s02_1.png"
     ]

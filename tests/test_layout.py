@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 
 from vqvae2.data import DataConfig, open_data
-from vqvae2.data.layout import guess_subjects, read_layout
+from vqvae2.data.layout import read_layout
 from vqvae2.data.splits import assign, overlap, unit_hash
+from vqvae2.data.subjects import guess_subjects
 from vqvae2.errors import UserError
 
 OASIS = [
@@ -212,21 +213,114 @@ def test_the_hash_is_sha256_and_so_the_same_everywhere():
     assert unit_hash("0:IXI012-HH-1211") == 0x1936DE6275D0416C / 2**64
 
 
-def test_ready_splits_stand_and_a_shared_subject_is_told(tmp_path):
+def test_ready_splits_stand_but_never_with_a_subject_in_two(tmp_path):
     names = ["train/a_1.png", "train/b_1.png", "train/c_1.png", "val/a_2.png", "val/d_1.png"]
-    data = open_data(DataConfig(data=str(write(tmp_path, names))))
-    assert sorted(data.splits["val"].keys) == ["val/a_2.png", "val/d_1.png"]
-    assert any("1 subjects are in more than one split, such as a" in note for note in data.notes)
-    assert "such as a" in data.report()
+    folder = str(write(tmp_path, names))
+    with pytest.raises(UserError, match=r"1 subjects are in more than one split, such as a .*--layout flat") as caught:
+        open_data(DataConfig(data=folder))
+    assert "\n" not in str(caught.value)
+    anew = open_data(DataConfig(data=folder, layout="flat"))
+    assert (
+        overlap(*zip(*((who, split) for split, part in anew.splits.items() for who in part.subjects), strict=True))
+        == {}
+    )
+    by_image = open_data(DataConfig(data=folder, subject_pattern=".+"))
+    assert sorted(by_image.splits["val"].keys) == ["val/a_2.png", "val/d_1.png"]
 
 
 def test_exact_copies_across_splits_are_told(tmp_path):
     write(tmp_path, ["train/a_1.png", "train/b_1.png", "train/c_1.png", "val/d_1.png"])
     save(tmp_path / "val/e_1.png", picture(1))
+    save(tmp_path / "test/f_1.png", picture(3))
     save(tmp_path / "train/black_1.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "val/black2_1.png", np.zeros((8, 8), np.uint8))
     notes = open_data(DataConfig(data=str(tmp_path))).notes
-    assert any("1 held-out images are exact copies of training images, such as val/e_1.png" in note for note in notes)
+    told = next(note for note in notes if "exact copies" in note)
+    assert told.startswith("2 images are exact copies of images of another split")
+    assert "1 of test in val" in told
+    assert "such as val/e_1.png of train/b_1.png" in told
+
+
+PEOPLE_FOLDERS = {
+    "bare numbers with zeros before them": [f"{p:03d}/{k}.png" for p in range(1, 13) for k in range(3)],
+    "groups of numbered people": [
+        f"{group}{p:02d}/{k}.png" for group in ("HC", "PD") for p in range(1, 7) for k in range(3)
+    ],
+    "people in class folders": [
+        f"{group}/p{p}/{k}.png" for p in range(12) for group in ("HC", "PD")[p % 2 :][:1] for k in range(3)
+    ],
+    "several kinds of image": [
+        f"patient{p:02d}_{kind}_slice_{k}.png" for p in range(12) for kind in ("T1", "FLAIR") for k in range(3)
+    ],
+    "several visits": [f"P{p:03d}_V{v}_z{k}.png" for p in range(12) for v in (1, 2) for k in range(3)],
+    "several sessions": [f"sub{p:02d}_ses{v}_T1_{k}.png" for p in range(12) for v in (1, 2) for k in range(3)],
+    "a cohort's names in class folders": [f"CDR{p % 3}/OAS1_{p:04d}_MR1_{k}.png" for p in range(12) for k in range(3)],
+}
+
+
+@pytest.mark.parametrize("names", PEOPLE_FOLDERS.values(), ids=PEOPLE_FOLDERS)
+def test_slices_of_a_person_stay_together_however_the_tree_is_named(tmp_path, names):
+    data = open_data(DataConfig(data=str(write(tmp_path, names))))
+    people = {subject for part in data.splits.values() for subject in part.subjects}
+    assert len(people) == 12
+    assert (
+        overlap(*zip(*((who, split) for split, part in data.splits.items() for who in part.subjects), strict=True))
+        == {}
+    )
+    for layout in ("classes",) if "/p" in names[0] else ():
+        assert len(set(read_layout(tmp_path, layout).subjects)) == 12
+
+
+def test_names_that_repeat_their_class_tell_no_person(tmp_path):
+    kaggle = [
+        f"{part}/{kind}/{part[:2]}-{kind[:2]}_{k:04d}.jpg"
+        for part in ("Training", "Testing")
+        for kind in ("glioma", "notumor")
+        for k in range(8)
+    ]
+    for names in ([f"{kind}/{kind}_{k:03d}.png" for kind in ("AD", "NC") for k in range(20)], kaggle):
+        folder = write(tmp_path / names[0][:2], names)
+        data = open_data(DataConfig(data=str(folder)))
+        assert set(data.splits["train"].labels[:, 0]) == {0, 1}, "a whole class has left the training"
+        assert any(f"{len(names)} of {len(names)} images count each as a subject" in note for note in data.notes)
+
+
+def test_imagenet_folders_are_classes_of_independent_images(tmp_path):
+    names = [f"train/n{k:08d}/n{k:08d}_{i}.JPEG" for k in range(25) for i in range(4)]
+    layout = read_layout(write(tmp_path, names))
+    assert len(set(layout.classes)) == 25
+    assert len(set(layout.subjects)) == 100
+
+
+def test_a_class_more_in_a_held_out_folder_leaves_classes_classes(tmp_path):
+    names = [
+        f"{part}/{kind}/p{k}{part}{kind}_0.png"
+        for part, kinds in (("train_images", ("AD", "NC")), ("test_set", ("AD", "MCI", "NC")))
+        for kind in kinds
+        for k in range(3)
+    ]
+    layout = read_layout(write(tmp_path, names))
+    assert set(layout.classes) == {"AD", "MCI", "NC"}
+    assert layout.words == "train/test folders with class folders"
+
+
+def test_bare_numbers_are_told_to_count_as_people(tmp_path):
+    data = open_data(DataConfig(data=str(write(tmp_path, [f"{k}.png" for k in range(30)]))))
+    assert any(
+        "30 of 30 images count each as a subject of its own" in note and "--subject-pattern" in note
+        for note in data.notes
+    )
+    data = open_data(DataConfig(data=str(write(tmp_path / "named", [f"p{k}_0.png" for k in range(10)]))))
+    assert any("by the names of the files" in note for note in data.notes)
+
+
+def test_a_name_with_a_line_s_end_keeps_the_report_s_lines(tmp_path):
+    names = [f"p{p}\nx_{k}.png" for p in range(6) for k in range(2)]
+    report = open_data(DataConfig(data=str(write(tmp_path, names)))).report()
+    assert all(
+        line.split()[0] in ("data", "images", "split", "train", "selection", "val", "test", "note")
+        for line in report.splitlines()
+    )
 
 
 def table(path: Path, text: str) -> Path:
@@ -280,6 +374,74 @@ def test_the_subject_column_of_a_table_is_believed(tmp_path):
     data = open_data(DataConfig(data=str(tmp_path)))
     for part in data.splits.values():
         assert part.subjects == [f"person{int(key[:-4]) // 3}" for key in part.keys]
+
+
+@pytest.mark.parametrize("column", ["participant_id", "Subject", "patient"])
+def test_any_subject_column_beside_the_files_is_believed_but_for_missing_cells(tmp_path, column):
+    names = [f"{i}.png" for i in range(12)]
+    rows = "".join(f"{name},{'n/a' if i == 5 else f'q{i // 3}'},F\n" for i, name in enumerate(names))
+    file = table(write(tmp_path, names) / "t.csv", f"file,{column},sex\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:sex"))
+    told = {key: who for part in data.splits.values() for key, who in zip(part.keys, part.subjects, strict=True)}
+    assert told == {name: "5.png" if i == 5 else f"q{i // 3}" for i, name in enumerate(names)}
+
+
+def test_a_row_is_given_by_name_alone_only_where_nothing_else_has_that_name(tmp_path):
+    names = [f"p{i}/{k:03d}x.png" for i in range(1, 6) for k in (1, 2)]
+    text = "file,sex\np1/001x.png,F\n/home/me/data/p2/002x.png,M\n002x.png,X\n"
+    file = table(write(tmp_path, names) / "t.csv", text)
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:sex"))
+    found = {key: value for key, (value,) in labels_of(data).items() if value is not None}
+    assert found == {"p1/001x.png": "F"}
+    file = table(tmp_path / "t.csv", text.replace("002x.png,X\n", ""))
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:sex"))
+    assert {key: value for key, (value,) in labels_of(data).items() if value} == {
+        "p1/001x.png": "F",
+        "p2/002x.png": "M",
+    }
+
+
+def test_rows_that_contradict_each_other_count_as_missing(tmp_path):
+    names = [f"p{i}_0.png" for i in range(8)]
+    rows = "".join(f"p{i},{kind},M\n" for i in range(8) for kind in (("MCI", "AD") if i == 3 else ("AD", "AD")))
+    file = table(write(tmp_path, names) / "t.csv", f"subject,group,sex\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:group,sex"))
+    assert {key for key, (group, _) in labels_of(data).items() if group is None} == {"p3_0.png"}
+    assert {sex for _, sex in labels_of(data).values()} == {"M"}
+    assert any("group: the rows of 1 subjects contradict each other, such as p3" in note for note in data.notes)
+    assert not any("not there" in note for note in data.notes)
+
+
+def test_numbers_are_read_as_tables_write_them(tmp_path):
+    ages = ["63,5", "89+", "-4", "70", "n/a", "80.5"]
+    names = [f"p{i}_0.png" for i in range(len(ages))]
+    rows = "".join(f"{name};{age}\n" for name, age in zip(names, ages, strict=True))
+    file = table(write(tmp_path, names) / "t.csv", f"file;age\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:age", bins=("age=70,80",)))
+    told = labels_of(data)
+    assert [told[name][0] for name in names] == ["<70", ">=80", "<70", "70-80", None, ">=80"]
+    assert any("age: 1 images have a number below zero, such as -4" in note for note in data.notes)
+    table(tmp_path / "t.csv", f"file;age\n{rows.replace('70', 'old')}")
+    with pytest.raises(UserError, match=r"only numbers can be binned.*such as old"):
+        open_data(DataConfig(data=str(tmp_path), labels=f"{file}:age", bins=("age=70,80",)))
+
+
+@pytest.mark.parametrize(
+    ("key", "head", "cell"),
+    [("OAS1_{:04d}_MR1_3.png", "ID,M/F", "OAS1_{:04d}_MR1"), ("sub-{:02d}_z3.png", "participant_id,M/F", "{:02d}")],
+)
+def test_tables_of_cohorts_join_by_the_subject(tmp_path, key, head, cell):
+    names = [key.format(i) for i in range(8)]
+    rows = "".join(f"{cell.format(i)},{'MF'[i % 2]}\n" for i in range(8))
+    file = table(write(tmp_path, names) / "t.csv", f"{head}\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:M/F"))
+    assert labels_of(data) == {name: ["MF"[i % 2]] for i, name in enumerate(names)}
+
+
+def test_a_table_of_the_user_s_that_is_called_slices_csv_is_told_and_left(tmp_path):
+    table(ten(tmp_path) / "slices.csv", "number,note\n1,good\n")
+    notes = open_data(DataConfig(data=str(tmp_path))).notes
+    assert any(note.startswith("slices.csv is not used: no column names the images") for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ class ImageData:
         bins: attribute -> inner edges, for the attributes that are binned numbers.
         sizes: (height, width) of the files -> how many.
         slices: how volumes were cut; None where the files are images.
+        bids_suffix: what the names of the volumes end with that are taken from a BIDS tree.
     """
 
     name: str
@@ -113,6 +114,7 @@ class ImageData:
     bins: dict[str, list[float]] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     slices: dict[str, Any] | None = None
+    bids_suffix: str = "T1w"
 
     def to_config(self) -> dict[str, Any]:
         """What later stages must know to read images alike, as plain JSON values."""
@@ -127,6 +129,7 @@ class ImageData:
             "attributes": {name: list(classes) for name, classes in self.attributes.items()},
             "bins": {name: list(edges) for name, edges in self.bins.items()},
             "slices": self.slices,
+            "bids_suffix": self.bids_suffix,
         }
 
     def report(self) -> str:
@@ -154,7 +157,7 @@ class ImageData:
                 counts += [f"{len(classes) - 12} more classes"] if len(classes) > 12 else []
                 counts += [f"missing {int((values < 0).sum()):,}"] if (values < 0).any() else []
                 lines.append(f"{attribute:<11}{split}: {', '.join(counts)}")
-        lines += [f"note       {note}" for note in self.notes]
+        lines += [f"note       {' '.join(note.split())}" for note in self.notes]  # names may hold a line's end
         lines += [f"skipped    {path!r}: {reason}" for path, reason in self.skipped[:10]]
         if len(self.skipped) > 10:
             reasons = Counter(reason for _, reason in self.skipped[10:]).most_common(3)

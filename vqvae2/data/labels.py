@@ -1,7 +1,9 @@
 """Labels and subjects from tables: who has which sex, age, diagnosis."""
 
 import csv
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,13 +11,40 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae2.data.subjects import known_subject
 from vqvae2.errors import UserError
 
-MISSING = {"", "n/a", "na", "nan", "null"}
 FILE_COLUMNS = ("file", "filename", "path", "image")
-SUBJECT_COLUMNS = ("subject", "participant_id", "subject_id")
+SUBJECT_COLUMNS = ("subject", "subject_id", "subject id", "participant", "participant_id", "patient", "patient_id")
+ROW_COLUMNS = ("id", "ptid")  # name subjects where no column names files: beside one, they may count its rows
 MOST_VALUES = 20  # more numbers than these are binned by quartiles
 MOST_CLASSES = 1000
+_MISSING = {"", "n/a", "na", "nan", "null"}
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+
+Row = dict[str, str]
+
+
+def is_missing(cell: str) -> bool:
+    """Tell whether a table's cell says nothing."""
+    return cell.lower() in _MISSING
+
+
+@dataclass
+class Matches:
+    """The rows of a table that belong to images.
+
+    Attributes:
+        rows: of each image; None: there is none.
+        what: "files" or "subjects", of which a row tells.
+        absent: how many of those that the table names are not there.
+        conflicts: column -> the files or subjects whose rows contradict each other; their cell is empty in ``rows``.
+    """
+
+    rows: list[Row | None]
+    what: str
+    absent: int
+    conflicts: dict[str, list[str]]
 
 
 @dataclass
@@ -24,28 +53,73 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: list[dict[str, str]]
+    rows: list[Row]
     file_column: str | None  # None: the rows are of subjects
     subject_column: str | None = None
 
-    def match(self, keys: Sequence[str], subjects: Sequence[str]) -> list[dict[str, str] | None]:
-        """The row of each image by its relative path, else by its name if just one row has it, else None.
+    def match(self, keys: Sequence[str], subjects: Sequence[str], people: bool = False) -> Matches:
+        """Find the row of each image.
 
-        In a table of subjects the row is that of the image's subject.
+        In a table of files it is the one with its path, or, where no row has just that, the only one whose path ends
+        alike, if that fits no other image. In a table of subjects it is that of the image's subject; a prefix ``sub-``
+        and what follows a cohort's own identifier do not matter.
+
+        Args:
+            keys: relative paths of the images.
+            subjects: whom they show.
+            people: go by the subject where the table has both.
         """
-        if self.file_column is None:
-            assert self.subject_column is not None
-            by_subject = {row[self.subject_column]: row for row in self.rows}
-            return [by_subject.get(subject) for subject in subjects]
-        by_path = {_clean(row[self.file_column]): row for row in self.rows}
-        by_name: dict[str, list[dict[str, str]]] = {}
-        for path, row in by_path.items():
-            by_name.setdefault(path.rsplit("/", 1)[-1], []).append(row)
-        matched: list[dict[str, str] | None] = []
-        for key in keys:
-            named = by_name.get(key.rsplit("/", 1)[-1], [])
-            matched.append(by_path.get(key) or (named[0] if len(named) == 1 else None))
-        return matched
+        if self.subject_column is not None and (people or self.file_column is None):
+            merged, conflicts = self._merged(self.subject_column, _person)
+            names = [_person(subject) for subject in subjects]
+            what = "subjects"
+        else:
+            assert self.file_column is not None
+            merged, conflicts = self._merged(self.file_column, _clean)
+            names, what = _files(keys, merged), "files"
+        rows = [merged.get(name) for name in names]
+        return Matches(rows, what, len(merged.keys() - set(names)), conflicts)
+
+    def _merged(self, column: str, name_of: Callable[[str], str]) -> tuple[dict[str, Row], dict[str, list[str]]]:
+        """One row for each name in a column; cells of which its rows say different things are empty, and named."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if not is_missing(row[column]):
+                groups.setdefault(name_of(row[column]), []).append(row)
+        merged: dict[str, Row] = {}
+        conflicts: dict[str, list[str]] = {}
+        for name, rows in groups.items():
+            merged[name] = dict(rows[0])
+            for cell in self.columns if len(rows) > 1 else ():
+                told = {row[cell] for row in rows if not is_missing(row[cell])}
+                merged[name][cell] = told.pop() if len(told) == 1 else ""
+                if told and not merged[name][cell]:
+                    conflicts.setdefault(cell, []).append(name)
+        return merged, conflicts
+
+
+def _person(name: str) -> str:
+    return (known_subject(name) or name).removeprefix("sub-")
+
+
+def _files(keys: Sequence[str], rows: dict[str, Row]) -> list[str]:
+    """The table's path for each image, "" for none."""
+    by_name: dict[str, list[str]] = {}
+    for path in rows:
+        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+    found = []
+    for key in keys:
+        if key in rows:
+            found.append(key)
+            continue
+        alike = [
+            path
+            for path in by_name.get(key.rsplit("/", 1)[-1], [])
+            if f"/{key}".endswith(f"/{path}") or f"/{path}".endswith(f"/{key}")
+        ]
+        found.append(alike[0] if len(alike) == 1 else "")
+    fits = Counter(found)
+    return [path if path == key or fits[path] == 1 else "" for path, key in zip(found, keys, strict=True)]
 
 
 @dataclass
@@ -79,11 +153,14 @@ def read_table(path: Path) -> Table:
         raise UserError(f"the table of labels cannot be understood ({error})", path) from None
     columns = tuple((name or "").strip() for name in reader.fieldnames or ())
     file_column = next((name for name in columns if name.lower() in FILE_COLUMNS), None)
-    subject_column = next((name for name in columns if name.lower() in SUBJECT_COLUMNS), None)
+    wanted = SUBJECT_COLUMNS if file_column else SUBJECT_COLUMNS + ROW_COLUMNS
+    subject_column = next((name for name in columns if name.lower() in wanted), None)
     if file_column is None and subject_column is None:
         told = ", ".join(columns) or "none"
         raise UserError(
-            f"no column names the images (columns: {told})", path, "Add a column `file` with relative paths"
+            f"no column names the images or the subjects (columns: {told})",
+            path,
+            "Add a column `file` with relative paths, or `subject`",
         )
     return Table(path, columns, rows, file_column, subject_column)
 
@@ -138,21 +215,25 @@ def encode(
     edges: dict[str, list[float]] = {}
     notes: list[str] = []
     for name, cells in texts.items():
-        present = np.array([cell.lower() not in MISSING for cell in cells], bool)
-        numbers = _numbers(cells, present)
+        present = np.array([not is_missing(cell) for cell in cells], bool)
+        numbers, odd = _numbers(cells, present)
         if known is not None:
             classes, inner = tuple(known[name]), (bins or {}).get(name)
         elif not present.any():
-            raise UserError("no image has a label", name, "The table's column `file` must name the images")
+            raise UserError("no image has a label", name, "All cells are missing, or contradict each other")
         elif name in (stated or {}):
-            inner, classes = _stated(name, numbers, stated[name])  # type: ignore[index]
+            inner, classes = _stated(name, odd, stated[name])  # type: ignore[index]
+            if numbers is not None and inner[0] > 0 and (below := numbers[present & (numbers < 0)]).size:
+                notes.append(f"{name}: {below.size:,} images have a number below zero, such as {below[0]:g}")
         elif numbers is not None and len(np.unique(numbers[present])) > MOST_VALUES:
             inner, classes = _quartiles(numbers[present & training if (present & training).any() else present])
             notes.append(f"{name}: numbers, binned at quartiles of the training images")
         else:
             inner = None
             distinct = {cell for cell, here in zip(cells, present, strict=True) if here}
-            classes = tuple(sorted(distinct, key=lambda c: (float(c) if numbers is not None else 0.0, c)))
+            classes = tuple(sorted(distinct, key=lambda c: (_number(c) or 0.0 if numbers is not None else 0.0, c)))
+            if odd and len(classes) > MOST_VALUES:
+                notes.append(f"{name}: {len(classes):,} different texts are {len(classes):,} classes; no number: {odd}")
         if len(classes) > MOST_CLASSES:
             raise UserError(f"{len(classes):,} different texts are no classes", name, "Choose another column")
         if inner is None:
@@ -173,19 +254,27 @@ def encode(
     return Labels(values, attributes, edges, notes)
 
 
-def _numbers(cells: list[str], present: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """The cells as numbers, nan where missing; None when one is no finite number."""
+def _number(cell: str) -> float | None:
+    """A cell as a finite number, ``89+`` (as BIDS writes ages above 89) and a decimal comma understood; None: none."""
+    text = cell.removesuffix("+").strip()
     try:
-        values = np.array([float(cell) if here else np.nan for cell, here in zip(cells, present, strict=True)])
+        value = float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
     except ValueError:
         return None
-    return values if np.isfinite(values[present]).all() else None
+    return value if np.isfinite(value) else None
 
 
-def _stated(name: str, numbers: NDArray[np.float64] | None, inner: list[float]) -> tuple[list[float], tuple[str, ...]]:
+def _numbers(cells: list[str], present: NDArray[np.bool_]) -> tuple[NDArray[np.float64] | None, str]:
+    """The cells as numbers, nan where missing, and ""; or None and the first cell that is none."""
+    values = [_number(cell) if here else np.nan for cell, here in zip(cells, present, strict=True)]
+    odd = next((cell for cell, value in zip(cells, values, strict=True) if value is None), "")
+    return (None, odd) if odd else (np.array(values, np.float64), "")
+
+
+def _stated(name: str, odd: str, inner: list[float]) -> tuple[list[float], tuple[str, ...]]:
     """Stated edges, and classes named by them: below the first, between two, from the last on."""
-    if numbers is None:
-        raise UserError("only numbers can be binned", f"--bins {name}", "This column holds other texts")
+    if odd:
+        raise UserError("only numbers can be binned", f"--bins {name}", f"This column holds other texts, such as {odd}")
     between = tuple(f"{low:g}-{high:g}" for low, high in pairwise(inner))
     return inner, (f"<{inner[0]:g}", *between, f">={inner[-1]:g}")
 

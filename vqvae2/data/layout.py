@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vqvae2.data.decoding import SUFFIXES
+from vqvae2.data.subjects import guess_subjects, known_subject, stem_of, tells_kind_alone, uninformative
 from vqvae2.data.volumes import is_volume
 from vqvae2.errors import UserError
 
@@ -21,17 +22,15 @@ OWN_FOLDERS = {
     DATA_REPORT: "a data report, not data",
 }
 """Files by which folders are known that this package wrote."""
-SPLIT_FOLDER = re.compile(r"(?:keras_png_slices_)?(train|val|test)(?:ing|id|idate|idation)?", re.IGNORECASE)
-# What cohorts and BIDS put into their file names, so that several scans of one person stay together.
-KNOWN_SUBJECT = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+|OAS[123]_?\d{4,5}|\d{3}_S_\d{4,5})(?![0-9])")
-_MODALITY = r"(?:(?:T1|T2|PD)w?|FLAIR|MRI?|anat|brain)"
-_MODALITY_ALONE = re.compile(_MODALITY, re.IGNORECASE)
-_MODALITY_TAIL = re.compile(rf"(?<=.)[_\-. ]{_MODALITY}$", re.IGNORECASE)
-_NOT_RAW = ("derivatives/", "sourcedata/", "code/")
-SLICE_TAIL = re.compile(
-    r"(?P<subject>.+?)[_\-. ](?:(?:slice|sl|img|image|frame|axial|z)[_\-. ]?|[A-Za-z]{0,3})\d+", re.IGNORECASE
+SPLIT_FOLDER = re.compile(
+    r"(?:keras_png_slices_)?(train|val|test)(?:ing|id|idate|idation)?(?:[_\-. ](?:images?|set|data|slices?))?",
+    re.IGNORECASE,
 )
-CLASS_STEMS = {"", "class", "label", "grade", "stage", "type", "group", "category", "c"}
+_DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
+_PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
+_ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
+_CLASS_STEMS = {"", "class", "label", "grade", "stage", "type", "group", "category", "c", "cdr"}
+_WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass
@@ -45,6 +44,8 @@ class Layout:
     classes: list[str] | None
     subjects: list[str]
     volumes: bool = False  # the files are volumes that are still to be cut
+    of_volumes: bool = False  # the files are volumes, or slices of them
+    told_by: str = "the names of the files"  # what says whom an image shows
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -165,13 +166,15 @@ def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w"
     while folders[0] and all(parts[:1] == folders[0][:1] for parts in folders):
         folders = [parts[1:] for parts in folders]
 
-    subjects = [_volume_subject(key) for key in keys] if cut else guess_subjects(keys)
-    layout = Layout(words, paths, keys, splits, None, subjects, cut, skipped)
-    kind = wanted if wanted in ("classes", "subjects", "flat") else "" if tree else _meaning(folders, splits)
-    if cut and not tree and wanted != "classes" and all(folders) and all(map(_MODALITY_ALONE.fullmatch, subjects)):
+    subjects = guess_subjects(keys, volumes=cut)
+    layout = Layout(words, paths, keys, splits, None, subjects, volumes=cut, of_volumes=cut, skipped=skipped)
+    kind = wanted if wanted in ("classes", "subjects", "flat") else "" if tree else _meaning(folders, splits, keys)
+    if cut and not tree and wanted != "classes" and all(folders) and all(map(tells_kind_alone, subjects)):
         kind = "subjects"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
     if tree:
         folders = [()] * len(keys)
+    elif cut:
+        layout.notes += _kinds(keys)
     if kind in ("classes", "subjects") and not all(folders):
         bare = next(key for key, parts in zip(keys, folders, strict=True) if not parts)
         raise UserError(f"--layout {kind} needs every image in a folder", bare, "Leave --layout out")
@@ -179,27 +182,38 @@ def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w"
         layout.classes = [parts[0] for parts in folders]
         folders = [parts[1:] for parts in folders]
         layout.words = f"{words} with class folders" if words else "class folders"
-        kind = "subjects" if wanted == "auto" and not cut and all(folders) and len(set(folders)) > 1 else ""
+        inner = not cut and all(folders) and len(set(folders)) > 1
+        kind = "subjects" if inner and wanted in ("auto", "classes") else ""
     elif kind == "subjects":
         layout.words = f"{words} with a folder for each subject" if words else "a folder for each subject"
     if kind == "subjects":
-        known_names = [KNOWN_SUBJECT.search(parts[0]) for parts in folders]
-        layout.subjects = [known[1] if known else parts[0] for known, parts in zip(known_names, folders, strict=True)]
+        layout.told_by = "the folders"
+        layout.subjects = [known_subject(key) or parts[0] for key, parts in zip(keys, folders, strict=True)]
     elif len(set(layout.subjects)) == 1 < len(keys):
         layout.subjects = list(keys)
-        layout.notes.append(
-            "file names tell no subjects, so each image counts as one; "
-            "if several show one person, give --subject-pattern"
-        )
+    elif layout.classes is not None:
+        for i in uninformative(layout.subjects, layout.classes, splits):
+            layout.subjects[i] = keys[i]
     layout.words = layout.words or ("folders" if any(folders) else "flat folder")
     return layout
 
 
+def _kinds(keys: list[str]) -> list[str]:
+    """Remark on volumes of several kinds, by the last part of their names."""
+    tails = (stem_of(key.rsplit("/", 1)[-1]).rpartition("_")[2] for key in keys)
+    kinds = Counter(tail for tail in tails if tells_kind_alone(tail))
+    if len(kinds) < 2:
+        return []
+    told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
+    return [f"volumes of several kinds are taken together: {told}; --layout bids --bids-suffix KIND takes one alone"]
+
+
 def _is_bids(folder: Path, paths: list[Path]) -> bool:
-    """Whether the volumes lie in folders of subjects, and a file of BIDS lies beside those."""
-    raw = [key for path in paths if not (key := key_of(path, folder)).startswith(_NOT_RAW)]
+    """Whether the volumes lie in folders of subjects as BIDS has them, or a file of BIDS lies beside those folders."""
+    raw = [key for path in paths if not _DERIVED.search(key := key_of(path, folder))]
     described = any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv"))
-    return described and bool(raw) and all(re.search(r"(?:^|/)sub-[A-Za-z0-9]+/", key) for key in raw)
+    pattern = _PERSON_FOLDER if described else _ANATOMY_FOLDER
+    return bool(raw) and all(map(pattern.search, raw))
 
 
 def _of_kind(folder: Path, paths: list[Path], suffix: str, skipped: list[tuple[str, str]]) -> list[Path]:
@@ -208,7 +222,7 @@ def _of_kind(folder: Path, paths: list[Path], suffix: str, skipped: list[tuple[s
     for path in paths:
         kind = path.name.split(".")[0].rsplit("_", 1)[-1]
         kinds[kind] += 1
-        if kind == suffix and not key_of(path, folder).startswith(_NOT_RAW):
+        if kind == suffix and not _DERIVED.search(key_of(path, folder)):
             taken.append(path)
     if not taken:
         told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
@@ -218,74 +232,33 @@ def _of_kind(folder: Path, paths: list[Path], suffix: str, skipped: list[tuple[s
     return taken
 
 
-def _volume_subject(key: str) -> str:
-    """Whom a volume shows: a cohort's own identifier, else its name without what kind of image it is."""
-    known = KNOWN_SUBJECT.search(key)
-    stem = stem_of(key.rsplit("/", 1)[-1])
-    while tail := _MODALITY_TAIL.search(stem):
-        stem = stem[: tail.start()]
-    return known[1] if known else stem
-
-
-def _meaning(folders: list[tuple[str, ...]], splits: list[str | None]) -> str:
+def _meaning(folders: list[tuple[str, ...]], splits: list[str | None], keys: list[str]) -> str:
     """Whether the first folders name "classes", "subjects", or neither ("")."""
-    if not all(folders) or len({parts[0] for parts in folders}) < 2:
+    names = {parts[0] for parts in folders if parts}
+    if not all(folders) or len(names) < 2:
         return ""
-    names = {parts[0] for parts in folders}
-    stems = {re.sub(r"\d+", "", name).strip("_-. ").lower() for name in names}
-    numbered = all(re.search(r"\d", name) for name in names)
-    like_classes = len(stems) > 1 or stems <= CLASS_STEMS
-    if numbered and (len(names) > 20 or not like_classes):
+    if all(map(_WORDNET.fullmatch, names)):  # ImageNet
+        return "classes"
+    shown: dict[str, set[str]] = {}
+    for parts, key in zip(folders, keys, strict=True):
+        shown.setdefault(parts[0], set()).add(known_subject(key.rsplit("/", 1)[-1]) or "")
+    if any(len(whom - {""}) > 1 for whom in shown.values()):  # several people in a folder, by a cohort's own names
+        return "classes"
+    if _look_like_people(names):
         return "subjects"
-    training = {parts[0] for parts, split in zip(folders, splits, strict=True) if split in (None, "train")}
-    if names != training:  # classes of a held-out split are classes of the training split; subjects are not
-        return "subjects"
-    return "classes"
+    by_split: dict[str, set[str]] = {}
+    for parts, split in zip(folders, splits, strict=True):
+        by_split.setdefault(split or "train", set()).add(parts[0])
+    # Classes of a held-out split are classes of the training split; subjects are not.
+    held_out = set().union(*(held for split, held in by_split.items() if split != "train"))
+    return "subjects" if held_out and not held_out & by_split.get("train", set()) else "classes"
 
 
-def guess_subjects(keys: list[str]) -> list[str]:
-    """Whom each file shows, from its name alone.
-
-    A cohort's own identifier is taken where there is one, otherwise what stands before the last separator and
-    slice number. A name without such a tail is a subject of its own.
-
-    >>> guess_subjects(["IXI012-HH-1211_k098.png", "case_001_slice_0.nii.png", "AD/388206_78.jpeg"])
-    ['IXI012-HH-1211', 'case_001', '388206']
-    """
-    guessed = []
-    for key in keys:
-        name = key.rsplit("/", 1)[-1]
-        known = KNOWN_SUBJECT.search(key)
-        stem = stem_of(name)
-        tail = SLICE_TAIL.fullmatch(stem)
-        own = key if stem.isdecimal() else stem  # a bare number is counted anew in every folder
-        guessed.append(known[1] if known else tail["subject"] if tail else own)
-    return guessed
-
-
-def stem_of(name: str) -> str:
-    """A file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
-    return re.sub(r"(\.nii)?(\.gz)?\.[A-Za-z]+$", "", name)
-
-
-def subjects_by_pattern(keys: list[str], pattern: str) -> list[str]:
-    """The subject of each file by a regular expression; raises UserError if it does not match every file."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--subject-pattern is no regular expression ({error})", pattern) from None
-    subjects: list[str] = []
-    missed: list[str] = []
-    for key in keys:
-        match = compiled.search(key)
-        if match is None:
-            missed.append(key)
-        else:
-            subjects.append(match[1] if compiled.groups and match[1] is not None else match[0])
-    if missed:
-        raise UserError(
-            f"--subject-pattern {pattern!r} does not match {len(missed):,} of {len(keys):,} files, such as",
-            missed[0],
-            "It is searched in the path relative to the data",
-        )
-    return subjects
+def _look_like_people(names: set[str]) -> bool:
+    """Whether names are numbered as people are: padded with zeros, more than 20, or several of each stem."""
+    if not all(re.search(r"\d", name) for name in names):
+        return False
+    if len(names) > 20 or any(re.search(r"(?<!\d)0\d", name) for name in names):
+        return True
+    stems = Counter(re.sub(r"\d+", "", name).strip("_-. ").lower() for name in names)
+    return not any(stem in _CLASS_STEMS or count == 1 for stem, count in stems.items())

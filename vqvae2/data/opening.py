@@ -1,5 +1,6 @@
 """From what the user names to images in memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
-from vqvae2.data.labels import encode, parse_labels, read_table
-from vqvae2.data.layout import Layout, read_layout, subjects_by_pattern
+from vqvae2.data.labels import Table, encode, is_missing, parse_labels, read_table
+from vqvae2.data.layout import Layout, read_layout
 from vqvae2.data.reading import Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
 from vqvae2.data.slicing import config_of, cut_volumes
 from vqvae2.data.splits import SPLITS, assign, overlap
+from vqvae2.data.subjects import subjects_by_pattern
 from vqvae2.data.volumes import slice_settings
 from vqvae2.errors import UserError
 
@@ -59,7 +61,7 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
     """
     skipped: list[tuple[str, str]] = []
     if isinstance(source, str | Path):
-        layout = read_layout(Path(source).expanduser())
+        layout = read_layout(Path(source).expanduser(), suffix=like.get("bids_suffix", "T1w"))
         layout, pictures = cut_volumes(layout, config_of(like))
         paths, keys, subjects, skipped = layout.paths, layout.keys, layout.subjects, layout.skipped
     else:
@@ -93,7 +95,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
             folder,
             "If they show several, give --subject-pattern; '.+' counts each image as a subject",
         )
-    notes = layout.notes + _split_notes(subjects, place, layout)
+    _check_apart(subjects, place, folder)
+    notes = layout.notes + _split_notes(place, layout)
     training = np.array([split in ("train", "selection") for split in place])
     stored = like or {}
     edges = config.edges()
@@ -118,23 +121,14 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         notes.append(f"{read.halved:,} images have 16 bits a colour, of which the upper 8 are read")
     if channels == 1 and not read.grey:
         notes.append("colours are turned to grey by their luminance")
-    member = {j: place[wanted[j]] for j in read.kept}
-    known = [j for j, split in member.items() if split in ("train", "selection")]
-    held_out = [j for j, split in member.items() if split in ("val", "test")]
-    copies = read.copies(known, held_out)
-    if copies:
-        example = read.keys[copies[0]]
-        notes.append(f"{len(copies):,} held-out images are exact copies of training images, such as {example}")
-    near: dict[int, int] = {}
-    if like is None:  # where data are read again, their first report has told it
-        exact = set(copies)
-        near = read.near_copies(known, [j for j in held_out if j not in exact])
-    if near:
-        one, other = next(iter(near.items()))
+    elif channels == 3 and read.coloured and len(read.coloured) < len(read.kept) / 2:
         notes.append(
-            f"{len(near):,} held-out images are nearly copies of training images, such as {read.keys[one]} of "
-            f"{read.keys[other]}"
+            f"{len(read.coloured):,} of {len(read.kept):,} images have colour, such as {read.keys[read.coloured[0]]}, "
+            "so all are read as RGB; --channels 1 reads all as grey"
         )
+    member = {j: place[wanted[j]] for j in read.kept}
+    # Where data are read again, their first report has told of what is nearly the same.
+    notes += _copy_notes(read, member, near=like is None)
 
     held: dict[str, ImageSet] = {}
     for split in SPLITS:
@@ -160,34 +154,31 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         bins=labels.bins,
         sizes=dict(read.sizes),
         slices=slice_settings(slicing) if pictures is not None else None,
+        bids_suffix=config.bids_suffix,
     )
 
 
 def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """The texts of each attribute, and the subjects by pattern, else tables, else folders and names."""
     texts = {"class": layout.classes} if layout.classes is not None else {}
-    subjects = list(layout.subjects)
-    own = folder / "slices.csv"
-    tables = [read_table(own)] if own.is_file() else []
+    tables: list[Table] = []
     columns: tuple[str, ...] = ()
+    own = folder / "slices.csv"
     if config.labels is not None:
-        table, columns = parse_labels(config.labels, folder)
-        tables.append(table)
-    if config.subject_pattern is not None:
-        subjects = subjects_by_pattern(layout.keys, config.subject_pattern)
-    else:
-        for table in tables:
-            if "subject" in table.columns and table.file_column is not None:
-                told = table.match(layout.keys, subjects)
-                subjects = [
-                    row["subject"] if row and row["subject"] else old for row, old in zip(told, subjects, strict=True)
-                ]
+        named, columns = parse_labels(config.labels, folder)
+        tables.append(named)
+    if own.is_file() and not any(own.samefile(table.path) for table in tables):
+        try:
+            tables.insert(0, read_table(own))
+        except UserError as error:
+            layout.notes.append(f"slices.csv is not used: {error}")
+    subjects = _subjects(config, layout, tables)
     if not columns:
         return texts, subjects
     table = tables[-1]
-    rows = table.match(layout.keys, subjects)
-    lacking = sum(row is None for row in rows)
-    if lacking == len(rows):
+    found = table.match(layout.keys, subjects, people=layout.of_volumes)
+    lacking = sum(row is None for row in found.rows)
+    if lacking == len(found.rows):
         raise UserError(
             "no row of the table names an image of the data",
             table.path,
@@ -195,26 +186,85 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
         )
     if lacking:
         layout.notes.append(f"{lacking:,} images have no row in {table.path.name}; their labels count as missing")
-    named = {id(row) for row in rows if row is not None}
-    absent = sum(id(row) not in named for row in table.rows)
-    if absent:
-        what = "files" if table.file_column else "subjects"
-        layout.notes.append(f"{absent:,} rows of {table.path.name} name {what} that are not there")
-    texts |= {column: [row[column] if row else "" for row in rows] for column in columns}
+    if found.absent:
+        layout.notes.append(f"{found.absent:,} rows of {table.path.name} name {found.what} that are not there")
+    for column in columns:
+        if known := found.conflicts.get(column):
+            layout.notes.append(
+                f"{column}: the rows of {len(known):,} {found.what} contradict each other, such as {known[0]}; "
+                "they count as missing"
+            )
+    texts |= {column: [row[column] if row else "" for row in found.rows] for column in columns}
     return texts, subjects
 
 
-def _split_notes(subjects: list[str], place: list[str], layout: Layout) -> list[str]:
-    notes = []
+def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[str]:
+    """Whom each image shows; says in a note what told it."""
+    subjects, told_by = list(layout.subjects), layout.told_by
+    if config.subject_pattern is not None:
+        subjects, told_by = subjects_by_pattern(layout.keys, config.subject_pattern), "--subject-pattern"
+    else:
+        for table in tables:
+            column = table.subject_column
+            if column is None or table.file_column is None or layout.of_volumes:
+                continue
+            rows = table.match(layout.keys, subjects).rows
+            named = [row[column] if row else "" for row in rows]
+            if not all(map(is_missing, named)):
+                told_by = table.path.name
+            subjects = [old if is_missing(new) else new for new, old in zip(named, subjects, strict=True)]
+    alone = sum(count == 1 for count in Counter(subjects).values())
+    if alone > len(subjects) / 2 and config.subject_pattern is None:
+        layout.notes.append(
+            f"{alone:,} of {len(subjects):,} images count each as a subject of its own, by {told_by}; "
+            "if several show one person, give --subject-pattern"
+        )
+    else:
+        layout.notes.append(f"subjects by {told_by}, such as {subjects[0]} of {layout.keys[0]}")
+    return subjects
+
+
+def _check_apart(subjects: list[str], place: list[str], folder: Path) -> None:
+    """Raise UserError where a subject is in two splits, which only folders that name the splits can lead to."""
     shared = overlap(subjects, place)
     if shared:
         example = min(shared)
-        notes.append(
+        raise UserError(
             f"{len(shared):,} subjects are in more than one split, such as {example} "
-            f"({', '.join(sorted(shared[example]))}): held-out figures are too good"
+            f"({', '.join(sorted(shared[example]))}), so that held-out figures would be too good",
+            folder,
+            "Give --layout flat, which splits anew by subject; or, if these are not people, --subject-pattern ('.+' "
+            "counts each image as a subject)",
         )
+
+
+def _split_notes(place: list[str], layout: Layout) -> list[str]:
+    notes = []
     if any(layout.splits) and "val" not in layout.splits and "val" in place:
         notes.append("there is no val folder: a tenth of the training subjects is held out as val")
     if "selection" not in place:
         notes.append("too few training subjects to set any aside for selection")
+    return notes
+
+
+def _copy_notes(read: Reading, member: dict[int, str], near: bool) -> list[str]:
+    """Remark on images that are, exactly or nearly, in an earlier split too."""
+    exact: dict[int, int] = {}
+    nearly: dict[int, int] = {}
+    for position, split in enumerate(SPLITS[1:], 1):
+        earlier = [j for j in read.kept if member[j] in SPLITS[:position]]
+        own = [j for j in read.kept if member[j] == split]
+        exact |= read.copies(earlier, own)
+        if near:
+            nearly |= read.near_copies(earlier, [j for j in own if j not in exact])
+    notes = []
+    for found, words in ((exact, "exact copies"), (nearly, "nearly copies")):
+        if found:
+            pairs = Counter((member[a], member[b]) for a, b in found.items())
+            told = ", ".join(f"{count:,} of {split} in {other}" for (split, other), count in pairs.items())
+            one, other = next(iter(found.items()))
+            notes.append(
+                f"{len(found):,} images are {words} of images of another split ({told}), such as {read.keys[one]} of "
+                f"{read.keys[other]}"
+            )
     return notes

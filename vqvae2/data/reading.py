@@ -8,7 +8,7 @@ import numpy as np
 
 from vqvae2.data.dataset import Pixels
 from vqvae2.data.decoding import Picture, UnreadableError, decode_all, fit, recolour
-from vqvae2.data.duplicates import nearly_equal, thumbnail
+from vqvae2.data.duplicates import Thumbnails, nearly_equal, thumbnail
 from vqvae2.data.storage import PixelStore, empty
 from vqvae2.errors import UserError
 
@@ -27,8 +27,9 @@ class Reading:
         kept: indices of the files that could be read, in order.
         skipped: (key, reason) of the others.
         sizes: (height, width) of the files -> how many.
-        grey: whether all are grey, grey stored as RGB counted.
-        value_range: 0 to 255, or to the top of the fewest bits (10, 12, 16) that hold all 16 bit images.
+        coloured: indices of those that are not grey; grey stored as RGB is grey.
+        grey: whether all are.
+        value_range: 0 to 255, or to the top of the fewest bits, from 9, that hold all 16 bit images.
         halved: how many have 16 bits a colour, of which the upper 8 are read.
 
     Raises:
@@ -47,6 +48,7 @@ class Reading:
         self.skipped: list[tuple[str, str]] = []
         self.sizes: Counter[tuple[int, int]] = Counter()
         self._pictures: dict[int, Picture] = {}
+        self._thumbnails: dict[int, Thumbnails] = {}
         held = PixelStore()
 
         def prepare(picture: Picture) -> Picture:
@@ -76,7 +78,8 @@ class Reading:
                 told,
                 f"Choose one, such as --size {h}x{w}, with --fit pad, crop or resize",
             )
-        self.grey = all(picture.pixels.ndim == 2 for picture in self._pictures.values())
+        self.coloured = [i for i in self.kept if self._pictures[i].pixels.ndim == 3]
+        self.grey = not self.coloured
         self.halved = sum(picture.halved for picture in self._pictures.values())
         self.value_range = self._value_range()
 
@@ -92,7 +95,7 @@ class Reading:
                 "Store all alike: their brightness cannot be compared",
             )
         top = max(int(self._pictures[i].pixels.max()) for i in wide)
-        return 0.0, float(next(2**bits for bits in (10, 12, 16) if top < 2**bits) - 1)
+        return 0.0, float(next(2**bits for bits in range(9, 17) if top < 2**bits) - 1)
 
     def demand_range(self, value_range: tuple[float, float]) -> None:
         """Raise UserError unless the files' values fit a stored range."""
@@ -111,15 +114,20 @@ class Reading:
             images[place] = recolour(self._pictures[index].pixels, channels)
         return images
 
-    def copies(self, originals: Sequence[int], others: Sequence[int]) -> list[int]:
-        """The others that are pixel for pixel among the originals, constant pictures left aside."""
-        known = {self._pictures[i].digest for i in originals} - {b""}
-        return [i for i in others if self._pictures[i].digest in known]
+    def copies(self, originals: Sequence[int], others: Sequence[int]) -> dict[int, int]:
+        """The others that are pixel for pixel among the originals, each with its original; constant ones left aside."""
+        known = {self._pictures[i].digest: i for i in reversed(originals)}
+        known.pop(b"", None)
+        return {i: known[digest] for i in others if (digest := self._pictures[i].digest) in known}
 
     def near_copies(self, originals: Sequence[int], others: Sequence[int]) -> dict[int, int]:
         """The others that are nearly among the originals (recompressed, brightened), each with its original."""
         if not originals or not others:
             return {}
-        some, rest = ([thumbnail(self._pictures[i].pixels) for i in rows] for rows in (originals, others))
-        pairs = nearly_equal(np.stack(rest), np.stack(some))
-        return {others[a]: originals[b] for a, b in pairs}
+        some, rest = (np.stack([self._thumbnail(i) for i in rows]) for rows in (originals, others))
+        return {others[a]: originals[b] for a, b in nearly_equal(rest, some)}
+
+    def _thumbnail(self, index: int) -> Thumbnails:
+        if index not in self._thumbnails:
+            self._thumbnails[index] = thumbnail(self._pictures[index].pixels)
+        return self._thumbnails[index]

@@ -6,8 +6,9 @@ from typing import Any
 
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
-from vqvae2.data.layout import Layout, stem_of
+from vqvae2.data.layout import Layout
 from vqvae2.data.storage import PixelStore
+from vqvae2.data.subjects import stem_of
 from vqvae2.data.volumes import SliceConfig, cut_all
 from vqvae2.errors import UserError
 
@@ -74,6 +75,8 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         [layout.splits[i] for i in rows],
         classes,
         [layout.subjects[i] for i in rows],
+        of_volumes=True,
+        told_by=layout.told_by,
         skipped=skipped,
         notes=layout.notes + notes,
     )
