@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 from tiny_priors import tiny_inputs, tiny_prior
 from torch import Tensor
 
+from vqvae2.errors import UserError
 from vqvae2.prior import PriorConfig
+from vqvae2.stages.sample import parse_labels
 
 
 def test_missing_labels_use_an_embedding_of_their_own():
@@ -166,3 +168,26 @@ def test_condition_of_levels_that_are_not_adjacent_reaches_the_cells_below_it():
     middle[4:, 2:4] = True
     assert np.array_equal(changed(0, 0, 1), top)
     assert np.array_equal(changed(1, 1, 1), middle)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("sex=F,age=60-70",), {"sex": "F", "age": "60-70"}),
+        (("sex=F", "age=>=70"), {"sex": "F", "age": ">=70"}),
+        (("group=AD, mild",), {"group": "AD, mild"}),
+        (("group=AD, mild", "sex=M"), {"group": "AD, mild", "sex": "M"}),
+        (("sex=none",), {"sex": "none"}),  # refused where classes are looked up
+    ],
+)
+def test_labels_are_asked_for_by_attribute_and_class(given, told):
+    attributes = (("sex", ("F", "M")), ("age", ("60-70", ">=70")), ("group", ("AD, mild", "NC")))
+    assert parse_labels(given, attributes) == told
+
+
+def test_a_class_alone_is_enough_where_there_is_one_attribute():
+    ages = (("age", ("<60", ">=60", "a, b")),)
+    for text in (">=60", "<60", "a, b"):
+        assert parse_labels((text,), ages) == {"age": text}
+    with pytest.raises(UserError, match=r"which attribute is meant.*sex, age"):
+        parse_labels(("F",), (("sex", ("F",)), *ages))

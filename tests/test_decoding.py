@@ -14,6 +14,9 @@ from PIL import Image
 from vqvae2.data import DataConfig, open_data
 from vqvae2.data.decoding import decode, fit
 from vqvae2.errors import UserError
+from vqvae2.stages import train_vqvae
+
+pytest_plugins = ["tiny_run_fixtures"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +228,37 @@ def test_resizing_by_a_whole_factor_is_nearly_the_mean_of_blocks():
     assert np.abs(fit(pixels, (16, 16), "resize")[1:-1, 1:-1] - means[1:-1, 1:-1]).max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(256, 256), (240, 256), (256, 240), (300, 128)])
+def test_shrinking_makes_large_images_fit_in_and_only_pads_small_ones(shape):
+    fitted = fit(np.full(shape, 200, np.uint8), (128, 128), "shrink")
+    rows, columns = np.nonzero(fitted)
+    ratio = 128 / max(shape)
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (round(shape[0] * ratio), round(shape[1] * ratio))
+    small = picture(1, (5, 7))
+    np.testing.assert_array_equal(fit(small, (8, 8), "shrink"), fit(small, (8, 8), "pad"))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (16, 24), (33, 47)])
+def test_covering_leaves_no_border_and_takes_the_middle(shape):
+    pixels = np.full(shape, 200, np.uint8)
+    long = 0 if shape[0] > shape[1] else 1
+    pixels.swapaxes(0, long)[:2] = 0  # the ends of the longer side are cut off
+    fitted = fit(pixels, (32, 32), "cover")
+    assert fitted.shape == (32, 32)
+    assert fitted.min() >= 190
+
+
+def test_slices_of_256_pixels_go_through_the_preset_for_128(tmp_path, call):
+    for p in range(6):
+        for k in range(2):
+            save(tmp_path / "data" / f"case_{p:03d}_slice_{k}.nii.png", picture(p + k, (256, 240)))
+    flags = ("--run", tmp_path / "run", "--data", tmp_path / "data", "--preset", "brain128", "--dry-run")
+    told = call(train_vqvae.main, *flags)
+    assert told.code == 0, told.err
+    assert "images     128 x 128" in told.out
+    assert "12 of 256 x 240, brought to size by shrink" in told.out
+
+
 def test_padding_what_is_too_large_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"8x8 against 4x16.*--fit crop"):
-        open_data(DataConfig(data=str(ten(tmp_path)), size="4x16"))
+    with pytest.raises(UserError, match=r"8x8 against 4x16.*another --fit"):
+        open_data(DataConfig(data=str(ten(tmp_path)), size="4x16", fit="pad"))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from vqvae2.data.config import Fit
 from vqvae2.prior import PriorConfig
 from vqvae2.training import TrainingConfig
 from vqvae2.vqvae import VQVAEConfig
@@ -21,6 +22,7 @@ class Preset:
         prior_training: how they are trained.
         sharpen_share: share of the VQ-VAE's training that sharpens its decoder.
         size: --size of the data where the user gives none; None: the data's own.
+        fit: --fit of the data where the user gives none.
         phantom_images: images of the phantom, where that is the data.
     """
 
@@ -31,6 +33,7 @@ class Preset:
     prior_training: tuple[TrainingConfig, ...]
     sharpen_share: float = 0.0
     size: str | None = None
+    fit: Fit = "shrink"
     phantom_images: int = 2000
 
 
@@ -150,6 +153,7 @@ PRESETS: dict[str, Preset] = {
             replace(_PAPER_TRAINING, batch_size=512, max_steps=754_000),
         ),
         size="256x256",
+        fit="cover",
     ),
     "ffhq1024": Preset(
         source="Razavi et al. 2019, tables 1 and 3 (arXiv 1906.00446), three levels; most figures of FFHQ unverified",

@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from vqvae2.data.layout import LayoutChoice
 from vqvae2.data.volumes import SliceConfig
 from vqvae2.errors import UserError
+
+Fit = Literal["shrink", "pad", "crop", "resize", "cover"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,10 @@ class DataConfig(SliceConfig):
     size: str | None = None
     """Height and width in pixels, as HxW; default: the images' own, which must then be all equal."""
 
-    fit: Literal["pad", "crop", "resize"] = "pad"
-    """How other sizes come to --size: zeros around, the middle cut out, or scaled with the shape kept."""
+    fit: Fit = "shrink"
+    """How other sizes come to --size, shape kept: `shrink` scales down what is larger and puts zeros around, `resize`
+    also scales up, `cover` scales until the size is covered and cuts out the middle, `crop` only cuts, `pad` only puts
+    zeros around."""
 
     channels: int | None = None
     """1 (grey) or 3 (RGB); default: as the data has it, grey stored as RGB counted as grey."""
@@ -58,8 +62,8 @@ class DataConfig(SliceConfig):
             raise UserError(f"--phantom-images {self.phantom_images} is too few", how="Give at least 10")
         if self.split_seed < 0:
             raise UserError(f"--split-seed {self.split_seed} is negative", how="Give 0 or more")
-        if self.fit not in ("pad", "crop", "resize"):
-            raise UserError(f"--fit {self.fit} is not known", how="Give pad, crop or resize")
+        if self.fit not in get_args(Fit):
+            raise UserError(f"--fit {self.fit} is not known", how=f"Give one of {', '.join(get_args(Fit))}")
         self.height_width()
         self.edges()
 

@@ -110,7 +110,7 @@ class ImageData:
     splits: dict[str, ImageSet]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    fit: str = "pad"
+    fit: str = "shrink"
     bins: dict[str, list[float]] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     slices: dict[str, Any] | None = None

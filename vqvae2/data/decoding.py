@@ -93,22 +93,24 @@ def fit(pixels: Pixels, size: tuple[int, int], how: str) -> Pixels:
     Args:
         pixels: uint8 or uint16.
         size: wanted height and width.
-        how: "pad" (zeros around), "crop" (the middle, zeros where short) or "resize" (scaled with the shape
-            kept until it fits in, zeros around).
+        how: "shrink" (zeros around; what is larger is scaled down, with the shape kept, until it fits in), "resize"
+            (the same, and what is smaller is scaled up), "cover" (scaled until it covers the size, the middle of that),
+            "crop" (the middle, zeros where short) or "pad" (zeros around).
 
     Raises:
         UserError: for "pad" and an image that is larger than the size.
     """
     if pixels.shape[:2] == size:
         return pixels
-    if how == "resize":
-        pixels = _scaled(pixels, size)
     height, width = pixels.shape[:2]
+    if (ratio := _ratio((height, width), size, how)) != 1:
+        pixels = _scaled(pixels, ratio)
+        height, width = pixels.shape[:2]
     if how == "pad" and (height > size[0] or width > size[1]):
         raise UserError(
             "an image is larger than --size and cannot be padded to it",
             f"{height}x{width} against {size[0]}x{size[1]}",
-            "Give --fit crop or --fit resize, or a larger --size",
+            "Give another --fit, or a larger --size",
         )
     top, left = max(height - size[0], 0) // 2, max(width - size[1], 0) // 2
     middle = pixels[top : top + size[0], left : left + size[1]]
@@ -118,10 +120,17 @@ def fit(pixels: Pixels, size: tuple[int, int], how: str) -> Pixels:
     return fitted
 
 
-def _scaled(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resample as large as fits in with the shape kept; without ringing downwards: black stays black."""
+def _ratio(own: tuple[int, int], size: tuple[int, int], how: str) -> float:
+    """By how much an image of its own size is scaled."""
+    ratios = (size[0] / own[0], size[1] / own[1])
+    if how == "cover":
+        return max(ratios)
+    return {"shrink": min(*ratios, 1.0), "resize": min(ratios)}.get(how, 1.0)
+
+
+def _scaled(pixels: Pixels, ratio: float) -> Pixels:
+    """Resample with the shape kept; without ringing downwards: black stays black."""
     height, width = pixels.shape[:2]
-    ratio = min(size[0] / height, size[1] / width)
     target = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     kernel = Image.Resampling.HAMMING if ratio < 1 else Image.Resampling.BICUBIC
     if pixels.dtype == np.uint8:

@@ -20,7 +20,7 @@ class Reading:
         paths: of the files.
         keys: their names in messages.
         size: (height, width) to which all are brought, None to demand that they are equal.
-        how: "pad", "crop" or "resize".
+        how: "shrink", "pad", "crop", "resize" or "cover", as of `decoding.fit`.
         pictures: what they hold, where that is known already.
 
     Attributes:
@@ -76,7 +76,7 @@ class Reading:
             raise UserError(
                 "images differ in size",
                 told,
-                f"Choose one, such as --size {h}x{w}, with --fit pad, crop or resize",
+                f"Choose one, such as --size {h}x{w}; --fit says how the others come to it",
             )
         self.coloured = [i for i in self.kept if self._pictures[i].pixels.ndim == 3]
         self.grey = not self.coloured

@@ -126,16 +126,29 @@ def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str,
     Raises:
         UserError: CLASS alone, and there is not exactly one attribute.
     """
-    wanted = {}
-    for part in (part.strip() for text in given for part in text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals:
-            if len(attributes) != 1:
-                known = ", ".join(name for name, _ in attributes) or "none"
-                raise UserError("which attribute is meant", f"--label {part}", f"Give ATTRIBUTE=CLASS of: {known}")
-            name, value = attributes[0][0], part
-        wanted[name] = value
+    known = dict(attributes)
+    wanted: dict[str, str] = {}
+    for text in given:
+        # A class may hold commas and equals signs itself, as ">=60" does: the whole is looked up first.
+        whole = _told(text.strip(), known)
+        parts = [whole] if whole else [_told(part.strip(), known) or part.strip() for part in text.split(",")]
+        for part in parts:
+            if isinstance(part, str):
+                name, equals, value = part.partition("=")
+                if not equals and len(known) != 1:
+                    names = ", ".join(known) or "none"
+                    raise UserError("which attribute is meant", f"--label {part}", f"Give ATTRIBUTE=CLASS of: {names}")
+                part = (name, value) if equals else (next(iter(known)), part)
+            wanted[part[0]] = part[1]
     return wanted
+
+
+def _told(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
+    """Attribute and class where the text names just these, CLASS alone where there is one attribute; else None."""
+    if len(known) == 1 and text in next(iter(known.values())):
+        return next(iter(known)), text
+    name, _, value = text.partition("=")
+    return (name, value) if value in known.get(name, ()) else None
 
 
 def describe(

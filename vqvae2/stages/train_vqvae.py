@@ -204,8 +204,10 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
         record = RunFolder(Path(run)).read()
         name = record["preset"]
         kept = record["train_vqvae"]
-        if option(argv, "preset"):
-            raise UserError("a resumed training keeps its preset", "--preset", "Leave it out, or give --overwrite")
+        if (option(argv, "preset") or name) != name:
+            raise UserError(
+                f"a resumed training keeps its preset, {name}", "--preset", "Leave it out, or give --overwrite"
+            )
         configs = {
             "data": merged(DataConfig(), kept["data"], run),
             "model": merged(VQVAEConfig(), kept["model"], run),
@@ -219,7 +221,7 @@ def _arguments(argv: list[str], prog: str) -> Arguments:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
     if not configs:
         chosen = PRESETS[name]
-        data = DataConfig(size=chosen.size, phantom_images=chosen.phantom_images)
+        data = DataConfig(size=chosen.size, fit=chosen.fit, phantom_images=chosen.phantom_images)
         configs = {
             "data": data,
             "model": chosen.vqvae,
