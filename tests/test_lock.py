@@ -9,7 +9,7 @@ from tiny_runs import ROOT, VQVAE_FLAGS
 
 from vqvae2 import files
 from vqvae2.errors import UserError
-from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -63,6 +63,9 @@ def test_an_error_inside_is_not_taken_for_the_lock_s(tmp_path):
         ("codes", extract_codes.main, ["--overwrite", "--allow-collapse"]),
         ("prior-top", train_prior.main, ["--level", "top", "--resume"]),
         ("samples", sample.main, ["--num", "1"]),
+        ("report", evaluate.main, []),
+        # Codes that are made of a VQ-VAE under way would belong to none.
+        ("vqvae", extract_codes.main, ["--overwrite", "--allow-collapse"]),
     ],
 )
 def test_every_stage_keeps_out_of_a_folder_in_use(run, holder, refused, part, main, flags):

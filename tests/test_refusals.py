@@ -1,6 +1,7 @@
 """What a user may get wrong, through the real command lines: exit code 2, one line, and nothing is written."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from vqvae2 import VQVAE, CodeStore, checkpoint, files
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
+from vqvae2.stages.vqvae_tasks import VQVAETask
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -248,6 +250,35 @@ def test_a_resume_with_another_model_is_refused_and_the_run_left_as_it_was(run, 
     before = contents(run)
     assert name in refused(main, "--run", run, "--resume", *flags)
     assert contents(run) == before
+
+
+def test_a_prior_of_other_codes_is_not_resumed(run, call, refused):
+    flags = ["--overwrite", "--copies", 1, "--augment-shift", 0.1, "--allow-collapse"]
+    assert call(extract_codes.main, "--run", run, *flags).code == 0
+    line = refused(train_prior.main, "--run", run, "--level", "top", "--resume", "--max-steps", 9)
+    assert "other codes" in line
+    assert "--overwrite" in line
+
+
+def test_what_left_no_state_is_started_again_by_the_same_command(tmp_path, call, monkeypatch):
+    run = tmp_path / "run"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VQVAETask, "loss", interrupted)
+        ended = call(train_vqvae.main, "--run", run, *VQVAE_FLAGS)
+    assert ended.code == 130
+    (run / "vqvae" / "state").mkdir(exist_ok=True)
+    python, script, *argv = shlex.split(ended.err.split("Go on with: ")[1])
+    assert (python, script) == ("python", "train_vqvae.py")
+    assert "--resume" not in argv
+    ended = call(train_vqvae.main, *argv)
+    assert ended.code == 0, ended.err
+    preset = files.read_json(run / "run.json")["preset"]
+    ended = call(train_vqvae.main, "--run", run, "--resume", "--preset", preset, "--max-steps", 4)
+    assert ended.code == 0, ended.err
 
 
 def test_a_resume_keeps_seed_and_compute_settings(tmp_path, call):

@@ -260,15 +260,21 @@ def test_the_entry_point_names_its_stages(call, refused):
     assert "train-vqvae" in refused(vqvae2)
 
 
-def test_ctrl_c_saves_the_state_and_the_training_goes_on(tmp_path, call):
+@pytest.mark.parametrize("kind", ["ctrl-c", "whole group"])
+def test_a_signal_saves_the_state_and_the_training_goes_on(tmp_path, call, kind):
+    """SIGINT as from a terminal; SIGTERM to a job's whole group of processes, the loading ones among them."""
     run = tmp_path / "run"
     command = [sys.executable, ROOT / "train_vqvae.py", "--run", run, *VQVAE_FLAGS]
-    command += ["--max-steps", "4000", "--compile", "off"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command += ["--max-steps", "4000", "--compile", "off", "--num-workers", str(int(kind != "ctrl-c"))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         log, deadline = run / "vqvae" / "stats.jsonl", time.monotonic() + 120
         while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        if kind == "ctrl-c":
+            process.send_signal(signal.SIGINT)
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert err.count("\n") == 1

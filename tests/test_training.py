@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from plane import SHORT, Plane, flat, saved_weight, stats, train, watched_steps
+from torch.utils.tensorboard import SummaryWriter
 
 from vqvae2 import checkpoint
 from vqvae2.batches import EpochBatches
 from vqvae2.errors import UserError
-from vqvae2.training import TrainingConfig
+from vqvae2.training import Interrupted, TrainingConfig
 
 
 @pytest.fixture
@@ -167,6 +168,94 @@ def test_a_score_that_is_not_finite_is_never_kept(tmp_path):
     assert checkpoint.load_state(tmp_path / "state")["step"] == 4
 
 
+@pytest.mark.parametrize("stop", ["evaluation", "interrupt", "time"])
+def test_weights_that_are_not_finite_are_never_written_though_the_loss_was(tmp_path, stop):
+    """A finite loss with an infinite gradient breaks the weights, and the loss before that step does not tell."""
+
+    def break_at(call: int) -> None:
+        task.model.weight.register_hook(lambda gradient: gradient * (math.inf if call >= 8 else 1))
+        if stop == "interrupt" and call == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    task = Plane(at_call=break_at, scores=[3.0, 2.0, 1.0])
+    with pytest.raises(UserError, match=r"of weight is nan at step 8.*The last good state is kept"):
+        train(task, tmp_path, replace(SHORT, log_every=100, save_minutes=1e-9 if stop == "time" else 10))
+    state = checkpoint.load_state(tmp_path / "state")
+    assert state["step"] == (7 if stop == "time" else 4)
+    assert torch.isfinite(state["modules"]["plane"]["weight"]).all()
+    assert torch.isfinite(saved_weight(tmp_path)).all()
+
+
+def test_where_no_figure_chooses_the_latest_model_is_kept_but_no_broken_one(tmp_path):
+    def break_at(call: int) -> None:
+        if call == 8:
+            task.model.weight.data.fill_(math.nan)
+
+    task = Plane(at_call=break_at)
+    task.score = ""
+    with pytest.raises(UserError, match="is nan at step 8"):
+        train(task, tmp_path, replace(SHORT, log_every=100))
+    assert torch.equal(saved_weight(tmp_path), task.evaluated[0])
+
+
+def test_before_the_first_state_the_way_out_is_to_start_again(tmp_path):
+    task = Plane()
+    task.factor = math.inf
+    with pytest.raises(UserError, match=r"learning-rate, and start again\.$"):
+        train(task, tmp_path, replace(SHORT, log_every=1))
+
+
+def test_states_are_saved_between_evaluations_and_change_nothing(tmp_path):
+    often, seldom = Plane(noise=0.3), Plane(noise=0.3)
+    seen: list[int] = []
+    often.at_call = lambda call: seen.append(len(list((tmp_path / "often" / "state").glob("*.pt"))))
+    train(often, tmp_path / "often", replace(SHORT, save_minutes=1e-9))
+    train(seldom, tmp_path / "seldom", SHORT)
+    assert seen[1:4] == [1, 2, 2]
+    assert torch.equal(often.model.weight, seldom.model.weight)
+    assert stats(tmp_path / "often") == stats(tmp_path / "seldom")
+
+
+def test_a_training_that_patience_ended_stays_ended_when_it_is_resumed(tmp_path):
+    config = replace(SHORT, evaluations=12, patience=2)
+    first = train(Plane(scores=[1.0, 2.0, 3.0, 4.0]), tmp_path, config)
+    again = Plane(scores=[0.5])
+    outcome = train(again, tmp_path, config, resume=True)
+    assert (first.steps, outcome.steps, again.rows) == (3, 3, [])
+    assert outcome.reason == first.reason
+    assert train(Plane(), tmp_path, replace(config, patience=0), resume=True).steps == 12
+
+
+def test_an_interruption_of_the_last_evaluation_is_told(tmp_path):
+    task = Plane()
+    validate = task.validate
+
+    def interrupted() -> dict[str, float]:
+        if len(task.evaluated) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate()
+
+    task.validate = interrupted
+    with pytest.raises(Interrupted, match="step 12; the state is saved"):
+        train(task, tmp_path)
+    again = Plane()
+    assert train(again, tmp_path, resume=True).steps == 12
+    assert again.rows == []
+
+
+@pytest.mark.parametrize("call", ["add_image", "add_scalar", "close"])
+def test_a_disk_that_is_full_for_tensorboard_ends_in_one_line(tmp_path, monkeypatch, call):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, call, full)
+    if call == "close":  # nothing else is wrong: the model is whole
+        assert train(Plane(), tmp_path).steps == 12
+        return
+    with pytest.raises(UserError, match=r"cannot write .No space left on device"):
+        train(Plane(), tmp_path)
+
+
 @pytest.mark.parametrize(("length", "batch_size"), [(20, 4), (21, 4), (7, 7), (5, 1), (3, 8)])
 def test_epochs_see_every_item_once_and_differ(length, batch_size):
     size = min(length, batch_size)
@@ -207,6 +296,7 @@ def test_logged_figures_are_sums_over_their_counts(tmp_path):
         {"max_steps": 0},
         {"max_minutes": 0.0},
         {"ema_decay": 1.0},
+        {"save_minutes": 0.0},
     ],
     ids=lambda setting: "-".join(map(str, *setting.items())),
 )

@@ -1,5 +1,6 @@
 """Batches without end: each epoch in an order of its own, from any batch on."""
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,6 +86,7 @@ def load_batches(
         batch_sampler=EpochBatches(len(dataset), batch_size, seed, start, numbered=by_epoch),
         num_workers=num_workers,
         collate_fn=_identity,
+        worker_init_fn=_leave_signals_to_the_training,
         pin_memory=device.type == "cuda",
         # A generator of its own: loading must not move the training's random state.
         generator=torch.Generator().manual_seed(0),
@@ -102,6 +104,12 @@ def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {name: _to(value, device) for name, value in batch.items()}
     return [_to(v, device) for v in batch] if isinstance(batch, list) else batch.to(device, non_blocking=True)
+
+
+def _leave_signals_to_the_training(_worker: int) -> None:
+    # Whoever ends a job signals all of its processes; a worker that dies of it would break the step under way.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _identity(batch: Any) -> Any:

@@ -282,7 +282,7 @@ def _check_loadable(value: Any, where: str) -> None:
 def _read_state(path: Path) -> dict[str, Any] | None:
     """The stored dict, None for a file cut short; a pickle that asks for more than tensors is refused."""
     refused = UserError("this file may run code, so it was not opened", path, "Delete it")
-    with open(path, "rb") as file:
+    with told_as("cannot read the state", path), open(path, "rb") as file:
         head = file.read(len(_ZIP_MAGIC))
     if not head.strip(b"\0") or (len(head) < len(_ZIP_MAGIC) and _ZIP_MAGIC.startswith(head)):
         return None

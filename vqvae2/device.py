@@ -25,6 +25,8 @@ __all__ = [
     "records",
     "resolve_device",
     "resolve_precision",
+    "upload",
+    "whole_float32",
     "widest",
 ]
 
@@ -62,11 +64,21 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move a tensor from the host to a device; on CUDA without waiting for the work that is under way there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Run matrix products and convolutions in ``dtype``; nothing changes for fp32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def whole_float32() -> None:
+    """Let convolutions on CUDA compute in float32 where TF32 would be the default: codes must not depend on it."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_freed_memory() -> None:

@@ -93,6 +93,11 @@ def from_main(value: T) -> T:
     return box[0]
 
 
+def tensor_from_main(tensor: Tensor) -> Tensor:
+    """Return the main process's tensor, of equal shape and type, in every process."""
+    return all_reduce_sum(tensor if is_main() else torch.zeros_like(tensor))
+
+
 def on_main(call: Callable[[], T]) -> T:
     """Let the main process make a call while the others wait, and return what it returned.
 

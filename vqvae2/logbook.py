@@ -1,5 +1,6 @@
 """What a training writes down: stats.jsonl, TensorBoard events and pictures, all under the same names."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -8,7 +9,6 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from vqvae2 import files
-from vqvae2.errors import UserError
 from vqvae2.pictures import Picture, png_bytes
 
 __all__ = ["Logbook"]
@@ -32,25 +32,29 @@ class Logbook:
             lines = self.path.read_text().splitlines()
             kept = [line for line in lines if step and line.endswith("}") and json.loads(line)["step"] <= step]
             files.write_atomic(self.path, "".join(line + "\n" for line in kept).encode())
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        with self._told():
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def figures(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
         """Write figures by name, at a step and after some seconds of training."""
         record: dict[str, float | None] = {"step": step, "seconds": round(seconds, 3)}
         record |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in figures.items()}
-        try:
+        with self._told():
             with open(self.path, "a") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
-        except OSError as error:
-            raise UserError(f"cannot write ({error.strerror})", self.folder, "Free the disk, then --resume") from error
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
         """Write a picture (H, W) or (H, W, 3): to TensorBoard, and over the last one of its name in figures/."""
-        self._writer.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
+        with self._told():
+            self._writer.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
         files.write_atomic(self.folder / "figures" / f"{name.replace('/', '-')}.png", png_bytes(picture))
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+        """Flush and close; what cannot be written then is lost, for whatever ended the training is to be told."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        return files.told_as("cannot write", self.folder, "Free the disk, then --resume")

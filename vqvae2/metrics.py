@@ -4,6 +4,7 @@ No model is known here. Images are (B, C, H, W) in [-1, 1], so the data range is
 guessed. Codes are integer maps (B, h, w). Likelihoods are in nats per code.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -61,10 +62,16 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
         return similarity.mean(dim=(1, 2, 3))
 
 
-def _gaussian_mean(maps: Tensor) -> Tensor:
+@functools.cache
+def _gaussian_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The window's weights, (11,), once for each device: uploading them at every step would make it wait."""
     offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     taps = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    taps = (taps / taps.sum()).to(maps)
+    return (taps / taps.sum()).to(device, dtype)
+
+
+def _gaussian_mean(maps: Tensor) -> Tensor:
+    taps = _gaussian_taps(maps.device, maps.dtype)
     # One image of many depthwise channels: on a CPU 35 times as fast as many images of one channel.
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     n = flat.shape[1]

@@ -48,6 +48,8 @@ class TrainingConfig:
     """Steps between evaluations of a run without a limit."""
     patience: int = 0
     """Evaluations without improvement before the training stops; 0: never with a limit, 10 without one."""
+    save_minutes: float = 10
+    """Minutes between two saved states, besides that of each evaluation, > 0."""
     log_every: int = 25
     """Steps between two lines of train figures."""
 
@@ -60,6 +62,8 @@ class TrainingConfig:
             self.max_minutes is not None and self.max_minutes <= 0
         ):
             raise ValueError("max_steps must be >= 1 and max_minutes > 0")
+        if self.save_minutes <= 0:
+            raise ValueError(f"save_minutes must be > 0, got {self.save_minutes}")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

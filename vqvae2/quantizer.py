@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2 import distributed
-from vqvae2.device import widest
+from vqvae2.device import upload, widest
 
 Normalization = Literal["none", "layer"]
 
@@ -264,6 +264,8 @@ class VectorQuantizer(nn.Module):
         rows, self.gathered = torch.cat(self.gathered), []
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: self.init_vectors]
         centres, counts = kmeans(rows[pick.to(rows.device)], self.num_embeddings)
+        # Sums may round otherwise on another GPU, and then another start would be drawn.
+        centres, counts = distributed.tensor_from_main(centres), distributed.tensor_from_main(counts)
         # Counts in the scale of one update, and nobody starts as dead.
         counts = counts * (distributed.all_reduce_sum(counts.new_tensor(len(flat))) / counts.sum())
         self.cluster_size.copy_(counts.clamp_min(float(self._revived_size(counts))))
@@ -273,7 +275,8 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, codes: Tensor, errors: Tensor) -> None:
-        counts = torch.bincount(codes, minlength=self.num_embeddings).to(flat.dtype)
+        # Where bincount would make the device wait for the host.
+        counts = flat.new_zeros(self.num_embeddings).scatter_add_(0, codes, flat.new_ones(1).expand(len(codes)))
         sums = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows.
@@ -292,11 +295,11 @@ class VectorQuantizer(nn.Module):
         dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
         generator = torch.Generator().manual_seed(self._updates)
         uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64)
-        uniform = uniform.to(flat.device, widest(flat.device))
+        uniform = upload(uniform.to(widest(flat.device)), flat.device)
         everyone = distributed.all_gather_rows(errors)
         index = _draw(everyone, uniform)
         if distributed.world_size() > 1:
-            lengths = distributed.all_gather_rows(torch.tensor([len(flat)], device=flat.device))
+            lengths = distributed.all_gather_rows(torch.full((1,), len(flat), device=flat.device))
             index = index - lengths[: distributed.rank()].sum()
             mine = (index >= 0) & (index < len(flat))
             candidates = flat[index.clamp(0, len(flat) - 1)] * mine[:, None]

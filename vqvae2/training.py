@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -161,6 +161,7 @@ class _Run:
         self.best_step, self.best_score, self.stale = 0, math.inf, 0
         self.evaluated = 0  # step of the latest evaluation
         self.due = 0  # evaluations of a limited run that were due so far
+        self.saved, self.saved_step = 0.0, -1  # seconds and step of the latest state
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
 
@@ -222,26 +223,37 @@ class _Run:
             with _signals() as interrupted:
                 self.window_start, self.window_items = time.monotonic(), 0
                 self._agree(False)
-                while self.progress < 1:
+                while self.progress < 1 and not self._out_of_patience:
                     self._train_step(batches)
                     stopping = self._agree(interrupted())
                     if self.step % config.log_every == 0:
                         self._log_window(bar)
                     if self._evaluation_due():
                         self._evaluate()
-                        if config.stop_after and self.stale >= config.stop_after:
-                            reason = f"stopped by patience: {self.stale} evaluations without improvement"
-                            break
                     if stopping:
+                        self._stop()
+                    if self.elapsed >= self.saved + 60 * config.save_minutes:
                         self._save()
-                        raise Interrupted(f"stopped at step {self.step}; the state is saved")
+                if self._out_of_patience:
+                    reason = f"stopped by patience: {self.stale} evaluations without improvement"
                 if self.evaluated != self.step:
                     self._evaluate()
+                    if self._agree(interrupted()):
+                        self._stop()
         finally:
             bar.close()
             if self.logbook is not None:
                 self.logbook.close()
         return Outcome(self.step, self.seconds, self.best_step, self.best, reason)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.stop_after <= self.stale
+
+    def _stop(self) -> NoReturn:
+        if self.saved_step != self.step:
+            self._save()
+        raise Interrupted(f"stopped at step {self.step}; the state is saved")
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
         config = self.config
@@ -276,21 +288,21 @@ class _Run:
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
             self.counts[name] = self.counts.get(name, 0.0) + count
 
-    def _gather_sums(self) -> None:
-        """Replace the window's sums and counts by those of all processes."""
-        if distributed.world_size() == 1 or not self.sums:
-            return
+    def _gather_sums(self) -> dict[str, float]:
+        """Make the window's sums and counts the main process's; return the means so far, in every process."""
         names = sorted(self.sums)
         own = [[float(self.sums[name]), self.counts[name]] for name in names]
-        total = distributed.all_reduce_sum(torch.tensor(own, dtype=torch.float64))
-        for name, (value, count) in zip(names, total, strict=True):
-            self.sums[name], self.counts[name] = value.to(self.sums[name]), float(count)
+        total = distributed.all_reduce_sum(torch.tensor(own, dtype=torch.float64)) if own else torch.zeros(0, 2)
+        main = float(distributed.is_main())
+        if distributed.world_size() > 1:
+            for name, (value, count) in zip(names, total, strict=True):
+                self.sums[name], self.counts[name] = value.to(self.sums[name]) * main, float(count) * main
+        return {name: float(value / count) for name, (value, count) in zip(names, total, strict=True)}
 
     def _log_window(self, bar: Any) -> None:
-        self._gather_sums()
-        figures = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        figures = self._gather_sums()
         self.sums, self.counts = {}, {}
-        self._refuse_non_finite("the loss", figures["train/loss"])
+        self._check_loss(figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
         figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -302,13 +314,28 @@ class _Run:
         shown = {name.split("/")[-1]: f"{figures[name]:.4g}" for name in ("train/loss", self.task.unit)}
         bar.set_postfix(step=self.step, **shown)
 
+    def _check_loss(self, value: float) -> None:
+        self._refuse_non_finite("the loss", value)
+
+    def _check_model(self) -> None:
+        """Refuse to write a model that is broken: its loss so far, its weights and its codebooks."""
+        self._check_loss(self._gather_sums().get("train/loss", 0.0))
+        for module in self.modules.values():
+            for name, tensor in module.state_dict().items():
+                if tensor.is_floating_point():
+                    self._refuse_non_finite(f"a value of {name}", float(tensor.sum()))
+
     def _refuse_non_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} at step {self.step}",
-                self.folder,
-                "The last good state is kept; lower --learning-rate or use --precision fp32, then --resume",
-            )
+        if math.isfinite(value):
+            return
+        kept = checkpoint.has_state(self.folder / "state")
+        narrow = " or --precision fp32" if self.precision != torch.float32 else ""
+        raise UserError(
+            f"{name} is {value} at step {self.step}, most likely since the steps were too large",
+            self.folder,
+            f"{'The last good state is kept; g' if kept else 'G'}ive a lower --learning-rate{narrow}, and "
+            f"{'--resume' if kept else 'start again'}",
+        )
 
     def _evaluation_due(self) -> bool:
         if not self.config.limited:
@@ -329,8 +356,10 @@ class _Run:
         with eager, self.average.applied(), torch.no_grad():
             with autocast(self.device, self.precision):
                 figures = self.task.validate()
+            for name in [self.task.score] if self.task.score else figures:
+                self._refuse_non_finite(name, figures[name])
+            self._check_model()
             score = figures[self.task.score] if self.task.score else -float(self.step)
-            self._refuse_non_finite(self.task.score, score)
             better = score < self.best_score
             if better:
                 self.best_score, self.best_step, self.best, self.stale = score, self.step, figures, 0
@@ -369,15 +398,12 @@ class _Run:
         }
 
     def _save(self) -> None:
-        self._gather_sums()
-        self._refuse_non_finite("the loss", float(self.sums.get("train/loss", 0.0)))
+        self._check_model()
         own = _random_state(self.device)
         random_states = {name: distributed.all_gather_rows(state[None]) for name, state in own.items()}
         state = _dicts(self._state(random_states, self.task.state()))
         distributed.on_main(lambda: checkpoint.save_state(self.folder / "state", self.step, state) and None)
-        if not distributed.is_main():  # the window so far is the main process's now
-            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
-            self.counts = dict.fromkeys(self.counts, 0.0)
+        self.saved, self.saved_step = self.elapsed, self.step
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
@@ -400,6 +426,7 @@ class _Run:
         self._agree(False)
         self.due = int(self.progress * self.config.evaluations)
         self.evaluated = state["evaluated"]
+        self.saved, self.saved_step = self.elapsed, self.step
         rank = distributed.rank()
         if all(len(states) > rank for states in state["random"].values()):  # there were as many processes
             _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)

@@ -178,12 +178,13 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
-    trained = [path for name in ("state", "stats.jsonl", "model.safetensors") if (path := folder / name).exists()]
+    trained = checkpoint.has_state(folder / "state") or (folder / "model.safetensors").exists()
     if trained and not (resume or overwrite):
         raise UserError("there is a training already", folder, "Add --resume to go on or --overwrite to start again")
     if overwrite:
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        with files.told_as("cannot remove the earlier training", folder, "Give another --run"):
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder, free: Sequence[str] = ()) -> None:

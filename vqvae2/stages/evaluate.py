@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
+from vqvae2.device import whole_float32
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
@@ -103,7 +104,16 @@ def _story(argv: list[str], prog: str) -> None:
         return
     if len(evaluated.images) < distributed.world_size():
         raise UserError(f"{len(evaluated.images)} images do not go round", "torchrun", "Start fewer processes")
+    whole_float32()
     distributed.on_main(lambda: files.make_folder(out) and None)
+    with locked(out):
+        _measure(run, record, models, evaluated, arguments, out)
+
+
+def _measure(
+    run: RunFolder, record: dict[str, Any], models: Models, evaluated: Evaluated, arguments: Arguments, out: Path
+) -> None:
+    """Take all figures, and write the report."""
     album = Album(out / "figures")
     found: dict[str, Any] = {
         "format": checkpoint.FORMAT,

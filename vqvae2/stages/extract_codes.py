@@ -6,6 +6,7 @@ import zlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore, CodeWriter
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
-from vqvae2.device import autocast
+from vqvae2.device import autocast, whole_float32
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
 from vqvae2.stages.common import Compute, RunFolder, locked, merged, option, parse
@@ -70,14 +71,18 @@ def _story(argv: list[str], prog: str) -> None:
     run = RunFolder(arguments.run)
     record = run.read()
     device, _ = arguments.compute.resolve()
+    with locked(run.vqvae):  # a training under way would change what the codes are said to belong to
+        _extract(run, record, arguments, device)
+
+
+def _extract(run: RunFolder, record: dict[str, Any], arguments: Arguments, device: torch.device) -> None:
     model = VQVAE.from_pretrained(run.vqvae, device)
     config = model.config
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)
     if not model.initialized:
         raise UserError("the training was too short to start the codebooks", run.vqvae, "Train longer with --resume")
-    # Convolutions on CUDA would take TF32.
-    torch.backends.cudnn.allow_tf32 = False
+    whole_float32()
     seen = (data.channels, data.height, data.width)
     if seen != (config.channels, config.height, config.width):
         raise UserError(

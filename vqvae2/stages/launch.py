@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
-from vqvae2 import distributed
+from vqvae2 import checkpoint, distributed
 from vqvae2.device import keep_freed_memory
 from vqvae2.errors import UserError
-from vqvae2.stages.common import option
+from vqvae2.stages.common import RunFolder, option
 from vqvae2.training import Interrupted
 from vqvae2.version import __version__
 
@@ -81,11 +82,16 @@ def _run(story: Callable[[list[str], str], None], argv: list[str], prog: str | N
 
 
 def _command(name: str, argv: list[str]) -> str:
-    """Write the command that goes on: a training is resumed, the other stages find what is there."""
-    if not name.startswith("train"):
-        return shlex.join(["python", name, *argv])
+    """Write the command that goes on: a training with a state is resumed, all else finds what is there."""
+    start = ["torchrun", "...", "--"] if distributed.announced() > 1 else ["python"]
+    run, level = option(argv, "run"), option(argv, "level")
+    if not name.startswith("train") or not run:
+        return shlex.join([*start, name, *argv])
+    folder = RunFolder(Path(run)).prior(level) if level else RunFolder(Path(run)).vqvae
+    if not checkpoint.has_state(folder / "state"):
+        return shlex.join([*start, name, *argv])
     kept = [part for flag in ("run", "level") if (value := option(argv, flag)) for part in (f"--{flag}", value)]
-    return shlex.join(["python", name, *kept, "--resume"])
+    return shlex.join([*start, name, *kept, "--resume"])
 
 
 @contextlib.contextmanager

@@ -134,10 +134,15 @@ class PriorTask:
         self.prior.save_pretrained(folder, self.origin)
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"codes": self.store.fingerprint}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        if state.get("codes", self.store.fingerprint) != self.store.fingerprint:
+            raise UserError(
+                "this training began with other codes than the run holds now",
+                f"--level {self.prior.config.level}",
+                "Start again with --overwrite",
+            )
 
     def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         codes = [level.to(self.device) for level in batch["codes"][: self.index + 1]]
