@@ -22,6 +22,7 @@ from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.data import DataConfig, from_unit, open_data
 from vqvae2.errors import UserError
+from vqvae2.presets import PRESETS
 from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -258,6 +259,11 @@ def test_the_entry_point_names_its_stages(call, refused):
     assert all(stage in call(vqvae2, "--help").out for stage in STAGES)
     assert "train-vqvae" in refused(vqvae2, "trian-vqvae")
     assert "train-vqvae" in refused(vqvae2)
+
+
+def test_the_help_names_every_preset(call):
+    told = call(train_vqvae.main, "--help").out
+    assert all(name in told for name in PRESETS)
 
 
 @pytest.mark.parametrize("kind", ["ctrl-c", "whole group"])

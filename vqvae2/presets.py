@@ -134,7 +134,7 @@ PRESETS: dict[str, Preset] = {
         size="64x64",
     ),
     "imagenet256": Preset(
-        source="Razavi et al. 2019, tables 1 and 3 (arXiv 1906.00446); rate as in reimplementations, steps unverified",
+        source="Razavi et al. 2019 (arXiv 1906.00446); rate as in reimplementations, steps unverified",
         vqvae=_PAPER,
         vqvae_training=TrainingConfig(
             batch_size=128,
@@ -156,7 +156,7 @@ PRESETS: dict[str, Preset] = {
         fit="cover",
     ),
     "ffhq1024": Preset(
-        source="Razavi et al. 2019, tables 1 and 3 (arXiv 1906.00446), three levels; most figures of FFHQ unverified",
+        source="Razavi et al. 2019 (arXiv 1906.00446), three levels; most figures of FFHQ unverified",
         vqvae=replace(
             _PAPER,
             height=1024,

@@ -17,7 +17,8 @@ class DataConfig(SliceConfig):
     """Where the images are and how they are read; raises UserError for a value that cannot be meant."""
 
     data: str = "phantom"
-    """A folder of images, `phantom` (drawn brain slices), or `torchvision:` CIFAR10, MNIST, FashionMNIST."""
+    """A folder of images or of NIfTI volumes, a BIDS tree, `phantom` (drawn brain slices), or `torchvision:` CIFAR10,
+    MNIST, FashionMNIST."""
 
     size: str | None = None
     """Height and width in pixels, as HxW; default: the images' own, which must then be all equal."""
@@ -37,10 +38,12 @@ class DataConfig(SliceConfig):
     """What the names of the volumes end with that are taken from a BIDS tree."""
 
     labels: str | None = None
-    """Labels, as FILE.csv:COLUMN[,COLUMN]; the column `file` holds paths relative to the data, or names."""
+    """Labels, as FILE:COLUMN[,COLUMN], a CSV or TSV here or in the data; its column `file` holds paths relative to the
+    data, or names, or its column `subject` (`participant_id`, `ID`, ...) the people."""
 
     bins: tuple[str, ...] = ()
-    """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles."""
+    """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles where there
+    are more than 20 different values."""
 
     subject_pattern: str | None = None
     """Regular expression for paths relative to the data; its group 1, or the whole match, is the subject."""

@@ -1,10 +1,10 @@
 """NIfTI volumes to slices: reoriented, scaled, clipped, cut, and kept in a cache.
 
 A volume is brought to RAS+ (first axis to the right, second to the front, third upwards), as nibabel's
-``as_closest_canonical`` does it, with the header's slope and intercept applied. Slices lie as one looks at a standing
-person from the front, from above or from the left: axial ones with the front of the head at the top and the right side
-at the right, coronal ones with the crown at the top and the right side at the right, sagittal ones with the crown at
-the top and the face at the right.
+``as_closest_canonical`` does it, with the header's slope and intercept applied. Slices are in neurological
+convention, as one looks at a standing person from above (axial: the front of the head at the top), from behind
+(coronal: the crown at the top), both with the person's right at the image's right, or from the right (sagittal: the
+crown at the top, the face at the right).
 
 Shapes: X x Y x Z voxels in RAS+, H x W pixels of a slice.
 """
@@ -122,7 +122,7 @@ def cut_all(paths: Sequence[Path], config: SliceConfig) -> Iterator[tuple[int, C
     try:
         import nibabel  # noqa: F401 - an extra, imported where it is needed
     except ImportError:
-        raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install 'vqvae2[medical]'") from None
+        raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install nibabel") from None
     return read_all(paths, lambda path: _cached(path, config), "cutting volumes", min(8, os.cpu_count() or 1))
 
 

@@ -49,7 +49,8 @@ class Arguments:
     sharpening: Flat[SharpeningConfig] = field(default_factory=SharpeningConfig)
     compute: Flat[Compute] = field(default_factory=Compute)
     preset: str = "default"
-    """Settings by name; given here once, and kept for the later stages."""
+    """Settings by name: default, brain128, demo, imagenet256, ffhq1024 or cifar10; later stages find it in the run
+    folder."""
     config: Path | None = None
     """JSON file with settings by name, for those that one flag cannot say; flags override it."""
     compile: CompileChoice = "auto"
