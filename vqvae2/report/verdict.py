@@ -88,8 +88,8 @@ def _privacy(report: Report) -> Iterator[str]:
     if found:
         copies = found["copies"] + found["mirrored_copies"]
         yield (
-            f"Memorisation: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image as "
-            f"held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
+            f"Memorisation: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image "
+            f"as held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
             f"{copies or 'none'} of {found['count']} looks like a copy."
         )
 
