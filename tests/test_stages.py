@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from pictures import ten
+from pictures import picture, save, ten
 from PIL import Image
 from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, contents, stats
 
@@ -21,9 +21,10 @@ from vqvae2 import VQVAE, CodeStore, checkpoint, files, sampling
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
 from vqvae2.data import DataConfig, from_unit, open_data
+from vqvae2.data.splits import assign
 from vqvae2.errors import UserError
 from vqvae2.presets import PRESETS
-from vqvae2.stages import extract_codes, sample, train_prior, train_vqvae
+from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -164,7 +165,9 @@ def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run,
     ended = call(train_vqvae.main, "--run", tmp_path / "new", *VQVAE_FLAGS, "--dry-run")
     assert ended.code == 0
     written = sorted(contents(tmp_path / "new"))
-    assert written == [f"data-report/{name}" for name in ("contact-sheet.png", "data-report.json", "report.txt")]
+    assert written == [
+        f"data-report/{name}" for name in ("contact-sheet.png", "data-report.json", "report.txt", "subjects.csv")
+    ]
     for told in (
         "train            44",
         "32 x 32",
@@ -204,6 +207,33 @@ def test_the_data_report_is_kept_with_the_run_and_never_read_as_data(run, tmp_pa
     data = open_data(DataConfig(data=str(folder)))
     assert sum(map(len, data.splits.values())) == 30
     assert ("a data report, not data") in dict(data.skipped).values()
+
+
+def test_nobody_moves_to_another_split_between_two_stages(tmp_path, call, refused):
+    def people(count: int) -> list[str]:
+        return [f"p{i}" for i in range(count)]
+
+    before = dict(zip(people(6), assign(people(6), [None] * 6, 0), strict=True))
+    # A new one takes the place of somebody who had filled a split that was empty.
+    newcomers = (f"q{i}" for i in range(1000))
+    new = next(q for q in newcomers if assign([*people(6), q], [None] * 7, 0)[:6] != list(before.values()))
+    folder = tmp_path / "data"
+    for who in people(6):
+        for k in range(2):
+            save(folder / f"{who}_{k}.png", picture(7 * int(who[1:]) + k, (32, 32)))
+    flags = list(VQVAE_FLAGS)
+    flags[flags.index("--data") + 1] = str(folder)
+    run = tmp_path / "run"
+    assert call(train_vqvae.main, "--run", run, *flags).code == 0
+    save(folder / f"{new}_0.png", picture(1, (32, 32)))
+    moved = "subjects are in another split than when the VQ-VAE was trained"
+    assert moved in refused(extract_codes.main, "--run", run, "--allow-collapse")
+    assert moved in refused(train_vqvae.main, "--run", run, "--resume", "--max-steps", 9)
+    assert moved in refused(evaluate.main, "--run", run)
+    (folder / f"{new}_0.png").unlink()
+    stays = next(q for q in newcomers if assign([*people(6), q], [None] * 7, 0)[:6] == list(before.values()))
+    save(folder / f"{stays}_0.png", picture(1, (32, 32)))
+    assert call(extract_codes.main, "--run", run, "--allow-collapse").code == 0
 
 
 def test_a_set_whose_writing_breaks_off_is_gone_on_with(run, call, refused, monkeypatch):

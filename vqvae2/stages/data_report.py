@@ -1,17 +1,22 @@
-"""The data report as files: what a training was given, in words, in JSON and as a sheet of images."""
+"""The data report as files: what a training was given, in words, in JSON, as a sheet of images, and who was where."""
 
+import csv
+import io
+from collections import Counter
 from pathlib import Path
 
 from vqvae2 import files
 from vqvae2.data import ImageData
 from vqvae2.data.layout import DATA_REPORT
+from vqvae2.errors import UserError
 from vqvae2.version import __version__
 
-__all__ = ["write_data_report"]
+__all__ = ["check_subjects", "write_data_report"]
+_SUBJECTS = "subjects.csv"
 
 
 def write_data_report(data: ImageData, folder: Path) -> None:
-    """Write ``report.txt``, ``data-report.json`` and ``contact-sheet.png`` into a folder, made if absent.
+    """Write ``report.txt``, ``data-report.json``, ``subjects.csv`` and ``contact-sheet.png`` into a folder.
 
     Raises:
         UserError: the folder cannot be written.
@@ -42,6 +47,40 @@ def write_data_report(data: ImageData, folder: Path) -> None:
         "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
     }
     files.write_json(folder / DATA_REPORT, record)  # first: it keeps the sheet from being taken for data
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["subject", "split", "images"])
+    for split, images in data.splits.items():
+        writer.writerows([subject, split, count] for subject, count in sorted(Counter(images.subjects).items()))
+    files.write_atomic(folder / _SUBJECTS, table.getvalue().encode("utf-8", "surrogatepass"))
     save(contact_sheet(data.splits), folder / "contact-sheet.png")
     files.write_atomic(folder / "report.txt", (data.report() + "\n").encode())
-    print(f"wrote {folder}/contact-sheet.png, report.txt and {DATA_REPORT}")
+    print(f"wrote {folder}/contact-sheet.png, report.txt, {_SUBJECTS} and {DATA_REPORT}")
+
+
+def check_subjects(data: ImageData, folder: Path) -> None:
+    """Compare splits with those that a training began with; new people may have come, but nobody may have moved.
+
+    Args:
+        data: of the run, read again.
+        folder: of the run's data report.
+
+    Raises:
+        UserError: somebody is in another split now.
+    """
+    path = folder / _SUBJECTS
+    if not path.is_file():  # of a run of an earlier version
+        return
+    with files.told_as("cannot read who was trained on", path):
+        text = path.read_bytes().decode("utf-8", "surrogatepass")
+    before = {row["subject"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+    now = {subject: split for split, images in data.splits.items() for subject in images.subjects}
+    moved = sorted(subject for subject, split in now.items() if before.get(subject, split) != split)
+    if moved:
+        one = moved[0]
+        raise UserError(
+            f"{len(moved):,} subjects are in another split than when the VQ-VAE was trained, such as {one}: "
+            f"{now[one]}, then {before[one]}",
+            data.name,
+            "Give the data that it was trained on, or train it again",
+        )

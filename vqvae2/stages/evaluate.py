@@ -25,7 +25,7 @@ from vqvae2.sampling import label_rows, sharpness_by_level
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, parse
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample import describe, draw, write_samples
+from vqvae2.stages.sample import check_out, describe, draw, write_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -311,6 +311,7 @@ def _samples(
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     """Draw samples of the models' own distribution into the run folder."""
+    distributed.on_main(lambda: check_out(run.path / "samples"))
     priors = [models.priors[level] for level in models.vqvae.levels]
     num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
     print(f"there are no samples of these models in {run.path}/samples: drawing {num}")

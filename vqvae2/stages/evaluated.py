@@ -16,6 +16,7 @@ from vqvae2.data.decoding import digest_of
 from vqvae2.errors import UserError
 from vqvae2.presets import PRESETS
 from vqvae2.stages.common import RunFolder, merged
+from vqvae2.stages.data_report import check_subjects
 from vqvae2.stages.vqvae_tasks import SharpeningConfig
 
 __all__ = ["Evaluated", "commands", "open_evaluated"]
@@ -85,6 +86,7 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
         config = replace(config, data=data or config.data)
         wanted = None if split == "all" else sorted({"train", *(("val", "test") if split is None else (split,))})
         read = open_data(config, wanted, like)
+        check_subjects(read, run.data_report)
         train = read.splits.get("train")
         images, name = _choose(read, split)
         return Evaluated(images, name, config.data, True, like, train)

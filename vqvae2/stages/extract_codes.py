@@ -22,6 +22,7 @@ from vqvae2.device import autocast, whole_float32
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
 from vqvae2.stages.common import Compute, RunFolder, locked, merged, option, parse
+from vqvae2.stages.data_report import check_subjects
 from vqvae2.stages.launch import run_stage
 from vqvae2.vqvae import VQVAE
 
@@ -90,6 +91,7 @@ def _extract(run: RunFolder, record: dict[str, Any], arguments: Arguments, devic
             data.name,
             "Train the VQ-VAE again on this data",
         )
+    check_subjects(data, run.data_report)
     print(data.report())
     if arguments.dry_run:
         total = _count(data, arguments)

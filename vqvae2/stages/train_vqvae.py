@@ -29,7 +29,7 @@ from vqvae2.stages.common import (
     tell_outcome,
     with_config_file,
 )
-from vqvae2.stages.data_report import write_data_report
+from vqvae2.stages.data_report import check_subjects, write_data_report
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
 from vqvae2.training import Outcome, TrainingConfig, fit
@@ -130,6 +130,7 @@ def _work(
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
     if arguments.resume:
         check_resumed(run.read()["train_vqvae"]["model"], config, run)
+        check_subjects(data, run.data_report)
     else:
         distributed.on_main(lambda: write_data_report(data, run.data_report))
     run.write(
