@@ -50,7 +50,7 @@ def main() -> int:
     )
     volumes = []
     for path in sorted(p for p in arguments.nifti.iterdir() if is_volume(p.name)) if arguments.nifti else ():
-        voxels, sizes = read_canonical(path)
+        voxels, sizes, _ = read_canonical(path)
         own = nibabel.as_closest_canonical(nibabel.load(path))
         same = np.array_equal(voxels, own.get_fdata(dtype=np.float32)) and np.allclose(
             sizes, own.header.get_zooms()[:3]

@@ -56,6 +56,13 @@ def test_adni_is_recognised_with_patients_diagnoses_and_a_val_of_its_own(tmp_pat
         ([f"{k}/{i}.png" for k in range(10) for i in range(2)], "class folders", set("0123456789"), None),
         ([f"{k}/{i}.png" for k in NUMBERS for i in (1, 2)], "a folder for each subject", None, NUMBERS),
         (["sub-01/s1.png", "sub-02/s1.png"], "a folder for each subject", None, {"sub-01", "sub-02"}),
+        (
+            ["CDR0/a1_1.png", "CDR05/b1_1.png", "CDR1/c1_1.png"],
+            "class folders",
+            {"CDR0", "CDR05", "CDR1"},
+            {"a1", "b1", "c1"},
+        ),
+        (["grade1/a1_1.png", "grade2/b1_1.png"], "class folders", {"grade1", "grade2"}, {"a1", "b1"}),
         (["ad/p1/1.png", "ad/p2/1.png", "nc/p3/1.png"], "class folders", {"ad", "nc"}, {"p1", "p2", "p3"}),
         (
             ["train/anna/1.png", "train/ben/1.png", "val/carl/1.png"],
@@ -157,7 +164,8 @@ def trees(draw: st.DrawFn) -> dict[str, tuple[str, str, str]]:
     """Draw a tree of images of several people: its file names, each with split, class and subject ("" for none)."""
     by_split, by_class = draw(st.booleans()), draw(st.booleans())
     above = draw(st.sampled_from(["", "images", "étude 1/axial"]))
-    name = draw(st.sampled_from(["{}_{}.png", "{} slice {}.JPEG", "{}_z{}.tif", "{}-img-{}.webp"]))
+    names = ["{}_{}.png", "{} slice {}.JPEG", "{}_z{}.tif", "{}-img-{}.webp", "{}_T1_{}.png", "{}_ses-2_z{}.png"]
+    name = draw(st.sampled_from([*names, "{}_V2_FLAIR_slice_{}.png", "{}/{}.png", "{}/scan 1/slice_{:03d}.png"]))
     people = draw(st.lists(st.integers(0, 9999), min_size=2, max_size=12, unique=True))
     tree = {}
     for place, person in enumerate(people):

@@ -47,9 +47,21 @@ ORIENTATIONS = ["".join(codes) for pairs in product("RL", "AP", "SI") for codes 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_every_orientation_is_read_as_ras(tmp_path, codes):
-    voxels, sizes = read_canonical(store(tmp_path / "a.nii", head(), codes))
+    voxels, sizes, _ = read_canonical(store(tmp_path / "a.nii", head(), codes))
     np.testing.assert_array_equal(voxels, head())
     assert sizes == pytest.approx(SIZES)
+
+
+def test_a_header_that_does_not_say_how_the_volume_lies_is_told(tmp_path):
+    for i in range(6):
+        path = store(tmp_path / "data" / f"p{i}.nii.gz", head(i))
+        if i < 2:
+            image = nib.load(path)
+            image.header["sform_code"] = image.header["qform_code"] = 0
+            plain = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+            nib.save(plain, path)
+    notes = open_data(DataConfig(data=str(tmp_path / "data"))).notes
+    assert any(note.startswith("2 volumes do not say how they lie, such as p0.nii.gz") for note in notes)
 
 
 def test_slope_and_intercept_are_applied(tmp_path):
@@ -60,7 +72,7 @@ def test_slope_and_intercept_are_applied(tmp_path):
     raw = nib.load(path)
     assert float(raw.dataobj.slope) == 2.5, "the file holds a slope, or this test shows nothing"
     stored = np.asarray(raw.dataobj.get_unscaled())
-    voxels, _ = read_canonical(path)
+    voxels, _, _ = read_canonical(path)
     np.testing.assert_allclose(voxels, stored * 2.5 - 100, rtol=1e-6)
 
 

@@ -258,7 +258,10 @@ def _look_like_people(names: set[str]) -> bool:
     """Whether names are numbered as people are: padded with zeros, more than 20, or several of each stem."""
     if not all(re.search(r"\d", name) for name in names):
         return False
-    if len(names) > 20 or any(re.search(r"(?<!\d)0\d", name) for name in names):
+    if len(names) > 20:
         return True
+    padded = any(re.search(r"(?<!\d)0\d", name) for name in names)
     stems = Counter(re.sub(r"\d+", "", name).strip("_-. ").lower() for name in names)
-    return not any(stem in _CLASS_STEMS or count == 1 for stem, count in stems.items())
+    if stems.keys() <= _CLASS_STEMS:
+        return padded and set(stems) == {""}
+    return padded or min(stems.values()) > 1

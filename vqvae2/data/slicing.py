@@ -39,6 +39,7 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
     pictures: list[Picture] = []
     held = PixelStore()
     keys, rows, empty = [], [], 0
+    unoriented: list[str] = []
     spacings: Counter[tuple[float, float]] = Counter()
     skipped = list(layout.skipped)
     for index, found in cut_all(layout.paths, config):
@@ -47,6 +48,7 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
             continue
         stem = layout.keys[index] if stems[index] in shared else stems[index]
         empty += found.empty
+        unoriented += [] if found.oriented else [layout.keys[index]]
         spacings[tuple(round(size, 3) for size in found.spacing)] += 1  # type: ignore[index]
         for pixels, place in zip(found.pixels, found.places, strict=True):
             size = (pixels.shape[0], pixels.shape[1])
@@ -65,6 +67,11 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         notes.append("pixels are not square in some volumes; --spacing resamples them")
     elif len(spacings) > 1:
         notes.append("pixels differ in size between volumes; --spacing resamples them")
+    if unoriented:
+        notes.append(
+            f"{len(unoriented):,} volumes do not say how they lie, such as {unoriented[0]}; their axes are taken to "
+            "run to the left, to the front and upwards (LAS), as nibabel does"
+        )
     if empty:
         notes.append(f"{empty:,} slices left out: less than {config.min_foreground:g} of them is foreground")
     classes = None if layout.classes is None else [layout.classes[i] for i in rows]

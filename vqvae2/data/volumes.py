@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from vqvae2.files import make_folder, write_atomic
 
 SUFFIXES = (".nii", ".nii.gz")
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _END = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(mm|%)\s*")
 
@@ -99,6 +99,7 @@ class Cut:
         spacing: mm of a pixel, down and across.
         empty: how many slices were left out for want of foreground.
         range: the volume's values that became 0 and 255.
+        oriented: whether the header states how the volume lies.
     """
 
     pixels: Slices
@@ -106,6 +107,21 @@ class Cut:
     spacing: tuple[float, float]
     empty: int
     range: tuple[float, float]
+    oriented: bool = True
+
+
+class Canonical(NamedTuple):
+    """A volume in RAS+.
+
+    Attributes:
+        voxels: (X, Y, Z) float32.
+        sizes: of a voxel along each axis, in mm.
+        oriented: whether the header states how the volume lies; else nibabel's assumption, LAS, is taken.
+    """
+
+    voxels: NDArray[np.float32]
+    sizes: tuple[float, float, float]
+    oriented: bool
 
 
 def is_volume(name: str) -> bool:
@@ -141,12 +157,17 @@ def _cached(path: Path, config: SliceConfig) -> Cut:
         with np.load(kept, allow_pickle=False) as stored:
             record = json.loads(str(stored["record"]))
             return Cut(
-                stored["pixels"], record["places"], tuple(record["spacing"]), record["empty"], tuple(record["range"])
+                stored["pixels"],
+                record["places"],
+                tuple(record["spacing"]),
+                record["empty"],
+                tuple(record["range"]),
+                record["oriented"],
             )
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):  # absent, or cut short
         pass
     found = cut(path, config)
-    record = {"places": found.places, "spacing": found.spacing, "empty": found.empty, "range": found.range}
+    record = {name: getattr(found, name) for name in ("places", "spacing", "empty", "range", "oriented")}
     try:
         make_folder(kept.parent)
         write_atomic(kept, lambda file: np.savez(file, pixels=found.pixels, record=json.dumps(record)))
@@ -161,7 +182,7 @@ def cut(path: Path, config: SliceConfig) -> Cut:
     Raises:
         UnreadableError: with the reason.
     """
-    voxels, sizes = read_canonical(path)
+    voxels, sizes, oriented = read_canonical(path)
     low, high = (float(v) for v in np.percentile(voxels, (config.clip_low, config.clip_high)))
     if not low < high:
         raise UnreadableError("constant between the clipping percentiles")
@@ -180,14 +201,11 @@ def cut(path: Path, config: SliceConfig) -> Cut:
     if not kept:
         raise UnreadableError(f"all {len(places)} slices have less foreground than {config.min_foreground:g}")
     pixels = np.rint(slices[kept] * 255).astype(np.uint8)
-    return Cut(pixels, [places[i] for i in kept], spacing, len(places) - len(kept), (low, high))
+    return Cut(pixels, [places[i] for i in kept], spacing, len(places) - len(kept), (low, high), oriented)
 
 
-def read_canonical(path: Path) -> tuple[NDArray[np.float32], tuple[float, float, float]]:
+def read_canonical(path: Path) -> Canonical:
     """Read a NIfTI volume in RAS+, slope and intercept applied.
-
-    Returns:
-        ``(voxels, sizes)``: (X, Y, Z) float32, and the size of a voxel along each axis in mm.
 
     Raises:
         UnreadableError: with the reason.
@@ -209,6 +227,7 @@ def read_canonical(path: Path) -> tuple[NDArray[np.float32], tuple[float, float,
             raise UnreadableError("the header's orientation is not usable")
         if None in aff2axcodes(image.affine):
             raise UnreadableError("the header leaves an axis without a direction")
+        oriented = any(int(image.header[code]) for code in ("sform_code", "qform_code"))
         image = nibabel.as_closest_canonical(image)
         voxels = np.asarray(image.dataobj, dtype=np.float32)
         sizes = tuple(float(size) for size in np.linalg.norm(image.affine[:3, :3], axis=0))
@@ -219,7 +238,7 @@ def read_canonical(path: Path) -> tuple[NDArray[np.float32], tuple[float, float,
         raise UnreadableError(f"no readable NIfTI volume ({reason[:160]})") from None
     if not np.isfinite(voxels).all():
         raise UnreadableError("holds values that are not finite")
-    return voxels, (sizes[0], sizes[1], sizes[2])
+    return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), oriented)
 
 
 def _places(count: int, size: float, config: SliceConfig) -> list[int]:
