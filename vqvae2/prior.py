@@ -89,9 +89,10 @@ class PriorConfig:
     """Share of the labels that training hides, so that sampling without a label is defined, in [0, 1]."""
 
     position_logits: bool = True
-    """Start from the log-frequency of each code at each position (the position-wise unigram), a fixed table."""
+    """Start from the log-frequency of each code at each position (the position-wise unigram), a fixed table; --no-...
+    starts from nothing."""
     codebook_embeddings: bool = True
-    """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs."""
+    """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs; --no-... from noise."""
     recompute: bool = False
     """Activation checkpointing: training keeps each layer's input alone and computes the rest twice, in less memory."""
 

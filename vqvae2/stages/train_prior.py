@@ -45,7 +45,8 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the prior of one level."""
+    """Train the prior of one level. Defaults are those of the run's preset: --help shows them where --run and --level
+    are given with it."""
 
     run: Path
     """Run folder with extracted codes."""
