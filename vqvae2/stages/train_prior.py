@@ -1,4 +1,7 @@
-"""Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step)."""
+"""Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step).
+
+Defaults are those of the run's preset; --help shows them where --run and --level are given with it.
+"""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,8 +48,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the prior of one level. Defaults are those of the run's preset: --help shows them where --run and --level
-    are given with it."""
+    """Train the prior of one level."""
 
     run: Path
     """Run folder with extracted codes."""
