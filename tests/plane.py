@@ -47,6 +47,7 @@ class Plane:
     """
 
     unit = "points_per_second"
+    rate_flag, restarts = "--learning-rate", False
     score = "selection/loss"
 
     def __init__(

@@ -189,5 +189,6 @@ def test_a_class_alone_is_enough_where_there_is_one_attribute():
     ages = (("age", ("<60", ">=60", "a, b")),)
     for text in (">=60", "<60", "a, b"):
         assert parse_labels((text,), ages) == {"age": text}
-    with pytest.raises(UserError, match=r"which attribute is meant.*sex, age"):
-        parse_labels(("F",), (("sex", ("F",)), *ages))
+    for text in ("F", ">=60", "sex"):
+        with pytest.raises(UserError, match=r"which attribute is meant.*sex, age"):
+            parse_labels((text,), (("sex", ("F",)), *ages))

@@ -293,6 +293,18 @@ def test_names_that_repeat_their_class_tell_no_person(tmp_path):
         assert any(f"{len(names)} of {len(names)} images count each as a subject" in note for note in data.notes)
 
 
+def test_two_forms_of_a_class_s_name_tell_no_person_either(tmp_path):
+    names = [
+        f"{part}/{kind}/{part[:2]}-{kind[:2]}{part[:2] * (k < 10)}_{k:04d}.jpg"
+        for part in ("Training", "Testing")
+        for kind in ("glioma", "notumor")
+        for k in range(30)
+    ]
+    layout = read_layout(write(tmp_path, names))
+    assert set(layout.classes) == {"glioma", "notumor"}
+    assert len(set(layout.subjects)) == len(names)
+
+
 def test_imagenet_folders_are_classes_of_independent_images(tmp_path):
     names = [f"train/n{k:08d}/n{k:08d}_{i}.JPEG" for k in range(25) for i in range(4)]
     layout = read_layout(write(tmp_path, names))
@@ -407,6 +419,17 @@ def test_a_row_is_given_by_name_alone_only_where_nothing_else_has_that_name(tmp_
         "p1/001x.png": "F",
         "p2/002x.png": "M",
     }
+
+
+def test_a_table_made_elsewhere_joins_by_names_that_only_one_image_has(tmp_path):
+    names = [f"slices/scan{i:03d}.png" for i in range(12)]
+    rows = "".join(f"/home/x/orig/{name[7:]},q{i // 3}\n" for i, name in enumerate(names))
+    table(write(tmp_path, names) / "slices.csv", f"file,subject\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path)))
+    assert {who for part in data.splits.values() for who in part.subjects} == {"q0", "q1", "q2", "q3"}
+    table(tmp_path / "slices.csv", "file,subject\nscan000.png,q0\nscan001.png,q0\n")
+    notes = open_data(DataConfig(data=str(tmp_path))).notes
+    assert any("10 of 12 images have no subject in slices.csv" in note for note in notes)
 
 
 def test_rows_that_contradict_each_other_count_as_missing(tmp_path):

@@ -209,6 +209,15 @@ def test_the_data_report_is_kept_with_the_run_and_never_read_as_data(run, tmp_pa
     assert ("a data report, not data") in dict(data.skipped).values()
 
 
+def test_a_dry_run_leaves_the_report_of_a_training_that_has_only_a_state(tmp_path, call):
+    run = tmp_path / "run"
+    assert call(train_vqvae.main, "--run", run, *VQVAE_FLAGS).code == 0
+    (run / "vqvae" / "model.safetensors").unlink()
+    before = contents(run)
+    assert call(train_vqvae.main, "--run", run, *VQVAE_FLAGS, "--split-seed", 5, "--dry-run").code == 0
+    assert contents(run) == before
+
+
 def test_nobody_moves_to_another_split_between_two_stages(tmp_path, call, refused):
     def people(count: int) -> list[str]:
         return [f"p{i}" for i in range(count)]

@@ -1,6 +1,7 @@
 """The loop on a toy: what is learned, when it ends, what is kept and what is told."""
 
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -214,6 +215,25 @@ def test_states_are_saved_between_evaluations_and_change_nothing(tmp_path):
     assert seen[1:4] == [1, 2, 2]
     assert torch.equal(often.model.weight, seldom.model.weight)
     assert stats(tmp_path / "often") == stats(tmp_path / "seldom")
+
+
+def test_an_error_leaves_no_loading_process_behind(tmp_path):
+    """They ignore the signals that end a job, and an interpreter that ends waits for its children."""
+
+    def fail(call: int) -> None:
+        if call == 3:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(Plane(at_call=fail), tmp_path, num_workers=1)
+    assert multiprocessing.active_children() == []
+
+
+def test_before_the_first_state_of_a_part_that_restarts_nothing_is_lost(tmp_path):
+    task = Plane()
+    task.rate_flag, task.restarts, task.factor = "--sharpen-learning-rate", True, math.inf
+    with pytest.raises(UserError, match=r"lower --sharpen-learning-rate, and --resume\.$"):
+        train(task, tmp_path, replace(SHORT, log_every=1))
 
 
 def test_a_training_that_patience_ended_stays_ended_when_it_is_resumed(tmp_path):

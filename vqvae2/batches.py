@@ -1,7 +1,7 @@
 """Batches without end: each epoch in an order of its own, from any batch on."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class _ByEpoch(Dataset[dict[str, Any]]):
 
 def load_batches(
     dataset: Any, batch_size: int, seed: int, start: int, device: torch.device, num_workers: int = 0
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Load batches without end and move them to a device.
 
     Args:

@@ -37,6 +37,10 @@ class Task(Protocol):
 
     unit: str
     """What a batch is counted in, for the throughput: ``images_per_second``."""
+    rate_flag: str
+    """The flag of its learning rate, for messages."""
+    restarts: bool
+    """Whether --resume begins it anew where it has no state yet."""
     score: str
     """The figure of `validate` that is to become small; empty where none tells good from bad: the latest is kept."""
 
@@ -241,6 +245,7 @@ class _Run:
                     if self._agree(interrupted()):
                         self._stop()
         finally:
+            batches.close()  # ends the loading processes, which would be waited for otherwise after an error
             bar.close()
             if self.logbook is not None:
                 self.logbook.close()
@@ -328,12 +333,12 @@ class _Run:
     def _refuse_non_finite(self, name: str, value: float) -> None:
         if math.isfinite(value):
             return
-        kept = checkpoint.has_state(self.folder / "state")
+        kept = self.task.restarts or checkpoint.has_state(self.folder / "state")
         narrow = " or --precision fp32" if self.precision != torch.float32 else ""
         raise UserError(
             f"{name} is {value} at step {self.step}, most likely since the steps were too large",
             self.folder,
-            f"{'The last good state is kept; g' if kept else 'G'}ive a lower --learning-rate{narrow}, and "
+            f"{'The last good state is kept; g' if kept else 'G'}ive a lower {self.task.rate_flag}{narrow}, and "
             f"{'--resume' if kept else 'start again'}",
         )
 

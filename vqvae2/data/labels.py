@@ -61,8 +61,9 @@ class Table:
         """Find the row of each image.
 
         In a table of files it is the one with its path, or, where no row has just that, the only one whose path ends
-        alike, if that fits no other image. In a table of subjects it is that of the image's subject; a prefix ``sub-``
-        and what follows a cohort's own identifier do not matter.
+        alike, or has its name where that is the name of one image alone, if that fits no other image. In a table of
+        subjects it is that of the image's subject; a prefix ``sub-`` and what follows a cohort's own identifier do not
+        matter.
 
         Args:
             keys: relative paths of the images.
@@ -104,22 +105,29 @@ def _person(name: str) -> str:
 
 def _files(keys: Sequence[str], rows: dict[str, Row]) -> list[str]:
     """The table's path for each image, "" for none."""
-    by_name: dict[str, list[str]] = {}
+    ends: dict[str, list[str]] = {}  # every end of a path -> the paths that end so
     for path in rows:
-        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+        for end in _ends(path):
+            ends.setdefault(end, []).append(path)
+    names = Counter(key.rsplit("/", 1)[-1] for key in keys)
     found = []
     for key in keys:
         if key in rows:
             found.append(key)
             continue
-        alike = [
-            path
-            for path in by_name.get(key.rsplit("/", 1)[-1], [])
-            if f"/{key}".endswith(f"/{path}") or f"/{path}".endswith(f"/{key}")
-        ]
+        alike = ends.get(key, []) + [end for end in _ends(key) if end in rows]
+        name = key.rsplit("/", 1)[-1]
+        if not alike and names[name] == 1:
+            alike = ends.get(name, [])
         found.append(alike[0] if len(alike) == 1 else "")
     fits = Counter(found)
     return [path if path == key or fits[path] == 1 else "" for path, key in zip(found, keys, strict=True)]
+
+
+def _ends(path: str) -> list[str]:
+    """What a path ends with, from its name to all but its first folder."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]
 
 
 @dataclass

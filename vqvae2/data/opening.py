@@ -210,8 +210,15 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
                 continue
             rows = table.match(layout.keys, subjects).rows
             named = [row[column] if row else "" for row in rows]
-            if not all(map(is_missing, named)):
-                told_by = table.path.name
+            known = sum(not is_missing(name) for name in named)
+            if known:
+                told_by = f"{table.path.name} and {told_by}" if known < len(named) else table.path.name
+            if known < len(named):
+                lacking = len(named) - known
+                layout.notes.append(
+                    f"{lacking:,} of {len(named):,} images have no subject in {table.path.name}; theirs is told by "
+                    f"{layout.told_by}"
+                )
             subjects = [old if is_missing(new) else new for new, old in zip(named, subjects, strict=True)]
     alone = sum(count == 1 for count in Counter(subjects).values())
     if alone > len(subjects) / 2 and config.subject_pattern is None:

@@ -76,8 +76,8 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
         classes, splits: of the same images.
 
     Returns:
-        Indices of the images whose class, in their split, has one guessed subject for several images, and that subject
-        is the class's own name or has no number.
+        Indices of the images whose class, in their split, has one guessed subject for several images (or several that
+        begin alike, as in ``Tr-glTr_0001.jpg``), and that subject is the class's own name or has no number.
     """
     groups: dict[tuple[str | None, str], list[int]] = defaultdict(list)
     for index, place in enumerate(zip(splits, classes, strict=True)):
@@ -85,8 +85,11 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
     found: list[int] = []
     for (_, name), rows in groups.items():
         guessed = {subjects[i] for i in rows}
-        one = next(iter(guessed))
-        if len(guessed) == 1 < len(rows) and (one.lower() == name.lower() or not re.search(r"\d", one)):
+        one = min(guessed, key=len)
+        alike = len(guessed) < len(rows) and all(guess.startswith(one) for guess in guessed)
+        if alike and (
+            (guessed == {one} and one.lower() == name.lower()) or not any(re.search(r"\d", g) for g in guessed)
+        ):
             found += rows
     return sorted(found)
 

@@ -175,11 +175,15 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     distributed.on_main(lambda: _prepare(folder, resume, overwrite))
 
 
+def is_trained(folder: Path) -> bool:
+    """Tell whether a folder holds a training: a model, or a state to go on from."""
+    return checkpoint.has_state(folder / "state") or (folder / "model.safetensors").exists()
+
+
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
-    trained = checkpoint.has_state(folder / "state") or (folder / "model.safetensors").exists()
-    if trained and not (resume or overwrite):
+    if is_trained(folder) and not (resume or overwrite):
         raise UserError("there is a training already", folder, "Add --resume to go on or --overwrite to start again")
     if overwrite:
         with files.told_as("cannot remove the earlier training", folder, "Give another --run"):
@@ -248,6 +252,7 @@ __all__ = [
     "RunFolder",
     "check_fingerprints",
     "check_resumed",
+    "is_trained",
     "locked",
     "memory_in_words",
     "merged",

@@ -116,7 +116,7 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, An
     path, lines = shlex.quote(str(run.path)), list[str]()
     if chosen is None:
         return lines
-    usual = {**asdict(DataConfig()), "size": chosen.size, "phantom_images": chosen.phantom_images}
+    usual = {**asdict(DataConfig()), "size": chosen.size, "fit": chosen.fit, "phantom_images": chosen.phantom_images}
     flags = [f"--data {shlex.quote(data['data'])} --preset {record['preset']}"]
     flags += _flags({name: value for name, value in data.items() if name != "data"}, usual)
     flags += _flags(record["train_vqvae"]["model"], asdict(chosen.vqvae), ("channels", "height", "width"))

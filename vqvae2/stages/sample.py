@@ -135,7 +135,7 @@ def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str,
         for part in parts:
             if isinstance(part, str):
                 name, equals, value = part.partition("=")
-                if not equals and len(known) != 1:
+                if len(known) != 1 and not (equals and name in known):
                     names = ", ".join(known) or "none"
                     raise UserError("which attribute is meant", f"--label {part}", f"Give ATTRIBUTE=CLASS of: {names}")
                 part = (name, value) if equals else (next(iter(known)), part)

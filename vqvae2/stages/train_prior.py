@@ -73,6 +73,7 @@ class PriorTask:
     """What `fit` trains in this stage."""
 
     unit = "images_per_second"
+    rate_flag, restarts = "--learning-rate", False
     score = "selection/nll"
 
     def __init__(self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from vqvae2.stages.common import (
     Compute,
     RunFolder,
     check_resumed,
+    is_trained,
     locked,
     memory_in_words,
     merged,
@@ -98,7 +99,8 @@ def _story(argv: list[str], prog: str) -> None:
     model = VQVAE(config)
     _describe(model, arguments.training, data.splits["train"])
     if arguments.dry_run:
-        if not checkpoint.has_model(run.vqvae):  # else the report is the one of that training
+        under_way = (run.vqvae / "stats.jsonl").exists()
+        if not (under_way or is_trained(run.vqvae)):  # else the report is the one of that training
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(arguments.training.describe_limit())
         return

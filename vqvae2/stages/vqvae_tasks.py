@@ -25,6 +25,7 @@ class VQVAETask:
     """What `fit` trains in this stage."""
 
     unit = "images_per_second"
+    rate_flag, restarts = "--learning-rate", False
     score = "selection/loss"
 
     def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
@@ -201,6 +202,7 @@ class SharpeningTask(VQVAETask):
         train: the training images, where they come changed.
     """
 
+    rate_flag, restarts = "--sharpen-learning-rate", True
     score = ""  # what it is after has no figure: the latest is kept
 
     def __init__(
