@@ -228,6 +228,21 @@ def test_resizing_by_a_whole_factor_is_nearly_the_mean_of_blocks():
     assert np.abs(fit(pixels, (16, 16), "resize")[1:-1, 1:-1] - means[1:-1, 1:-1]).max() <= 1
 
 
+def test_a_file_that_may_not_be_read_is_reported_and_passed_by(tmp_path, monkeypatch):
+    """As for a user who lacks the right; the superuser of a container may read everything."""
+    opened = Image.open
+
+    def refuse(path, **options):
+        if Path(path).name == "p3_0.png":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, **options)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    data = open_data(DataConfig(data=str(ten(tmp_path))))
+    assert ("p3_0.png", "Permission denied") in data.skipped
+    assert sum(map(len, data.splits.values())) == 9
+
+
 @pytest.mark.parametrize("shape", [(256, 256), (240, 256), (256, 240), (300, 128)])
 def test_shrinking_makes_large_images_fit_in_and_only_pads_small_ones(shape):
     fitted = fit(np.full(shape, 200, np.uint8), (128, 128), "shrink")
