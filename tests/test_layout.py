@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 
-from vqvae2.data import DataConfig, open_data
+from vqvae2.data import DataConfig, ImageData, open_data
 from vqvae2.data.layout import read_layout
 from vqvae2.data.splits import assign, overlap, unit_hash
 from vqvae2.data.subjects import guess_subjects
@@ -221,6 +221,12 @@ def test_the_hash_is_sha256_and_so_the_same_everywhere():
     assert unit_hash("0:IXI012-HH-1211") == 0x1936DE6275D0416C / 2**64
 
 
+def shared_subjects(data: ImageData) -> dict[str, set[str]]:
+    """The subjects of opened data that are in more than one split."""
+    held = [(who, split) for split, part in data.splits.items() for who in part.subjects]
+    return overlap(*zip(*held, strict=True))
+
+
 def test_ready_splits_stand_but_never_with_a_subject_in_two(tmp_path):
     names = ["train/a_1.png", "train/b_1.png", "train/c_1.png", "val/a_2.png", "val/d_1.png"]
     folder = str(write(tmp_path, names))
@@ -228,10 +234,7 @@ def test_ready_splits_stand_but_never_with_a_subject_in_two(tmp_path):
         open_data(DataConfig(data=folder))
     assert "\n" not in str(caught.value)
     anew = open_data(DataConfig(data=folder, layout="flat"))
-    assert (
-        overlap(*zip(*((who, split) for split, part in anew.splits.items() for who in part.subjects), strict=True))
-        == {}
-    )
+    assert shared_subjects(anew) == {}
     by_image = open_data(DataConfig(data=folder, subject_pattern=".+"))
     assert sorted(by_image.splits["val"].keys) == ["val/a_2.png", "val/d_1.png"]
 
@@ -271,22 +274,24 @@ def test_slices_of_a_person_stay_together_however_the_tree_is_named(tmp_path, na
     data = open_data(DataConfig(data=str(write(tmp_path, names))))
     people = {subject for part in data.splits.values() for subject in part.subjects}
     assert len(people) == 12
-    assert (
-        overlap(*zip(*((who, split) for split, part in data.splits.items() for who in part.subjects), strict=True))
-        == {}
-    )
-    for layout in ("classes",) if "/p" in names[0] else ():
-        assert len(set(read_layout(tmp_path, layout).subjects)) == 12
+    assert shared_subjects(data) == {}
+    if "/p" in names[0]:
+        assert len(set(read_layout(tmp_path, "classes").subjects)) == 12
+
+
+def brain_tumours(count: int, second_form: int) -> list[str]:
+    """Names as of a set whose files repeat part and class, the first few of a class in another form."""
+    return [
+        f"{part}/{kind}/{part[:2]}-{kind[:2]}{part[:2] * (k < second_form)}_{k:04d}.jpg"
+        for part in ("Training", "Testing")
+        for kind in ("glioma", "notumor")
+        for k in range(count)
+    ]
 
 
 def test_names_that_repeat_their_class_tell_no_person(tmp_path):
-    kaggle = [
-        f"{part}/{kind}/{part[:2]}-{kind[:2]}_{k:04d}.jpg"
-        for part in ("Training", "Testing")
-        for kind in ("glioma", "notumor")
-        for k in range(8)
-    ]
-    for names in ([f"{kind}/{kind}_{k:03d}.png" for kind in ("AD", "NC") for k in range(20)], kaggle):
+    repeated = [f"{kind}/{kind}_{k:03d}.png" for kind in ("AD", "NC") for k in range(20)]
+    for names in (repeated, brain_tumours(8, second_form=0)):
         folder = write(tmp_path / names[0][:2], names)
         data = open_data(DataConfig(data=str(folder)))
         assert set(data.splits["train"].labels[:, 0]) == {0, 1}, "a whole class has left the training"
@@ -294,12 +299,7 @@ def test_names_that_repeat_their_class_tell_no_person(tmp_path):
 
 
 def test_two_forms_of_a_class_s_name_tell_no_person_either(tmp_path):
-    names = [
-        f"{part}/{kind}/{part[:2]}-{kind[:2]}{part[:2] * (k < 10)}_{k:04d}.jpg"
-        for part in ("Training", "Testing")
-        for kind in ("glioma", "notumor")
-        for k in range(30)
-    ]
+    names = brain_tumours(30, second_form=10)
     layout = read_layout(write(tmp_path, names))
     assert set(layout.classes) == {"glioma", "notumor"}
     assert len(set(layout.subjects)) == len(names)

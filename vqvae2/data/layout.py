@@ -43,8 +43,7 @@ class Layout:
     splits: list[str | None]
     classes: list[str] | None
     subjects: list[str]
-    volumes: bool = False  # the files are volumes that are still to be cut
-    of_volumes: bool = False  # the files are volumes, or slices of them
+    volumes: bool = False  # the files are volumes, or slices of them
     told_by: str = "the names of the files"  # what says whom an image shows
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -167,7 +166,7 @@ def read_layout(folder: Path, wanted: LayoutChoice = "auto", suffix: str = "T1w"
         folders = [parts[1:] for parts in folders]
 
     subjects = guess_subjects(keys, volumes=cut)
-    layout = Layout(words, paths, keys, splits, None, subjects, volumes=cut, of_volumes=cut, skipped=skipped)
+    layout = Layout(words, paths, keys, splits, None, subjects, volumes=cut, skipped=skipped)
     kind = wanted if wanted in ("classes", "subjects", "flat") else "" if tree else _meaning(folders, splits, keys)
     if cut and not tree and wanted != "classes" and all(folders) and all(map(tells_kind_alone, subjects)):
         kind = "subjects"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
@@ -239,19 +238,18 @@ def _meaning(folders: list[tuple[str, ...]], splits: list[str | None], keys: lis
         return ""
     if all(map(_WORDNET.fullmatch, names)):  # ImageNet
         return "classes"
-    shown: dict[str, set[str]] = {}
+    people: dict[str, set[str]] = {}
     for parts, key in zip(folders, keys, strict=True):
-        shown.setdefault(parts[0], set()).add(known_subject(key.rsplit("/", 1)[-1]) or "")
-    if any(len(whom - {""}) > 1 for whom in shown.values()):  # several people in a folder, by a cohort's own names
+        if subject := known_subject(key.rsplit("/", 1)[-1]):
+            people.setdefault(parts[0], set()).add(subject)
+    if any(len(whom) > 1 for whom in people.values()):  # several people in a folder, by a cohort's own names
         return "classes"
     if _look_like_people(names):
         return "subjects"
-    by_split: dict[str, set[str]] = {}
-    for parts, split in zip(folders, splits, strict=True):
-        by_split.setdefault(split or "train", set()).add(parts[0])
+    training = {parts[0] for parts, split in zip(folders, splits, strict=True) if split in (None, "train")}
+    held_out = {parts[0] for parts, split in zip(folders, splits, strict=True) if split not in (None, "train")}
     # Classes of a held-out split are classes of the training split; subjects are not.
-    held_out = set().union(*(held for split, held in by_split.items() if split != "train"))
-    return "subjects" if held_out and not held_out & by_split.get("train", set()) else "classes"
+    return "subjects" if held_out and not held_out & training else "classes"
 
 
 def _look_like_people(names: set[str]) -> bool:

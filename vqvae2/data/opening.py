@@ -176,7 +176,7 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
     if not columns:
         return texts, subjects
     table = tables[-1]
-    found = table.match(layout.keys, subjects, people=layout.of_volumes)
+    found = table.match(layout.keys, subjects, people=layout.volumes)
     lacking = sum(row is None for row in found.rows)
     if lacking == len(found.rows):
         raise UserError(
@@ -206,7 +206,7 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
     else:
         for table in tables:
             column = table.subject_column
-            if column is None or table.file_column is None or layout.of_volumes:
+            if column is None or table.file_column is None or layout.volumes:
                 continue
             rows = table.match(layout.keys, subjects).rows
             named = [row[column] if row else "" for row in rows]

@@ -1,6 +1,7 @@
 """From a layout of volumes to one of slices."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,13 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
     if empty:
         notes.append(f"{empty:,} slices left out: less than {config.min_foreground:g} of them is foreground")
     classes = None if layout.classes is None else [layout.classes[i] for i in rows]
-    cut = Layout(
-        layout.words,
-        [layout.paths[i] for i in rows],
-        keys,
-        [layout.splits[i] for i in rows],
-        classes,
-        [layout.subjects[i] for i in rows],
-        of_volumes=True,
-        told_by=layout.told_by,
+    cut = replace(
+        layout,
+        paths=[layout.paths[i] for i in rows],
+        keys=keys,
+        splits=[layout.splits[i] for i in rows],
+        classes=classes,
+        subjects=[layout.subjects[i] for i in rows],
         skipped=skipped,
         notes=layout.notes + notes,
     )

@@ -107,7 +107,7 @@ class Cut:
     spacing: tuple[float, float]
     empty: int
     range: tuple[float, float]
-    oriented: bool = True
+    oriented: bool
 
 
 class Canonical(NamedTuple):

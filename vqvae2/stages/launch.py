@@ -85,13 +85,11 @@ def _command(name: str, argv: list[str]) -> str:
     """Write the command that goes on: a training with a state is resumed, all else finds what is there."""
     start = ["torchrun", "...", "--"] if distributed.announced() > 1 else ["python"]
     run, level = option(argv, "run"), option(argv, "level")
-    if not name.startswith("train") or not run:
-        return shlex.join([*start, name, *argv])
-    folder = RunFolder(Path(run)).prior(level) if level else RunFolder(Path(run)).vqvae
-    if not checkpoint.has_state(folder / "state"):
-        return shlex.join([*start, name, *argv])
-    kept = [part for flag in ("run", "level") if (value := option(argv, flag)) for part in (f"--{flag}", value)]
-    return shlex.join([*start, name, *kept, "--resume"])
+    if name.startswith("train") and run:
+        folder = RunFolder(Path(run)).prior(level) if level else RunFolder(Path(run)).vqvae
+        if checkpoint.has_state(folder / "state"):
+            argv = ["--run", run, *(["--level", level] if level else []), "--resume"]
+    return shlex.join([*start, name, *argv])
 
 
 @contextlib.contextmanager

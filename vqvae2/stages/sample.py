@@ -130,25 +130,27 @@ def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str,
     wanted: dict[str, str] = {}
     for text in given:
         # A class may hold commas and equals signs itself, as ">=60" does: the whole is looked up first.
-        whole = _told(text.strip(), known)
-        parts = [whole] if whole else [_told(part.strip(), known) or part.strip() for part in text.split(",")]
-        for part in parts:
-            if isinstance(part, str):
-                name, equals, value = part.partition("=")
-                if len(known) != 1 and not (equals and name in known):
-                    names = ", ".join(known) or "none"
-                    raise UserError("which attribute is meant", f"--label {part}", f"Give ATTRIBUTE=CLASS of: {names}")
-                part = (name, value) if equals else (next(iter(known)), part)
-            wanted[part[0]] = part[1]
+        for part in [text] if _known_label(text.strip(), known) else text.split(","):
+            name, value = _known_label(part.strip(), known) or _other_label(part.strip(), known)
+            wanted[name] = value
     return wanted
 
 
-def _told(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
+def _known_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
     """Attribute and class where the text names just these, CLASS alone where there is one attribute; else None."""
     if len(known) == 1 and text in next(iter(known.values())):
         return next(iter(known)), text
     name, _, value = text.partition("=")
     return (name, value) if value in known.get(name, ()) else None
+
+
+def _other_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str]:
+    """Attribute and class where the class is none of the attribute's, which is refused where classes are looked up."""
+    name, equals, value = text.partition("=")
+    if len(known) != 1 and not (equals and name in known):
+        names = ", ".join(known) or "none"
+        raise UserError("which attribute is meant", f"--label {text}", f"Give ATTRIBUTE=CLASS of: {names}")
+    return (name, value) if equals else (next(iter(known)), text)
 
 
 def describe(
