@@ -23,7 +23,7 @@ _SIGMA = 1.5
 _STRENGTHS = tuple(float(2**k) for k in range(-3, 13))
 
 
-def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
+def ssim(x: Tensor, y: Tensor, data_range: float = 2.0, weight: Tensor | None = None) -> Tensor:
     """Structural similarity with Wang's settings, differentiable.
 
     11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
@@ -35,6 +35,7 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
         x: (B, C, H, W), H and W >= 11.
         y: like x.
         data_range: largest minus smallest value that a pixel can take, > 0.
+        weight: (B, 1, H, W) weight of each pixel in the mean, >= 0; None: all alike.
 
     Returns:
         (B,) in [-1, 1]; 1 for equal images.
@@ -59,7 +60,12 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
         product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
         covariance, variances = mean_xy - product, mean_squares - squares
         similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-        return similarity.mean(dim=(1, 2, 3))
+        if weight is None:
+            return similarity.mean(dim=(1, 2, 3))
+        edge = _WINDOW // 2
+        inner = weight[..., edge:-edge, edge:-edge].to(dtype)
+        inner = inner / inner.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+        return (inner * similarity.mean(1, keepdim=True)).sum(dim=(1, 2, 3))
 
 
 @functools.cache

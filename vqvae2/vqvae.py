@@ -33,6 +33,10 @@ from vqvae2.stacks import Decoder, Encoder
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
 
 
+_BY_LEVEL = ("hidden_channels", "residual_channels", "num_residual_layers")
+_BRIGHT = -0.9  # 5 % of the range of images in [-1, 1]
+
+
 def level_names(count: int) -> tuple[str, ...]:
     """Name levels top first.
 
@@ -63,14 +67,14 @@ class VQVAEConfig:
     """Codebook size K of each level, top first."""
     embedding_dim: tuple[int, ...] = (64, 64)
     """Code dimension D of each level, top first."""
-    hidden_channels: int = 128
-    """Hidden units: channels of every stack."""
-    residual_channels: int = 64
-    """Residual units: channels inside a residual block."""
+    hidden_channels: int | tuple[int, ...] = 128
+    """Hidden units: channels of the stacks, one number for all levels or one for each, top first."""
+    residual_channels: int | tuple[int, ...] = 64
+    """Residual units: channels inside a residual block, likewise."""
     joint_channels: int = 0
-    """Channels of the decoded upper levels where they join a finer one; 0: hidden_channels."""
-    num_residual_layers: int = 2
-    """Residual blocks of each encoder and decoder."""
+    """Channels of the decoded upper levels where they join a finer one; 0: that level's hidden_channels."""
+    num_residual_layers: int | tuple[int, ...] = 2
+    """Residual blocks of each encoder and decoder, one number for all levels or one for each, top first."""
     num_fine_layers: int = 0
     """Residual blocks of the image's decoder before its last upsampling, which the paper does not have, >= 0."""
     commitment_cost: float = 0.25
@@ -93,6 +97,10 @@ class VQVAEConfig:
     """Weight of the mean absolute error, >= 0."""
     ssim_weight: float = 0.0
     """Weight of 1 - SSIM (Wang et al. 2004; as a loss: Zhao et al. 2016), >= 0."""
+    spectrum_weight: float = 0.0
+    """Weight of the mean absolute error of the Fourier amplitudes (Tudosiu et al. 2022, arXiv 2209.03177), >= 0."""
+    foreground_weight: float = 1.0
+    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1."""
 
     def __post_init__(self) -> None:
         levels = len(self.strides)
@@ -105,23 +113,39 @@ class VQVAEConfig:
             raise ValueError(f"strides must be >= 2, got {self.strides}")
         for k, d in zip(self.num_embeddings, self.embedding_dim, strict=True):
             check_settings(k, d, **self._quantizer_settings())
+        for name in _BY_LEVEL:
+            if len(self.by_level(name)) != levels:
+                raise ValueError(
+                    f"{name} must be one number or one for each of {levels} levels, got {getattr(self, name)}"
+                )
         if (
-            min(self.channels, self.hidden_channels // 2, self.residual_channels) < 1
-            or min(self.num_residual_layers, self.num_fine_layers, self.joint_channels) < 0
+            min(self.channels, *(n // 2 for n in self.by_level("hidden_channels")), *self.by_level("residual_channels"))
+            < 1
         ):
-            raise ValueError("channels and residual_channels must be >= 1, hidden_channels >= 2, others >= 0")
+            raise ValueError("channels and residual_channels must be >= 1, and hidden_channels >= 2")
+        if min(*self.by_level("num_residual_layers"), self.num_fine_layers, self.joint_channels) < 0:
+            raise ValueError("num_residual_layers, num_fine_layers and joint_channels must be >= 0")
         if not 0 <= self.level_dropout < 1:
             raise ValueError(f"level_dropout must be in [0, 1), got {self.level_dropout}")
-        if min(self.mse_weight, self.l1_weight, self.ssim_weight) < 0:
-            raise ValueError("mse_weight, l1_weight and ssim_weight must be >= 0")
-        if self.mse_weight + self.l1_weight + self.ssim_weight == 0:
-            raise ValueError("at least one of mse_weight, l1_weight and ssim_weight must be > 0")
+        weights = (self.mse_weight, self.l1_weight, self.ssim_weight, self.spectrum_weight)
+        if min(weights) < 0 or sum(weights) == 0:
+            raise ValueError(
+                "mse_weight, l1_weight, ssim_weight and spectrum_weight must be >= 0, and one of them > 0, got "
+                f"{', '.join(f'{weight:g}' for weight in weights)}"
+            )
+        if self.foreground_weight < 1:
+            raise ValueError(f"foreground_weight must be >= 1, got {self.foreground_weight}")
         if (self.height, self.width) != (0, 0):
             self.check_size(self.height, self.width)
 
     def _quantizer_settings(self) -> dict[str, Any]:
         names = ("commitment_cost", "decay", "epsilon", "init_vectors", "revival_threshold", "normalize")
         return {name: getattr(self, name) for name in names}
+
+    def by_level(self, name: str) -> tuple[int, ...]:
+        """Return a setting such as ``hidden_channels`` for each level, top first, where one number stands for all."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.strides)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -157,14 +181,27 @@ class VQVAEConfig:
 
     def reconstruction_loss(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the errors of reconstructions y of images x, both (B, C, H, W): ``(loss, terms)``, terms unweighted."""
-        terms = {"mse": F.mse_loss(y, x)}
+        weight = None
+        if self.foreground_weight > 1:
+            weight = 1 + (self.foreground_weight - 1) * (x.amax(1, keepdim=True) > _BRIGHT).to(x.dtype)
+            weight = weight / weight.mean()
+        difference = y - x
+
+        def mean(errors: Tensor) -> Tensor:
+            return errors.mean() if weight is None else (weight * errors).mean()
+
+        terms = {"mse": mean(difference.square())}
         loss = self.mse_weight * terms["mse"]
         if self.l1_weight:
-            terms["l1"] = F.l1_loss(y, x)
+            terms["l1"] = mean(difference.abs())
             loss = loss + self.l1_weight * terms["l1"]
         if self.ssim_weight:
-            terms["ssim"] = ssim(y, x).mean()
+            terms["ssim"] = ssim(y, x, weight=weight).mean()
             loss = loss + self.ssim_weight * (1 - terms["ssim"])
+        if self.spectrum_weight:
+            amplitudes = [torch.fft.rfft2(images.float(), norm="ortho").abs() for images in (y, x)]
+            terms["spectrum"] = F.l1_loss(*amplitudes)
+            loss = loss + self.spectrum_weight * terms["spectrum"]
         return loss, terms
 
 
@@ -202,28 +239,26 @@ class VQVAE(nn.Module):
         super().__init__()
         config.check_size(config.height, config.width)
         self.config = config
-        hidden, dims = config.hidden_channels, config.embedding_dim
-        width = (hidden, config.residual_channels, config.num_residual_layers)
-        count, joint = len(config.strides), config.joint_channels or hidden
+        dims, count = config.embedding_dim, len(config.strides)
+        hidden = config.by_level("hidden_channels")
+        widths = list(
+            zip(hidden, config.by_level("residual_channels"), config.by_level("num_residual_layers"), strict=True)
+        )
+        # Channels of the decoded upper levels where they join a level: none join the top.
+        joint = [0, *(config.joint_channels or hidden[i] for i in range(1, count))]
         # Index 0 is the top in every list.
         self.encoders = nn.ModuleList(
-            Encoder(config.channels if i == count - 1 else hidden, stride, *width)
-            for i, stride in enumerate(config.strides)
+            Encoder(finer, stride, *width)
+            for finer, stride, width in zip((*hidden[1:], config.channels), config.strides, widths, strict=True)
         )
-        self.to_code = nn.ModuleList(nn.Conv2d(hidden + (joint if i else 0), dims[i], 1) for i in range(count))
+        self.to_code = nn.ModuleList(nn.Conv2d(hidden[i] + joint[i], dims[i], 1) for i in range(count))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(k, d, **config._quantizer_settings())
             for k, d in zip(config.num_embeddings, dims, strict=True)
         )
         self.decoders = nn.ModuleList(
-            Decoder(
-                dims[i] + (joint if i else 0),
-                config.channels if i == count - 1 else joint,
-                stride,
-                *width,
-                fine_layers=config.num_fine_layers if i == count - 1 else 0,
-            )
-            for i, stride in enumerate(config.strides)
+            Decoder(dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1))
+            for i, (out, stride) in enumerate(zip((*joint[1:], config.channels), config.strides, strict=True))
         )
         # One layout for all who encode, the fast one: codes near the middle between two others fall by rounding.
         self.to(memory_format=torch.channels_last)

@@ -250,7 +250,7 @@ def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
     bits = sum(h * w * np.log2(k) for (h, w), k in zip(config.shapes, config.num_embeddings, strict=True))
     # Activations: some forty maps of hidden channels at the finest code resolution, kept for the backward pass.
     h, w = config.shapes[-1]
-    activations = training.batch_size * 40 * config.hidden_channels * h * w * 4
+    activations = training.batch_size * 40 * config.by_level("hidden_channels")[-1] * h * w * 4
     print(f"model      {parameters:,} parameters, hidden {config.hidden_channels}, residual {config.residual_channels}")
     print(f"codes      {codes}; {bits / (config.height * config.width):.2f} bits a pixel before entropy coding")
     total = parameters * 16 + activations + images.images.nbytes
