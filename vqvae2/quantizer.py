@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2 import distributed
-from vqvae2.device import upload, widest
+from vqvae2.device import widest
 
 Normalization = Literal["none", "layer"]
 
@@ -144,8 +144,8 @@ class VectorQuantizer(nn.Module):
     encoder's first steps, and small batches do not wipe out its start.
     Until ``init_vectors`` encoder outputs have been seen the input passes through unquantised; then the codebook is
     their k-means. After every update, codes with N_i below ``revival_threshold`` times the mean N are moved to current
-    inputs, drawn with probability proportional to their squared quantisation error. All draws depend on the number of
-    updates alone, so every process of a distributed run makes the same ones, and a resumed run makes them again.
+    inputs, drawn without replacement with probability proportional to their squared quantisation error. All draws
+    depend on the number of updates alone, so a resumed run makes them again.
 
     Args:
         num_embeddings: K, at least 1.
@@ -299,11 +299,14 @@ class VectorQuantizer(nn.Module):
     def _revive(self, flat: Tensor, errors: Tensor) -> None:
         """Move dead codes to inputs that are badly served; nothing here waits for the device."""
         dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
-        generator = torch.Generator().manual_seed(self._updates)
-        uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64)
-        uniform = upload(uniform.to(widest(flat.device)), flat.device)
         everyone = distributed.all_gather_rows(errors)
-        index = _draw(everyone, uniform)
+        # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
+        generator = torch.Generator(everyone.device).manual_seed(self._updates)
+        uniform = torch.rand(everyone.shape, dtype=everyone.dtype, device=everyone.device, generator=generator)
+        order = (everyone / -uniform.log()).topk(min(self.num_embeddings, len(everyone))).indices
+        # Draws differ between kinds of GPU.
+        order = distributed.tensor_from_main(order)
+        index = order[(dead.cumsum(0) - 1).clamp_min(0) % len(order)]
         if distributed.world_size() > 1:
             lengths = distributed.all_gather_rows(torch.full((1,), len(flat), device=flat.device))
             index = index - lengths[: distributed.rank()].sum()
