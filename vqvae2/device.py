@@ -25,7 +25,6 @@ __all__ = [
     "records",
     "resolve_device",
     "resolve_precision",
-    "upload",
     "whole_float32",
     "widest",
 ]
@@ -62,11 +61,6 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> torch.dt
 def widest(device: torch.device) -> torch.dtype:
     """Return the widest floating type of a device: float64, but float32 on MPS, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor from the host to a device; on CUDA without waiting for the work that is under way there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

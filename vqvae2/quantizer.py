@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2 import distributed
-from vqvae2.device import upload, widest
+from vqvae2.device import widest
 
 Normalization = Literal["none", "layer"]
 
 _CPU_ELEMENTS, _ELEMENTS = 1 << 18, 1 << 24
 """Distances held at once: on a CPU 1 MiB in fp32, which its cache holds; elsewhere 64 MiB."""
+
+_LEAST_WINDOW = 4
+"""Vectors for each code that the moving average spans at least."""
 
 __all__ = ["Quantized", "VectorQuantizer", "check_settings", "kmeans", "nearest_codes"]
 
@@ -137,11 +140,12 @@ class VectorQuantizer(nn.Module):
         N_i <- decay N_i + (1 - decay) n_i        m_i <- decay m_i + (1 - decay) sum of x assigned to i
         e_i  = m_i / N_i                          N_i smoothed: (N_i + eps) / (sum N + K eps) * sum N
 
-    The decay of update t is at most (1 + t) / (10 + t), so that the codebook can follow the encoder's first steps.
+    The decay of update t is at most max((1 + t) / (10 + t), 1 - n / 4K) for n vectors: the codebook can follow the
+    encoder's first steps, and small batches do not wipe out its start.
     Until ``init_vectors`` encoder outputs have been seen the input passes through unquantised; then the codebook is
     their k-means. After every update, codes with N_i below ``revival_threshold`` times the mean N are moved to current
-    inputs, drawn with probability proportional to their squared quantisation error. All draws depend on the number of
-    updates alone, so every process of a distributed run makes the same ones, and a resumed run makes them again.
+    inputs, drawn without replacement with probability proportional to their squared quantisation error. All draws
+    depend on the number of updates alone, so a resumed run makes them again.
 
     Args:
         num_embeddings: K, at least 1.
@@ -279,10 +283,12 @@ class VectorQuantizer(nn.Module):
         counts = flat.new_zeros(self.num_embeddings).scatter_add_(0, codes, flat.new_ones(1).expand(len(codes)))
         sums = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
-        # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows.
-        decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        self.cluster_size.lerp_(counts, 1 - decay)
-        self.embedding_sum.lerp_(sums, 1 - decay)
+        # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
+        # 4K vectors at least: a few vectors say nothing about most of the codes.
+        growing = min(self.decay, (1 + self._updates) / (10 + self._updates))
+        weight = (counts.sum() / (_LEAST_WINDOW * self.num_embeddings)).clamp(1 - self.decay, 1 - growing)
+        self.cluster_size.lerp_(counts, weight)
+        self.embedding_sum.lerp_(sums, weight)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
         self.embedding.copy_(self.embedding_sum / smoothed[:, None])
@@ -293,11 +299,14 @@ class VectorQuantizer(nn.Module):
     def _revive(self, flat: Tensor, errors: Tensor) -> None:
         """Move dead codes to inputs that are badly served; nothing here waits for the device."""
         dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
-        generator = torch.Generator().manual_seed(self._updates)
-        uniform = torch.rand(self.num_embeddings, generator=generator, dtype=torch.float64)
-        uniform = upload(uniform.to(widest(flat.device)), flat.device)
         everyone = distributed.all_gather_rows(errors)
-        index = _draw(everyone, uniform)
+        # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
+        generator = torch.Generator(everyone.device).manual_seed(self._updates)
+        uniform = torch.rand(everyone.shape, dtype=everyone.dtype, device=everyone.device, generator=generator)
+        order = (everyone / -uniform.log()).topk(min(self.num_embeddings, len(everyone))).indices
+        # Draws differ between kinds of GPU.
+        order = distributed.tensor_from_main(order)
+        index = order[(dead.cumsum(0) - 1).clamp_min(0) % len(order)]
         if distributed.world_size() > 1:
             lengths = distributed.all_gather_rows(torch.full((1,), len(flat), device=flat.device))
             index = index - lengths[: distributed.rank()].sum()
