@@ -122,7 +122,7 @@ def test_power_and_coherence_equal_a_loop_over_frequencies(heads, windowed):
         bands = metrics.Bands((47, width), windowed)
         for a, b in zip(x.split(4), y.split(4), strict=True):
             bands.update(b[..., :width], a[..., :width])
-        found = bands.figures()
+        found = bands.figures() | bands.pooled()
         prepared = []
         for images in (x[..., :width], y[..., :width]):
             images = images.double().numpy()[:, 0]
@@ -177,7 +177,7 @@ def test_invented_texture_and_noise_have_power_and_no_coherence(heads):
 
 @pytest.mark.parametrize("sigma", [0.45, 0.85, 1.6])
 def test_blur_of_equal_score_finds_the_sigma(heads, sigma):
-    scale = metrics.BlurScale()
+    scale = metrics.BlurScale((48, 64))
     mask = metrics.foreground(heads)
     for x, m in zip(heads.split(4), mask.split(4), strict=True):
         scale.update(x, m)
@@ -186,6 +186,9 @@ def test_blur_of_equal_score_finds_the_sigma(heads, sigma):
     assert sharpness.figures()["blur_px"] == pytest.approx(sigma, abs=0.02)
     assert scale.equal(1.0) == 0
     assert scale.equal(-1.0) == 4
+    small = metrics.BlurScale((11, 12))
+    small.update(heads[..., :11, :12], torch.ones(6, 11, 12, dtype=torch.bool))
+    assert small.equal(-1.0) == 2.5  # a quarter of the image
 
 
 def test_sums_over_batches_are_the_whole_set(heads):

@@ -67,11 +67,11 @@ def _similarity(x: Tensor, y: Tensor, data_range: float, padding: int = 0) -> Te
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     with torch.autocast(x.device.type, enabled=False):
-        x, y = x.to(dtype), y.to(dtype)
+        x, y = (mirrored(images.to(dtype), padding) for images in (x, y))
         # The variances only enter as a sum, so four local means are enough.
         maps = torch.stack([x, y, x * x + y * y, x * y])
         taps = _gaussian_taps(_SIGMA, _WINDOW // 2, x.device, dtype)
-        means = convolve(mirrored(maps, padding) if padding else maps, taps)
+        means = convolve(maps, taps)
         mean_x, mean_y, mean_squares, mean_xy = means.unbind()
         product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
         covariance, variances = mean_xy - product, mean_squares - squares
@@ -91,7 +91,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
     Args:
         images: (B, C, H, W) floats; beyond the border they go on as their mirror image, edge pixels repeated.
-        sigma: standard deviation in pixels, >= 0; at most an eighth of the shorter side.
+        sigma: standard deviation in pixels, >= 0, at most a quarter of the shorter side.
 
     Returns:
         Like ``images``.
@@ -104,11 +104,11 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 def mirrored(maps: Tensor, padding: int) -> Tensor:
     """Widen maps (..., H, W) on each side by their mirror image, edge pixels repeated (d c b a | a b c d)."""
+    if not padding:
+        return maps
     for dim in (-2, -1):
-        rows = torch.arange(-padding, maps.shape[dim] + padding, device=maps.device)
-        rows = torch.where(rows < 0, -1 - rows, rows)
-        rows = torch.where(rows >= maps.shape[dim], 2 * maps.shape[dim] - 1 - rows, rows)
-        maps = maps.index_select(dim, rows)
+        ends = maps.narrow(dim, 0, padding), maps.narrow(dim, maps.shape[dim] - padding, padding)
+        maps = torch.cat([ends[0].flip(dim), maps, ends[1].flip(dim)], dim)
     return maps
 
 

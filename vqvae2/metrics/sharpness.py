@@ -5,6 +5,7 @@ foreground too. And neither tells detail that is kept from detail that is invent
 wavelength do: a blur loses power and keeps coherence, invented texture has power and no coherence.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,9 +86,8 @@ def foreground_scores(y: Tensor, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
         mask, and ``psnr_foreground_db``, of the squared error in the mask (peak 2; infinite for equal images). NaN
         where the mask is empty.
     """
-    weight, count = mask.double(), mask.sum((1, 2)).double()
-    similarity = (ssim_map(y, x).double() * weight).sum((1, 2)) / count
-    error = ((y.double() - x.double()).square().mean(1) * weight).sum((1, 2)) / count
+    maps = torch.stack([ssim_map(y, x), (y.float() - x.float()).square().mean(1)])
+    similarity, error = (maps * mask).sum((2, 3), dtype=torch.float64) / mask.sum((1, 2))
     return {"ssim_foreground": similarity, "psnr_foreground_db": 10 * torch.log10(4 / error)}
 
 
@@ -131,34 +131,38 @@ class Bands:
         self._sums = distributed.all_reduce_sum(self._sums)
 
     def figures(self) -> dict[str, float]:
-        """Return ``power_2_4`` (ratio), ``coherence_2_4`` and ``coherence_pooled_2_4`` in [-1, 1], and so on.
+        """Return ``power_2_4`` (ratio), ``coherence_2_4`` (in [-1, 1]), and so on.
 
         Bands of which the images have no frequency, or the originals no power, are left out.
         """
+        found = {}
+        for name, (originals, made, common) in self._rings().items():
+            coherence = common / (originals * made).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+            found[f"power_{name}"] = float(made.sum() / originals.sum())
+            found[f"coherence_{name}"] = float((coherence * originals).sum() / originals.sum())
+        return found
+
+    def pooled(self) -> dict[str, float]:
+        """Return ``coherence_pooled_2_4``, and so on, each taken over its whole band at once."""
+        sums = {name: tuple(rings.sum(1).tolist()) for name, rings in self._rings().items()}
+        return {f"coherence_pooled_{name}": c / math.sqrt(a * b) if b else 0.0 for name, (a, b, c) in sums.items()}
+
+    def _rings(self) -> dict[str, Tensor]:
+        """Sums by ring (3, R) of each band in which the originals have power."""
         height, width = self.shape
-        vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-        frequency = torch.hypot(vertical, horizontal).double()
+        frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+        rings = (frequency * min(height, width)).round().long()
         # Each column but the first and, for even widths, the last stands for its mirror image too.
         twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64)
         twice[0] = 1
-        twice[-1] = 1 if width % 2 == 0 else twice[-1]
-        rings = (frequency * min(height, width)).round().long()
-        found: dict[str, float] = {}
+        twice[width // 2] -= width % 2 == 0
+        found = {}
         for shortest, longest in BANDS:
             inside = (frequency > 1 / longest) & (frequency <= 1 / shortest)
-            count = int(rings.max()) + 1
-            by_ring = torch.zeros(3, count, dtype=torch.float64)
-            by_ring.index_add_(1, rings[inside], (self._sums * twice)[:, inside])
-            originals, made, common = by_ring
-            if not float(originals.sum()) > 0:
-                continue
-            coherence = common / (originals * made).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-            total = float((originals.sum() * made.sum()).sqrt())
-            found |= {
-                f"power_{shortest}_{longest}": float(made.sum() / originals.sum()),
-                f"coherence_{shortest}_{longest}": float((coherence * originals).sum() / originals.sum()),
-                f"coherence_pooled_{shortest}_{longest}": float(common.sum()) / total if total else 0.0,
-            }
+            sums = torch.zeros(3, int(rings.max()) + 1, dtype=torch.float64)
+            sums.index_add_(1, rings[inside], (self._sums * twice)[:, inside])
+            if float(sums[0].sum()) > 0:
+                found[f"{shortest}_{longest}"] = sums
         return found
 
 
@@ -166,18 +170,21 @@ class BlurScale:
     """Translates SSIM in the foreground to the Gaussian blur of the originals that has the same score.
 
     The mean score of the originals blurred by each of a grid of sigmas is counted over batches, and interpolated.
+
+    Args:
+        shape: (H, W) of the images; the grid ends at a quarter of the shorter side, at most at 4 pixels.
     """
 
-    def __init__(self, sigmas: Sequence[float] = _SIGMAS) -> None:
-        self.sigmas = tuple(sigmas)
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.sigmas = tuple(sigma for sigma in _SIGMAS if sigma <= min(shape) / 4)
         self._sums = torch.zeros(len(self.sigmas) + 1, dtype=torch.float64)
 
     def update(self, x: Tensor, mask: Tensor) -> None:
         """Count a batch of originals (B, C, H, W), foreground (B, H, W)."""
         chosen = mask.flatten(1).any(1)
-        x, mask = x[chosen], mask[chosen]
-        if not len(x):
+        if not chosen.any():
             return
+        x, mask = x[chosen], mask[chosen]
         for i, sigma in enumerate(self.sigmas):
             self._sums[i] += foreground_scores(gaussian_blur(x, sigma), x, mask)["ssim_foreground"].sum().cpu()
         self._sums[-1] += len(x)
