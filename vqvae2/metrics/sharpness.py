@@ -155,7 +155,7 @@ class Bands:
         # Each column but the first and, for even widths, the last stands for its mirror image too.
         twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64)
         twice[0] = 1
-        twice[width // 2] -= width % 2 == 0
+        twice[width // 2] -= 1 - width % 2
         found = {}
         for shortest, longest in BANDS:
             inside = (frequency > 1 / longest) & (frequency <= 1 / shortest)

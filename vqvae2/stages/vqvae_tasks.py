@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqvae2 import distributed
+from vqvae2 import distributed, metrics
 from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
 from vqvae2.data import AugmentedSet, ImageData
-from vqvae2.metrics import BlurScale, CodeCounts, Sharpness, background_value, constant_cells, foreground, ssim
+from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.training import Sums
@@ -108,14 +108,14 @@ class VQVAETask:
     @functools.cached_property
     def background(self) -> float | None:
         """Value of the background of the training images; None where they have none."""
-        return background_value(self._images("train", self._rows("train", _EVALUATED)))
+        return metrics.background_value(self._images("train", self._rows("train", _EVALUATED)))
 
     @functools.cached_property
-    def blur(self) -> BlurScale:
+    def blur(self) -> metrics.BlurScale:
         """Score of blurred held-out images."""
-        scale = BlurScale((self.model.config.height, self.model.config.width))
+        scale = metrics.BlurScale((self.model.config.height, self.model.config.width))
         for x in self._images("val", distributed.own_part(self._rows("val", _BLURRED))).split(32):
-            scale.update(x, foreground(x, self.background))
+            scale.update(x, metrics.foreground(x, self.background))
         scale.gather()
         return scale
 
@@ -128,7 +128,7 @@ class VQVAETask:
         names = ["mse", "l1", "psnr_db", "ssim", *(f"ssim_{i}" for i in range(1, len(self.model.decoders)))]
         sums = dict.fromkeys(names, 0.0)
         counts = [CodeCounts(k) for k in config.num_embeddings]
-        sharpness = Sharpness((config.height, config.width), self.background, self.blur)
+        sharpness = metrics.Sharpness((config.height, config.width), self.background, self.blur)
         rows = self._rows(split, _EVALUATED)
         images = self._images(split, distributed.own_part(rows))
         for x in images.split(32) if len(images) else ():  # fewer images than processes
