@@ -3,7 +3,8 @@
 - ``images``: SSIM, PSNR and MSE over the whole frame.
 - ``sharpness``: the same in the foreground, power and coherence by wavelength, the blur of equal score.
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
-- ``sets``: one set of images held against another.
+- ``sets``: one set of images held against another: nearest neighbours, kernel distance (KID).
+- ``features``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
 (B, h, w). Likelihoods are in nats per code.
@@ -20,8 +21,9 @@ from vqvae2.metrics.codes import (
     unigram_nll,
     usage,
 )
+from vqvae2.metrics.features import features
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
-from vqvae2.metrics.sets import nearest
+from vqvae2.metrics.sets import kernel_distance, nearest
 from vqvae2.metrics.sharpness import (
     BANDS,
     Bands,
@@ -41,10 +43,12 @@ __all__ = [
     "background_value",
     "best_strength",
     "constant_cells",
+    "features",
     "foreground",
     "foreground_scores",
     "gaussian_blur",
     "image_scores",
+    "kernel_distance",
     "least_perplexity",
     "nearest",
     "perplexity",
