@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.errors import UserError
-from vqvae2.metrics import ssim
+from vqvae2.metrics import ssim, ssim_map
 from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
 from vqvae2.stacks import Decoder, Encoder
 
@@ -196,7 +196,7 @@ class VQVAEConfig:
             terms["l1"] = mean(difference.abs())
             loss = loss + self.l1_weight * terms["l1"]
         if self.ssim_weight:
-            terms["ssim"] = ssim(y, x, weight=weight).mean()
+            terms["ssim"] = ssim(y, x).mean() if weight is None else (weight[:, 0] * ssim_map(y, x)).mean()
             loss = loss + self.ssim_weight * (1 - terms["ssim"])
         if self.spectrum_weight:
             amplitudes = [torch.fft.rfft2(images.float(), norm="ortho").abs() for images in (y, x)]

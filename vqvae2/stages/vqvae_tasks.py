@@ -1,5 +1,7 @@
 """What `fit` trains in the first stage: the whole VQ-VAE and, where asked for, the image's decoder alone afterwards."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqvae2 import distributed
+from vqvae2 import distributed, metrics
 from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
 from vqvae2.data import AugmentedSet, ImageData
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
@@ -18,6 +20,7 @@ from vqvae2.training import Sums
 from vqvae2.vqvae import VQVAE
 
 _EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
+_BLURRED = 64  # images blurred to tell which blur has the same score
 _SHOWN = 8
 
 
@@ -54,6 +57,7 @@ class VQVAETask:
         figures = {"selection/loss": self._scores("selection")["loss"]}
         held_out = self._scores("val")
         figures |= {f"val/{name}": held_out[name] for name in ("mse", "psnr_db", "ssim")}
+        figures |= {name: value for name, value in held_out.items() if name.startswith("val/")}
         for i, level in enumerate(levels):
             figures |= {name: value for name, value in held_out.items() if name.startswith(f"{level}/")}
             self.window[i].gather()
@@ -65,7 +69,7 @@ class VQVAETask:
         return figures
 
     def preview(self) -> dict[str, Picture]:
-        images = self.data.splits["val"].__getitems__(self._rows("val", _SHOWN))["image"].to(self.device)
+        images = self._images("val", self._rows("val", _SHOWN))
         codes = self.model.encode(images)
         rows = [images, self.model.decode(codes)]
         rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
@@ -101,19 +105,38 @@ class VQVAETask:
         length = len(self.data.splits[split])
         return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
 
+    @functools.cached_property
+    def background(self) -> float | None:
+        """Value of the background of the training images; None where they have none."""
+        return metrics.background_value(self._images("train", self._rows("train", _EVALUATED)))
+
+    @functools.cached_property
+    def blur(self) -> metrics.BlurScale:
+        """Score of blurred held-out images."""
+        scale = metrics.BlurScale((self.model.config.height, self.model.config.width))
+        for x in self._images("val", distributed.own_part(self._rows("val", _BLURRED))).split(32):
+            scale.update(x, metrics.foreground(x, self.background))
+        scale.gather()
+        return scale
+
+    def _images(self, split: str, rows: Sequence[int]) -> Tensor:
+        return self.data.splits[split].__getitems__(rows)["image"].to(self.device)
+
     def _scores(self, split: str) -> dict[str, float]:
-        """Reconstruction errors and code statistics of a split."""
+        """Reconstruction errors, sharpness (named after the split) and code statistics of a split."""
         model, config = self.model, self.model.config
         names = ["mse", "l1", "psnr_db", "ssim", *(f"ssim_{i}" for i in range(1, len(self.model.decoders)))]
         sums = dict.fromkeys(names, 0.0)
         counts = [CodeCounts(k) for k in config.num_embeddings]
+        sharpness = metrics.Sharpness((config.height, config.width), self.background, self.blur)
         rows = self._rows(split, _EVALUATED)
-        images = self.data.splits[split].__getitems__(distributed.own_part(rows))["image"].to(self.device)
+        images = self._images(split, distributed.own_part(rows))
         for x in images.split(32) if len(images) else ():  # fewer images than processes
             codes = model.encode(x)
             for count, level in zip(counts, codes, strict=True):
                 count.update(level, ~constant_cells(x, level.shape[1:]))
             y = model.decode(codes)
+            sharpness.update(y, x)
             mse = (y - x).square().mean((1, 2, 3))
             batch = {
                 "mse": mse,
@@ -127,6 +150,7 @@ class VQVAETask:
                 sums[name] += float(values.sum())
         for count in counts:
             count.gather()
+        sharpness.gather()
         total = distributed.all_reduce_sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         scores = dict(zip(names, (total / len(rows)).tolist(), strict=True))
         scores["loss"] = (
@@ -134,6 +158,7 @@ class VQVAETask:
             + config.l1_weight * scores["l1"]
             + config.ssim_weight * (1 - scores["ssim"])
         )
+        scores |= {f"{split}/{name}": value for name, value in sharpness.figures().items()}
         for name, count in zip(model.levels, counts, strict=True):
             scores |= _code_figures(name, count)
         return scores

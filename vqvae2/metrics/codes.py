@@ -1,10 +1,8 @@
-"""Figures of merit: image quality, codebook use, count-table baselines, nearest neighbours.
+"""Use of the codebooks, and the likelihood of codes under tables of counts, the most naive priors.
 
-No model is known here. Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never
-guessed. Codes are integer maps (B, h, w). Likelihoods are in nats per code.
+Codes are integer maps (B, h, w), likelihoods in nats per code.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,113 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 from torch import Tensor
-from torch.nn import functional as F
 
 from vqvae2 import distributed
 
-_WINDOW = 11  # taps; scikit-image's truncate = 3.5 at sigma = 1.5
-_SIGMA = 1.5
 _STRENGTHS = tuple(float(2**k) for k in range(-3, 13))
-
-
-def ssim(x: Tensor, y: Tensor, data_range: float = 2.0, weight: Tensor | None = None) -> Tensor:
-    """Structural similarity with Wang's settings, differentiable.
-
-    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
-    over the pixels whose window lies inside the image, as scikit-image computes it with
-    ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``. Computed in fp32 at least, whatever the
-    surrounding precision.
-
-    Args:
-        x: (B, C, H, W), H and W >= 11.
-        y: like x.
-        data_range: largest minus smallest value that a pixel can take, > 0.
-        weight: (B, 1, H, W) weight of each pixel in the mean, >= 0; None: all alike.
-
-    Returns:
-        (B,) in [-1, 1]; 1 for equal images.
-
-    Raises:
-        ValueError: shapes differ or images are smaller than the window.
-
-    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004,
-    equation 13.
-    """
-    if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(f"ssim takes two equal shapes (B, C, H, W), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(f"ssim needs images of at least {_WINDOW}x{_WINDOW} pixels, got {tuple(x.shape[-2:])}")
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    with torch.autocast(x.device.type, enabled=False):
-        x, y = x.to(dtype), y.to(dtype)
-        # The variances only enter as a sum, so four local means are enough.
-        means = _gaussian_mean(torch.stack([x, y, x * x + y * y, x * y]))  # (4, B, C, H - 10, W - 10)
-        mean_x, mean_y, mean_squares, mean_xy = means.unbind()
-        product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
-        covariance, variances = mean_xy - product, mean_squares - squares
-        similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-        if weight is None:
-            return similarity.mean(dim=(1, 2, 3))
-        edge = _WINDOW // 2
-        inner = weight[..., edge:-edge, edge:-edge].to(dtype)
-        inner = inner / inner.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-        return (inner * similarity.mean(1, keepdim=True)).sum(dim=(1, 2, 3))
-
-
-@functools.cache
-def _gaussian_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The window's weights, (11,), once for each device: uploading them at every step would make it wait."""
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
-    taps = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    return (taps / taps.sum()).to(device, dtype)
-
-
-def _gaussian_mean(maps: Tensor) -> Tensor:
-    taps = _gaussian_taps(maps.device, maps.dtype)
-    # One image of many depthwise channels: on a CPU 35 times as fast as many images of one channel.
-    flat = maps.reshape(1, -1, *maps.shape[-2:])
-    n = flat.shape[1]
-    flat = F.conv2d(flat, taps.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
-    flat = F.conv2d(flat, taps.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
-    return flat.view(*maps.shape[:3], *flat.shape[-2:])
-
-
-def image_scores(x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
-    """Score images against references through scikit-image in float64.
-
-    Args:
-        x: (B, C, H, W) in [-1, 1], H and W >= 11.
-        y: like x.
-
-    Returns:
-        (B,) arrays: ``mse`` (mean squared difference on the [-1, 1] scale), ``psnr_db`` (dB, peak 2; infinite
-        for equal images), ``ssim`` (Wang's settings, mean over channels).
-
-    Raises:
-        ValueError: shapes differ or images are smaller than the window.
-    """
-    if x.shape != y.shape:
-        raise ValueError(f"image_scores takes equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
-    a, b = (t.detach().cpu().double().numpy() for t in (x, y))
-    mse = ((a - b) ** 2).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        psnr = 10 * np.log10(2.0**2 / mse)
-    similarity = [
-        structural_similarity(
-            one,
-            two,
-            channel_axis=0,
-            data_range=2.0,
-            gaussian_weights=True,
-            sigma=_SIGMA,
-            use_sample_covariance=False,
-        )
-        for one, two in zip(a, b, strict=True)
-    ]
-    return {"mse": mse, "psnr_db": psnr, "ssim": np.array(similarity, dtype=np.float64)}
 
 
 def perplexity(counts: Any) -> float:
@@ -335,43 +231,6 @@ def best_strength(
         return float((count * np.log(shares)).sum())
 
     return max(grid, key=likelihood)
-
-
-def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Find each query's nearest reference in the Euclidean distance of pixels, in chunks.
-
-    Args:
-        queries: (N, ...) images or vectors.
-        references: (M, ...) of the same shape, M >= 1.
-        chunk: rows of either side compared at once.
-
-    Returns:
-        index (N,) int64 into the references (the first among equals), and distance (N,), the root of the
-        summed squares.
-
-    Raises:
-        ValueError: shapes differ or there is no reference.
-    """
-    q, r = torch.as_tensor(queries), torch.as_tensor(references)
-    if q.shape[1:] != r.shape[1:] or len(r) == 0:
-        raise ValueError(f"nearest takes (N, ...) and (M, ...), M >= 1, got {tuple(q.shape)} and {tuple(r.shape)}")
-    q, r = q.reshape(len(q), q.shape[1:].numel()), r.reshape(len(r), r.shape[1:].numel())
-    index = torch.zeros(len(q), dtype=torch.int64)
-    distance = torch.zeros(len(q))
-    for i in range(0, len(q), chunk):
-        rows = q[i : i + chunk].float()
-        best = torch.full((len(rows),), math.inf)
-        at = torch.zeros(len(rows), dtype=torch.int64)
-        for j in range(0, len(r), chunk):
-            others = r[j : j + chunk].float()
-            squared = torch.addmm(others.pow(2).sum(1), rows, others.T, alpha=-2)  # but for |query|^2
-            value, where = squared.min(dim=1)
-            closer = value < best
-            best, at = torch.where(closer, value, best), torch.where(closer, where + j, at)
-        index[i : i + chunk] = at
-        # Measured again as a difference: the expanded square cannot tell a copy from a near copy.
-        distance[i : i + chunk] = (rows - r[at].float()).pow(2).sum(1).sqrt()
-    return index, distance
 
 
 def _array(values: Any, dtype: Any) -> NDArray[Any]:

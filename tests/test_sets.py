@@ -1,0 +1,88 @@
+"""Distances between sets of features: naive sums over pairs, a known expectation, torchvision's own forward pass."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import mobilenet_v2
+from torchvision.transforms.functional import normalize
+
+from vqvae2.errors import UserError
+from vqvae2.metrics import features, kernel_distance
+from vqvae2.metrics.features import WEIGHTS
+
+
+def kernel(a: np.ndarray, b: np.ndarray) -> float:
+    return (float(a @ b) / len(a) + 1) ** 3
+
+
+def test_kernel_distance_equals_sums_over_pairs_and_jackknife_by_loops():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(11, 5)), rng.normal(0.3, 1.5, size=(8, 5))
+
+    def naive(x, y):
+        within = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+        across = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+        return within + across - 2 * np.mean([kernel(a, b) for a in x for b in y])
+
+    value, error = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), groups=4)
+    assert value == pytest.approx(naive(x, y))
+    left = [naive(x[np.arange(11) * 4 // 11 != g], y[np.arange(8) // 2 != g]) for g in range(4)]
+    assert error == pytest.approx(math.sqrt(3 / 4 * np.sum((left - np.mean(left)) ** 2)))
+    assert math.isnan(kernel_distance(torch.from_numpy(x), torch.from_numpy(y), groups=5)[1])
+
+
+def test_kernel_distance_has_no_bias_and_an_honest_standard_error():
+    generator = torch.Generator().manual_seed(1)
+    draws = [
+        [torch.randn(n, 3, generator=generator) + shift for n, shift in ((40, 0.0), (60, 0.0), (60, 0.5))]
+        for _ in range(200)
+    ]
+    d, shift = 3, 0.5  # the distance of the distributions themselves, by as many pairs as it takes
+    far = torch.randn(400_000, 2, d, generator=generator, dtype=torch.float64)
+
+    def expected(a: float, b: float) -> float:
+        return float(((((far[:, 0] + a) * (far[:, 1] + b)).sum(1) / d + 1) ** 3).mean())
+
+    true = {0.0: 0.0, shift: expected(0, 0) + expected(shift, shift) - 2 * expected(0, shift)}
+    for column, distance in ((1, 0.0), (2, true[shift])):
+        found = torch.tensor([kernel_distance(x[0], x[column]) for x in draws], dtype=torch.float64)
+        values, errors = found.unbind(1)
+        assert abs(float(values.mean()) - distance) < 4 * float(values.std()) / math.sqrt(len(draws))
+        # Of equal distributions the first-order term of the variance is zero, and the jackknife doubles the second.
+        ratio = float(errors.square().mean().sqrt() / values.std())
+        assert 0.8 < ratio < 1.3 if column == 2 else 1.2 < ratio < 1.7
+
+
+@pytest.mark.parametrize(("x", "y"), [((3, 4), (3, 5)), ((1, 4), (3, 4)), ((3, 4, 1), (3, 4, 1))])
+def test_kernel_distance_refuses_other_shapes(x, y):
+    with pytest.raises(ValueError, match="kernel_distance"):
+        kernel_distance(torch.zeros(x), torch.zeros(y))
+
+
+def test_features_are_the_pooled_ones_that_torchvision_classifies(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = mobilenet_v2().eval()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / WEIGHTS)
+    images = torch.rand(3, 1, 40, 36, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    network.classifier = torch.nn.Identity()
+    rgb = normalize(((images + 1) / 2).repeat(1, 3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    state = torch.get_rng_state()
+    found = features(images, chunk=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(found, network(rgb), atol=1e-5, rtol=1e-4)
+    assert features(images[:0]).shape == (0, 1280)
+
+
+def test_missing_and_damaged_weights_are_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"are not there.*Download them: python -c"):
+        features(torch.zeros(1, 1, 32, 32))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be read"):
+        features(torch.zeros(1, 1, 32, 32))

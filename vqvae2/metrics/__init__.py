@@ -1,0 +1,61 @@
+"""Figures of merit, in which no model is known.
+
+- ``images``: SSIM, PSNR and MSE over the whole frame.
+- ``sharpness``: the same in the foreground, power and coherence by wavelength, the blur of equal score.
+- ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
+- ``sets``: one set of images held against another: nearest neighbours, kernel distance (KID).
+- ``features``: what a pretrained network makes of images, for distances between sets.
+
+Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
+(B, h, w). Likelihoods are in nats per code.
+"""
+
+from vqvae2.metrics.codes import (
+    CodeCounts,
+    best_strength,
+    constant_cells,
+    least_perplexity,
+    perplexity,
+    positionwise_log_table,
+    positionwise_unigram_nll,
+    unigram_nll,
+    usage,
+)
+from vqvae2.metrics.features import features
+from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
+from vqvae2.metrics.sets import kernel_distance, nearest
+from vqvae2.metrics.sharpness import (
+    BANDS,
+    Bands,
+    BlurScale,
+    Sharpness,
+    background_value,
+    foreground,
+    foreground_scores,
+)
+
+__all__ = [
+    "BANDS",
+    "Bands",
+    "BlurScale",
+    "CodeCounts",
+    "Sharpness",
+    "background_value",
+    "best_strength",
+    "constant_cells",
+    "features",
+    "foreground",
+    "foreground_scores",
+    "gaussian_blur",
+    "image_scores",
+    "kernel_distance",
+    "least_perplexity",
+    "nearest",
+    "perplexity",
+    "positionwise_log_table",
+    "positionwise_unigram_nll",
+    "ssim",
+    "ssim_map",
+    "unigram_nll",
+    "usage",
+]
