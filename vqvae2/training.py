@@ -276,8 +276,9 @@ class _Run:
             self._add({"train/loss": (loss.detach(), 1.0), **sums})
             self.window_items += batch_length(batch) * distributed.world_size()
         if config.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-            self._add({"train/gradient_norm": (norm.detach(), 1.0)})
+            # Each module by itself: the gradient of one must not set the step of another.
+            norms = [nn.utils.clip_grad_norm_(m.parameters(), config.clip_norm) for m in self.modules.values()]
+            self._add({"train/gradient_norm": (norms[0].detach(), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

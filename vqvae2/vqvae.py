@@ -386,6 +386,33 @@ class VQVAE(nn.Module):
         assert joined is not None
         return joined
 
+    @torch.no_grad()
+    def near_codes(self, codes: list[Tensor], share: float, count: int = 8) -> list[Tensor]:
+        """Replace a share of the codes, drawn at random, by one of their nearest codes in the codebook.
+
+        Args:
+            codes: by level, top first, (B, h, w) integers.
+            share: of the codes that are replaced, in [0, 1].
+            count: nearest codes that a replacement is drawn from.
+
+        Returns:
+            Codes like ``codes``, int64.
+
+        Source: the perturbed codes of ImageFolder (Li et al. 2024, arXiv 2410.01756).
+        """
+        if not share:
+            return [level.long() for level in codes]
+        changed = []
+        for quantizer, level in zip(self.codebooks, codes, strict=False):
+            near = torch.cdist(quantizer.embedding, quantizer.embedding).topk(
+                min(count + 1, quantizer.num_embeddings), largest=False
+            )
+            neighbours = near.indices[:, 1:] if quantizer.num_embeddings > 1 else near.indices
+            drawn = torch.randint(neighbours.shape[1], level.shape, device=level.device)
+            other = neighbours[level.long(), drawn]
+            changed.append(torch.where(torch.rand(level.shape, device=level.device) < share, other, level.long()))
+        return changed
+
     def _features(self, images: Tensor) -> list[Tensor]:
         """Climb from the image to the top: features (B, F, h, w) of each level, top first."""
         config = self.config

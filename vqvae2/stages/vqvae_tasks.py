@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae2 import distributed, metrics
 from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
-from vqvae2.data import AugmentedSet, ImageData
+from vqvae2.data import AugmentedSet, ImageData, ImageSet
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
@@ -177,9 +177,15 @@ class SharpeningConfig:
     """How the image's decoder is trained on against a patch discriminator; encoders and codebooks stay as they are."""
 
     sharpen_share: float = 0.0
-    """Share of the training's limit (minutes or steps) spent on sharpening the image's decoder, in [0, 1); 0: none."""
+    """Share of the training's limit (minutes or steps) spent on the image's decoder alone, in [0, 1); 0: none."""
+    code_noise: float = 0.0
+    """Share of the codes that this part of the training replaces by near ones, in [0, 1], so that a code that a prior
+    draws a little wrong does little harm."""
     adversarial_weight: float = 0.5
-    """Gradient of deceiving the discriminator, as a share of the reconstruction loss's gradient, >= 0."""
+    """Gradient of deceiving the discriminator, as a share of the reconstruction loss's gradient, >= 0; 0: there is no
+    discriminator."""
+    discriminator_warmup: int = 200
+    """Steps that train the discriminator before the decoder is to deceive it, >= 0."""
     penalty_weight: float = 1.0
     """Weight of the discriminator's gradient penalty (R1), >= 0."""
     sharpen_learning_rate: float = 5e-4
@@ -188,8 +194,10 @@ class SharpeningConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.sharpen_share < 1:
             raise ValueError(f"sharpen_share must be in [0, 1), got {self.sharpen_share}")
-        if self.adversarial_weight < 0 or self.penalty_weight < 0:
-            raise ValueError("adversarial_weight and penalty_weight must be >= 0")
+        if min(self.adversarial_weight, self.penalty_weight, self.discriminator_warmup) < 0:
+            raise ValueError("adversarial_weight, penalty_weight and discriminator_warmup must be >= 0")
+        if not 0 <= self.code_noise <= 1:
+            raise ValueError(f"code_noise must be in [0, 1], got {self.code_noise}")
 
     def divide(self, training: TrainingConfig) -> tuple[TrainingConfig, TrainingConfig]:
         """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part.
@@ -239,23 +247,31 @@ class SharpeningTask(VQVAETask):
         train: AugmentedSet | None = None,
     ) -> None:
         super().__init__(model, data, train)
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.steps = config, folder, 0
         self.discriminator = PatchDiscriminator(model.config.channels).to(self.device)
         self.discriminator.to(memory_format=torch.channels_last)
+        self.codes = None if train is not None else self._encoded(data.splits["train"])
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"decoder": self.model.decoders[-1], "discriminator": self.discriminator}
+        decoder = {"decoder": self.model.decoders[-1]}
+        return {**decoder, "discriminator": self.discriminator} if self.config.adversarial_weight else decoder
 
     def compilable(self) -> list[nn.Module]:
         return [self.model.decoders[-1]]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = batch["image"].to(self.device).contiguous(memory_format=torch.channels_last)
-        made = self.model.decoders[-1](self.model.decoder_input(self.model.encode(images)))
+        codes = [level[batch["index"]].to(self.device) for level in self.codes] if self.codes else self._encode(images)
+        made = self.model.decoders[-1](self.model.decoder_input(self.model.near_codes(codes, self.config.code_noise)))
+        if not self.config.adversarial_weight:
+            loss, terms = self.model.config.reconstruction_loss(made.float(), images)
+            return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
+        self.steps += 1
+        weight = self.config.adversarial_weight * (self.steps > self.config.discriminator_warmup)
         y = made.detach().float().requires_grad_()
         reconstruction, terms = self.model.config.reconstruction_loss(y, images)
         scores = self.discriminator(y)
-        gradient = adversarial_gradient(reconstruction, scores, y, self.config.adversarial_weight)
+        gradient = adversarial_gradient(reconstruction, scores, y, weight)
         told = discriminator_loss(self.discriminator(images), scores)
         # A few images are enough, and their second derivatives cost as much as all the rest.
         penalty = gradient_penalty(self.discriminator, images[: -(-len(images) // 4)])
@@ -265,6 +281,24 @@ class SharpeningTask(VQVAETask):
         loss = own + pushed + (reconstruction - own - pushed).detach()
         sums = {**terms, "discriminator": told, "penalty": penalty}
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return self.model.encode(images)
+
+    def _encoded(self, images: ImageSet) -> list[Tensor]:
+        """Encode the training images, whose codes do not change any more: (N, h, w) of each level, top first."""
+        parts = [
+            self._encode(images.__getitems__(range(start, min(start + 32, len(images))))["image"].to(self.device))
+            for start in range(0, len(images), 32)
+        ]
+        return [torch.cat(level).to(torch.int16).cpu() for level in zip(*parts, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "steps": self.steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.steps = state.get("steps", self.config.discriminator_warmup)
 
     def save(self, folder: Path) -> None:
         super().save(self.folder)
