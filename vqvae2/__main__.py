@@ -1,22 +1,15 @@
-"""The command ``vqvae2 STAGE``: hands over to one stage, which alone is imported."""
+"""The command ``vqvae2 STAGE``: imports and runs one stage."""
 
-import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from vqvae2.errors import UserError
+from vqvae2.stages.commands import STAGES
 from vqvae2.version import __version__
 
-__all__ = ["main"]
-
-STAGES = {
-    "train-vqvae": "train the VQ-VAE on images",
-    "extract-codes": "encode the images into the code store",
-    "train-prior": "train the prior of one level on the codes",
-    "sample": "draw codes from the priors and decode them into new images",
-    "evaluate": "measure a run and write its report",
-}
+__all__ = ["STAGES", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,33 +19,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process when None.
 
     Returns:
-        The exit code: the stage's own, or 2 where no stage has the name given.
+        The exit code: the stage's own, or 2 if there is no such stage.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-"):
-        stage, *rest = arguments
-        if stage in STAGES:
-            module = importlib.import_module(f"vqvae2.stages.{stage.replace('-', '_')}")
-            return int(module.main(rest, prog=f"vqvae2 {stage}"))
-        error = UserError("there is no such stage", stage, f"Choose one of {', '.join(STAGES)}")
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-    width = max(map(len, STAGES))
-    parser = argparse.ArgumentParser(
-        prog="vqvae2",
-        usage="vqvae2 STAGE [flags]",
-        description="Images -> VQ-VAE -> codes -> prior -> codes -> images.",
-        epilog="stages, in the order of a run:\n"
-        + "\n".join(f"  {name:<{width}}  {line}" for name, line in STAGES.items())
-        + "\n\nvqvae2 STAGE --help lists the flags of one stage.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    first = arguments[0] if arguments else ""
+    if first in STAGES:
+        module = importlib.import_module(f"vqvae2.stages.{first.replace('-', '_')}")
+        return int(module.main(arguments[1:]))
+    if first in ("-h", "--help", "--version"):
+        print(f"vqvae2 {__version__}" if first == "--version" else _help())
+        return 0
+    near = difflib.get_close_matches(first, STAGES, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(STAGES)}"
+    print(
+        f"error: {UserError(f'there is no stage {first}' if first else 'no stage is named', how=hint)}", file=sys.stderr
     )
-    parser.add_argument("--version", action="version", version=f"vqvae2 {__version__}")
-    parser.parse_args(arguments)
-    error = UserError("no stage is named", "vqvae2", f"Choose one of {', '.join(STAGES)}")
-    print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def _help() -> str:
+    width = max(map(len, STAGES))
+    lines = [f"  {name:<{width}}  {line}" for name, line in STAGES.items()]
+    return "\n".join(
+        [
+            "usage: vqvae2 STAGE [flags]",
+            "",
+            "Images -> VQ-VAE -> codes -> prior -> codes -> images. Stages, in the order of a run:",
+            "",
+            *lines,
+            "",
+            "vqvae2 STAGE --help lists the flags of one stage.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from vqvae2.errors import UserError
 T = TypeVar("T")
 
 
-class Elsewhere(Exception):  # noqa: N818 - told by the process where it happened
-    """The main process failed, and has told why."""
+_store: Any = None  # shared by the processes of the group, as long as it exists
+
+
+class Elsewhere(Exception):  # noqa: N818 - reported by the process where it happened
+    """The main process failed, and reports why."""
 
 
 def rank() -> int:
@@ -137,7 +140,28 @@ def barrier() -> None:
         dist.barrier()
 
 
-def lost(error: RuntimeError) -> bool:
+def report_once(report: Callable[[], object] | None) -> None:
+    """Let the first process of the group that fails say why; the others wait until it has.
+
+    torchrun ends all processes as soon as one has ended: nobody may end before the reason is printed.
+
+    Args:
+        report: prints the reason; None in a process that knows of a failure elsewhere only.
+    """
+    try:
+        if _store is not None and (report is None or _store.add("reporting", 1) > 1):
+            _store.wait(["reported"], timedelta(minutes=1))
+            return
+    except (RuntimeError, ValueError):  # the store is gone, or whoever was to report was killed
+        if report is None:
+            return
+    if report is not None:
+        report()
+    with suppress(RuntimeError, AttributeError):
+        _store.set("reported", "")
+
+
+def lost(error: BaseException) -> bool:
     """Tell whether an error says that another process of the group is gone."""
     if announced() <= 1 or not dist.is_available():
         return False
@@ -187,9 +211,12 @@ def process_group(timeout: timedelta = timedelta(hours=1)) -> Iterator[None]:
     if _active() or announced() <= 1:
         yield
         return
+    global _store
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        _store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore("group", _store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes could not be joined ({error})", f"backend {backend}", "Start them with torchrun"
@@ -198,6 +225,7 @@ def process_group(timeout: timedelta = timedelta(hours=1)) -> Iterator[None]:
         yield
         dist.barrier()  # nobody leaves while another still listens to him
     finally:
+        _store = None
         dist.destroy_process_group()
 
 

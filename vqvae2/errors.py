@@ -1,8 +1,8 @@
-"""The one-line error for a mistake that the user can mend."""
+"""The one-line error for a mistake that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: what is wrong, where, and how to mend it.
+    """A user's mistake, reported in one line: what is wrong, where, and how to correct it.
 
     Args:
         what: what is wrong, with the value received.
@@ -14,5 +14,5 @@ class UserError(Exception):
 
     def __init__(self, what: str, where: object = "", how: str = "") -> None:
         text = what if where == "" else f"{what}: {where}"
-        text = text.rstrip(".") + "." + (f" {how.rstrip('.')}." if how else "")
+        text = text.rstrip(".") + "." + (f" {how.rstrip('.')}" + "." * (not how.endswith("?")) if how else "")
         super().__init__(" ".join(text.split()))

@@ -1,6 +1,6 @@
 """The loop that every training shares: optimiser, schedule, precision, evaluation, checkpoints, logs.
 
-What is trained is a `Task`, built by its stage; nothing here knows what a batch or a figure means.
+It trains a `Task`, built by a stage, and knows nothing of models, batches or figures.
 """
 
 import math
@@ -40,50 +40,54 @@ class Task(Protocol):
     rate_flag: str
     """The flag of its learning rate, for messages."""
     restarts: bool
-    """Whether --resume begins it anew where it has no state yet."""
+    """Whether --resume starts it from the beginning when it has no state yet."""
     score: str
-    """The figure of `validate` that is to become small; empty where none tells good from bad: the latest is kept."""
+    """The figure of `validate` by which the best model is chosen, lower is better; empty: the latest model is kept."""
 
     @property
     def dataset(self) -> Any:
-        """Data as `batches.load_batches` takes them."""
+        """Training data for `batches.load_batches`."""
         ...
 
     def modules(self) -> dict[str, nn.Module]:
-        """Name the modules that are trained and kept in the state."""
+        """Return by name the modules that are trained and saved in the state."""
         ...
 
     def compilable(self) -> list[nn.Module]:
-        """Name the modules that torch.compile may take."""
+        """Return the modules that torch.compile may compile."""
         ...
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
-        """Compute the loss of a batch (a scalar), and sums with their counts to log."""
+        """Return the loss of a batch (a scalar), and by name the sums and counts whose ratios are logged."""
         ...
 
     def validate(self) -> dict[str, float]:
-        """Compute the figures of an evaluation, on subjects that are not trained on; the same in every process."""
+        """Return the figures of an evaluation on subjects that are not trained on; the same in every process."""
+        ...
+
+    def brief(self, figures: dict[str, float]) -> str:
+        """Write the most telling figures of `validate` in a few words, for the terminal."""
         ...
 
     def preview(self) -> dict[str, np.ndarray]:
-        """Draw pictures (H, W) or (H, W, 3) uint8 of the state of things."""
+        """Draw pictures (H, W) or (H, W, 3) uint8 of what the model does now."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the model as it stands."""
+        """Write the model with its present weights."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return what a resume needs besides the modules: tensors, numbers, lists and dicts. Every process calls it."""
+        """Return what resuming needs besides the modules: tensors, numbers, lists, dicts. Every process calls it."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` returned, in the main process of the earlier run."""
+        """Restore a dictionary that `state` returned in the main process of the earlier run."""
         ...
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
-    """The user stopped the training; its state is saved."""
+    """The training was interrupted by a signal; its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -110,35 +114,35 @@ def fit(
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Train a task until its limit, its patience or the user ends it.
+    """Train a task until its limit is reached, its patience runs out or a signal stops it.
 
     Args:
         task: what is trained; its modules are on ``device``.
-        config: how.
-        folder: receives model, stats.jsonl, TensorBoard events, figures/ and state/.
+        config: how it is trained.
+        folder: where model, stats.jsonl, TensorBoard events, figures/ and state/ are written.
         device: of the batches.
-        precision: of matrix products; parameters stay as they are.
+        precision: of matrix products; parameters keep their own.
         compile: whether to use torch.compile.
-        seed: of the order of the batches and of the draws of the training.
-        num_workers: processes that load batches; 0 loads in this one.
-        resume: go on from the newest state in ``folder``.
+        seed: of the order of the batches and of the random numbers of the training.
+        num_workers: processes that load batches; 0: this one loads them.
+        resume: continue from the newest state in ``folder``.
         say: prints a line for the user.
 
     Returns:
-        How it ended. The folder holds the best model by ``task.score``.
+        How it ended. The best model by ``task.score`` is in the folder.
 
     Raises:
-        UserError: nothing to resume, an unwritable folder, or a loss that is not finite.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        UserError: there is nothing to resume, the folder cannot be written, or the loss is not finite.
+        Interrupted: SIGINT or SIGTERM was received; the state is saved.
     """
     return _Run(task, config, folder, device, precision, seed, num_workers, say).go(resume, compile)
 
 
-_MISFITS = (RuntimeError, ValueError, KeyError)  # what loading raises for a state of another model or version
+_MISFITS = (RuntimeError, ValueError, KeyError)  # raised on loading a state of another model or version
 
 
 class _Run:
-    """One training under way. The state that a resume needs is what `_state` returns."""
+    """A training in progress. `_state` returns all that is needed to resume it."""
 
     def __init__(
         self,
@@ -170,13 +174,13 @@ class _Run:
         self.counts: dict[str, float] = {}
 
     def _shared_loss(self) -> nn.Module:
-        """The task's loss as a module, whose gradients are the means over all processes."""
+        """Wrap the task's loss in a module whose gradients are averaged over all processes."""
         loss = _Loss(self.task, self.modules)
         if distributed.world_size() == 1:
             return loss
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the name that follows is not there in older versions
-            # Codebooks and the like see to themselves.
+            warnings.simplefilter("ignore", FutureWarning)  # older versions do not know the name that it advises
+            # Codebooks synchronise their buffers themselves.
             return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
 
     @property
@@ -185,13 +189,13 @@ class _Run:
 
     @property
     def progress(self) -> float:
-        """Share of the limit that is used up; 0 without one. The same in every process."""
+        """Share of the limit used so far, in [0, 1]; 0 without a limit. The same in every process."""
         steps = self.step / self.config.max_steps if self.config.max_steps else 0.0
         minutes = self.elapsed / 60 / self.config.max_minutes if self.config.max_minutes else 0.0
         return min(1.0, max(steps, minutes))
 
     def _agree(self, interrupted: bool) -> bool:
-        """Take the main process's time; tell whether any process was interrupted."""
+        """Copy the main process's clock; return whether any process was interrupted."""
         if distributed.world_size() == 1:
             self.elapsed = self.seconds
             return interrupted
@@ -210,8 +214,10 @@ class _Run:
         elif distributed.rank():  # dropout differs between the processes
             torch.manual_seed(self.seed + 1_000_003 * distributed.rank())
         self.say(config.describe_limit())
-        long_run = (config.max_minutes or 0) >= 10 or (config.max_steps or 0) >= 5000 or not config.limited
-        self.say(compile_modules(compile, self.task.compilable(), long_run))
+        minutes, steps = config.max_minutes or math.inf, config.max_steps or math.inf
+        self.say(compile_modules(compile, self.task.compilable(), minutes >= 10 and steps >= 5000))
+        score = self.task.score
+        self.say(f"* marks the lowest {score} so far: that model is kept" if score else "the latest model is kept")
         self.logbook = Logbook(self.folder, self.step) if distributed.is_main() else None
         distributed.barrier()
         start = self.step * config.accumulate
@@ -245,10 +251,12 @@ class _Run:
                     if self._agree(interrupted()):
                         self._stop()
         finally:
-            batches.close()  # ends the loading processes, which would be waited for otherwise after an error
+            batches.close()  # ends the loading processes; after an error the interpreter would wait for them
             bar.close()
             if self.logbook is not None:
                 self.logbook.close()
+        self.say(f"{reason} at step {self.step:,} after {self.seconds / 60:.1f} minutes")
+        self.say(f"kept the model of step {self.best_step:,}: {self.task.brief(self.best)}")
         return Outcome(self.step, self.seconds, self.best_step, self.best, reason)
 
     @property
@@ -285,7 +293,7 @@ class _Run:
         self.average.update(self.step)
 
     def _unsynced(self) -> AbstractContextManager[None]:
-        """Leave the gradients to add up in each process by itself."""
+        """Accumulate gradients in each process without averaging them yet."""
         loss = self.loss
         return loss.no_sync() if isinstance(loss, nn.parallel.DistributedDataParallel) else nullcontext()
 
@@ -295,7 +303,7 @@ class _Run:
             self.counts[name] = self.counts.get(name, 0.0) + count
 
     def _gather_sums(self) -> dict[str, float]:
-        """Make the window's sums and counts the main process's; return the means so far, in every process."""
+        """Move the window's sums and counts to the main process; return their ratios in every process."""
         names = sorted(self.sums)
         own = [[float(self.sums[name]), self.counts[name]] for name in names]
         total = distributed.all_reduce_sum(torch.tensor(own, dtype=torch.float64)) if own else torch.zeros(0, 2)
@@ -324,7 +332,7 @@ class _Run:
         self._refuse_non_finite("the loss", value)
 
     def _check_model(self) -> None:
-        """Refuse to write a model that is broken: its loss so far, its weights and its codebooks."""
+        """Raise UserError if the loss, a weight or a codebook is not finite: such a model is never written."""
         self._check_loss(self._gather_sums().get("train/loss", 0.0))
         for module in self.modules.values():
             for name, tensor in module.state_dict().items():
@@ -337,10 +345,10 @@ class _Run:
         kept = self.task.restarts or checkpoint.has_state(self.folder / "state")
         narrow = " or --precision fp32" if self.precision != torch.float32 else ""
         raise UserError(
-            f"{name} is {value} at step {self.step}, most likely since the steps were too large",
+            f"{name} is {value} at step {self.step}; the learning rate is probably too high",
             self.folder,
-            f"{'The last good state is kept; g' if kept else 'G'}ive a lower {self.task.rate_flag}{narrow}, and "
-            f"{'--resume' if kept else 'start again'}",
+            f"{'The last good state is kept. Add --resume and' if kept else 'Start again with'} a lower "
+            f"{self.task.rate_flag}{narrow}",
         )
 
     def _evaluation_due(self) -> bool:
@@ -357,7 +365,7 @@ class _Run:
             module.eval()
         random_state = _random_state(self.device)
         before = time.monotonic()
-        # Eager: other batch sizes, without gradients, would each be compiled again.
+        # Eager: every other batch size, and running without gradients, would be compiled anew.
         eager = torch.compiler.set_stance("force_eager")
         with eager, self.average.applied(), torch.no_grad():
             with autocast(self.device, self.precision):
@@ -378,16 +386,16 @@ class _Run:
         self.window_start += time.monotonic() - before
 
     def _publish(self, figures: dict[str, float], better: bool) -> None:
-        """Write what an evaluation found, and the model if it is the best so far."""
+        """Write an evaluation's figures and pictures, and the model if it is the best so far."""
         assert self.logbook is not None
         if better:
             self.task.save(self.folder)
-        # Without autocast, which would cast all weights again for each of a sampler's many small steps.
+        # Without autocast, which would cast all weights anew in each of a sampler's many small steps.
         for name, picture in self.task.preview().items():
             self.logbook.picture(self.step, name, picture)
         self.logbook.figures(self.step, self.seconds, figures)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        tqdm.write(f"{'*' if better else ' '} step {self.step}  {self.seconds / 60:.1f} min  {shown}")
+        mark = "*" if better and self.task.score else " "
+        tqdm.write(f"{mark} step {self.step:,}  {self.seconds / 60:.1f} min  {self.task.brief(figures)}")
 
     def _state(self, random_states: dict[str, Tensor], task_state: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -414,7 +422,7 @@ class _Run:
     def _load(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
-        # The moments are the state's, the settings are the config's: a resume may change them.
+        # The moments come from the state, the settings from the config, which may have changed.
         own = ("params", "lr")
         settings = [{k: v for k, v in group.items() if k not in own} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -434,7 +442,7 @@ class _Run:
         self.evaluated = state["evaluated"]
         self.saved, self.saved_step = self.elapsed, self.step
         rank = distributed.rank()
-        if all(len(states) > rank for states in state["random"].values()):  # there were as many processes
+        if all(len(states) > rank for states in state["random"].values()):  # as many processes as before
             _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)
         else:
             torch.manual_seed(self.seed + 1_000_003 * rank + self.step)
@@ -442,7 +450,7 @@ class _Run:
 
 
 class _Loss(nn.Module):
-    """A task's loss as a module that holds what is trained, as DistributedDataParallel wants it."""
+    """A task's loss as a module that holds the trained modules, for DistributedDataParallel."""
 
     def __init__(self, task: Task, modules: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -454,7 +462,7 @@ class _Loss(nn.Module):
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question that the loop asks between two steps; a second SIGINT stops at once."""
+    """Yield a function that tells whether SIGINT or SIGTERM was received; a second SIGINT stops at once."""
     seen: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -487,7 +495,7 @@ def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _dicts(value: Any) -> Any:
-    """Turn mappings (an OrderedDict of tensors) into dicts, recursively."""
+    """Turn mappings, such as an OrderedDict of tensors, into dicts, recursively."""
     if isinstance(value, Mapping):
         return {key: _dicts(item) for key, item in value.items()}
     return [_dicts(item) for item in value] if isinstance(value, list | tuple) else value

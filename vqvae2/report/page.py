@@ -25,7 +25,8 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
         figures: name of each figure that exists -> its width in inches, of 10 that the page is wide.
     """
     known = figures
-    title = f"{report['run']} · {report['split']['name']}"
+    other = "" if report["split"].get("own", True) else f" on {report['split']['data']}"
+    title = f"{report['run']}{other} · {report['split']['name']}"
     sections = [
         ("summary", "Summary", _summary(report)),
         ("reconstruction", "Reconstruction", _reconstruction(report, known)),
@@ -44,7 +45,7 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
     html = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{CSS}</style></head>\n<body><header><h1>{escape(report['run'])}</h1>\n"
+        f"<style>{CSS}</style></head>\n<body><header><h1>{escape(report['run'] + other)}</h1>\n"
         f"<p>{_what(report)}</p><nav>{nav}</nav></header>\n<main>{body}</main>\n"
         f"<footer><p>vqvae2 {escape(report['version'])} · {escape(report['created'])} · research software; its images "
         f"are drawn from a model and are not for diagnosis.</p></footer></body></html>\n"

@@ -1,4 +1,4 @@
-"""What the figures of a report say in words: a short summary and a list of warnings, from the numbers alone."""
+"""The summary and the warnings of a report, in words, from its figures alone."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,9 +11,10 @@ Report = Mapping[str, Any]
 
 
 def summary(report: Report) -> list[str]:
-    """Say in a few sentences how good, how diverse and how private a run is; a sentence for each part measured."""
+    """Return a sentence for each part measured: reconstruction, codebooks, priors, diversity, memorisation, labels."""
     return [
         *_quality(report),
+        *_other_data(report),
         *_levels(report),
         *_priors(report),
         *_diversity(report),
@@ -23,13 +24,15 @@ def summary(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """List what went wrong or limits what the figures say; empty where nothing did.
+    """Return a sentence for each problem; empty if there is none.
 
-    Looked at: whether the split is held out, collapsed or useless levels, priors no better than a table of counts,
-    overfitting, samples that are too alike, too unlike or copies, and labels that do not steer.
+    Checked: whether the split is held out, images unlike the training images, collapsed or useless levels, priors no
+    better than a table of counts, overfitting, samples that are too alike, too unlike or copies, and labels without
+    effect.
     """
     return [
         *_split_warnings(report),
+        *_unlike_warnings(report),
         *_level_warnings(report),
         *_prior_warnings(report),
         *_sample_warnings(report),
@@ -49,12 +52,30 @@ def _quality(report: Report) -> Iterator[str]:
     yield text + "."
 
 
+def _other_data(report: Report) -> Iterator[str]:
+    compared = _compared(report)
+    if compared:
+        found = ", ".join(f"{name} {here:.3g} (val {own['mean']:.3g})" for name, here, own in compared)
+        yield f"Beside {report['own']['count']:,} of the run's own val images: {found}."
+
+
+def _compared(report: Report) -> list[tuple[str, float, Mapping[str, float]]]:
+    """Return, for other data than the run's: name of a figure, its mean, and its distribution over the run's val."""
+    if "own" not in report:
+        return []
+    errors = [("MSE", report["reconstruction"]["mse"]["mean"], report["own"]["mse"])]
+    return errors + [
+        (f"NLL {level} in nats per code", report["levels"][level]["nll"], nll)
+        for level, nll in report["own"]["nll"].items()
+    ]
+
+
 def _levels(report: Report) -> Iterator[str]:
     used = [
         f"{level} {figures['perplexity_foreground']:.0f} of {figures['num_embeddings']}"
         for level, figures in report["levels"].items()
     ]
-    yield f"Codebooks: codes in even use, constant cells left aside: {', '.join(used)}."
+    yield f"Codebooks: perplexity without constant cells {', '.join(used)}."
 
 
 def _priors(report: Report) -> Iterator[str]:
@@ -98,7 +119,7 @@ def _label(report: Report) -> Iterator[str]:
     found = report.get("phantom", {})
     if "ventricle_difference_ratio" in found:
         yield (
-            f"Labels: the difference in ventricle area that they ask for comes out at "
+            f"Labels: the difference in ventricle area between samples of the two labels is "
             f"{found['ventricle_difference_ratio']:.0%} of the true one."
         )
 
@@ -106,31 +127,42 @@ def _label(report: Report) -> Iterator[str]:
 def _split_warnings(report: Report) -> Iterator[str]:
     if not report["split"]["held_out"]:
         yield (
-            f"The split {report['split']['name']} holds images that the models were trained or chosen on: "
-            "these figures are not held-out figures."
+            f"The split {report['split']['name']} was used for training or for choosing checkpoints: "
+            "these are not held-out figures."
         )
     if report["split"]["shared_subjects"]:
         yield (
-            f"{report['split']['shared_subjects']:,} subjects of the split are among the training subjects too: "
+            f"{report['split']['shared_subjects']:,} subjects of the split are also training subjects: "
             "held-out figures are too good."
         )
     if report["split"]["identical_images"]:
         yield f"{report['split']['identical_images']:,} images of the split are exact copies of training images."
 
 
+def _unlike_warnings(report: Report) -> Iterator[str]:
+    """Compare means with the 95th percentile of the run's own held-out images."""
+    beyond = [
+        f"{name} {here:.3g}, {own['mean']:.3g} on the run's own val images"
+        for name, here, own in _compared(report)
+        if here > own["p95"]
+    ]
+    if beyond:
+        yield f"These images are unlike the training images: {'; '.join(beyond)}."
+
+
 def _level_warnings(report: Report) -> Iterator[str]:
-    found = report["reconstruction"]
+    found, own = report["reconstruction"], report["split"]["own"]
     naive = found.get("mean_image", {}).get("ssim", {}).get("mean")
     if naive is not None and found["ssim"]["mean"] <= naive:
         yield (
             f"Reconstructions (SSIM {found['ssim']['mean']:.3f}) are no better than the mean training image "
-            f"({naive:.3f}): train the VQ-VAE longer."
+            f"({naive:.3f})" + (": train the VQ-VAE longer." if own else ".")
         )
     for level, figures in found["upper"].items():
         if naive is not None and figures["ssim"]["mean"] <= naive:
             yield (
                 f"Decoding from {upper_name(report['levels'], level)} (SSIM {figures['ssim']['mean']:.3f}) is no "
-                f"better than the mean training image ({naive:.3f}): by itself it says little of an image."
+                f"better than the mean training image ({naive:.3f}): it carries little information by itself."
             )
     for level, figures in report["levels"].items():
         if figures["collapsed"]:
@@ -140,7 +172,7 @@ def _level_warnings(report: Report) -> Iterator[str]:
             )
         elif (figures["perplexity_foreground"] or 0) < figures["least_perplexity"]:
             yield (
-                f"Level {level} says almost nothing outside constant cells: perplexity "
+                f"Level {level} carries almost no information outside constant cells: perplexity "
                 f"{figures['perplexity_foreground']:.1f} of {figures['num_embeddings']}."
             )
         elif figures["usage"] < 0.5:
@@ -148,15 +180,17 @@ def _level_warnings(report: Report) -> Iterator[str]:
 
 
 def _prior_warnings(report: Report) -> Iterator[str]:
+    own = report["split"]["own"]
     for level, figures in report["levels"].items():
         if "nll" not in figures:
             continue
         if figures["gain"] <= 0:
             yield (
                 f"The prior of level {level} ({figures['nll']:.2f} nats per code) is no better than a table of counts "
-                f"for each position ({figures['position_nll']:.2f}): train it longer."
+                f"for each position ({figures['position_nll']:.2f})" + (": train it longer." if own else ".")
             )
-        if figures["train_nll"] < 0.75 * figures["nll"]:
+        # Other data than the run's may be harder without any overfitting.
+        if own and figures["train_nll"] < 0.75 * figures["nll"]:
             yield (
                 f"The prior of level {level} overfits: {figures['train_nll']:.2f} nats per code on training images, "
                 f"{figures['nll']:.2f} on held-out ones."
@@ -171,7 +205,7 @@ def _sample_warnings(report: Report) -> Iterator[str]:
         if plain and drawn is not None and "nll" in figures and drawn["mean"] < 0.75 * figures["nll"]:
             yield (
                 f"At level {level} samples ({drawn['mean']:.2f} nats per code) are much more probable to the prior "
-                f"than held-out images ({figures['nll']:.2f}): it is too sure of itself."
+                f"than held-out images ({figures['nll']:.2f}): it is overconfident."
             )
     found = samples.get("diversity")
     if found and found["compared"] > 1:
@@ -195,7 +229,7 @@ def _sample_warnings(report: Report) -> Iterator[str]:
         ):
             if found[name]:
                 yield f"Memorisation: {found[name]} of {found['count']} samples {_be(found[name])} {what}."
-        # Chance puts 1 % there; ten times as much, and more than one sample, is none.
+        # By chance 1 % are; ten times as many, and more than one sample, are not chance.
         near = found["closer_share_reconstructed"]
         if near > 0.1 and near * found["count"] > 1.5:
             yield (
@@ -208,7 +242,7 @@ def _label_warnings(report: Report) -> Iterator[str]:
     found = report.get("phantom", {})
     ratio = found.get("ventricle_difference_ratio")
     if ratio is not None and not ratio >= 0.5:
-        yield f"Labels steer too little: the difference in ventricle area comes out at {ratio:.0%} of the true one."
+        yield f"Labels have too little effect: the difference in ventricle area is {ratio:.0%} of the true one."
     for name, figures in found.get("labels", {}).items():
         if figures["nan"]:
             yield f"In {figures['nan']} of {figures['samples']} samples labelled {name} no head could be found."

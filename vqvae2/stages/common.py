@@ -1,37 +1,39 @@
-"""What the stages share: the run folder and the command line."""
+"""What the stages share: the run folder, locks, and the checks that parts of a run belong together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import tyro
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.device import DeviceChoice, PrecisionChoice, resolve_device, resolve_precision
 from vqvae2.errors import UserError
-from vqvae2.training import Outcome
+from vqvae2.stages.commands import command, flags_of
+from vqvae2.stages.flags import CommandLine
+from vqvae2.training import Outcome, TrainingConfig
 from vqvae2.version import __version__
+from vqvae2.vqvae import VQVAEConfig
 
-T = TypeVar("T")
+_ONCE = ("resume", "overwrite", "dry_run")  # flags that say nothing of how a run was made
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how precisely to compute."""
+    """Device, precision, seed and data loading."""
 
     device: DeviceChoice = "auto"
-    """Device; auto takes CUDA, then MPS, then the CPU."""
+    """Device; auto: CUDA, else MPS, else the CPU."""
     precision: PrecisionChoice = "auto"
-    """Precision of matrix products in training: auto takes bf16 where the hardware multiplies it fast. Extraction
-    and sampling take bf16 only where it is asked for; evaluation is always in fp32."""
+    """Precision of matrix products. In training, auto is bf16 if the hardware is fast at it. Extraction and sampling
+    use fp32 unless bf16 is given; evaluation always uses fp32."""
     seed: int = 0
-    """Seed of every random draw, >= 0."""
+    """Seed of all random numbers, >= 0."""
     num_workers: int = 0
-    """Processes that load training batches; 0 loads in the main one."""
+    """Processes that load training batches; 0: the main process loads them."""
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
         """Return the device and the precision."""
@@ -45,7 +47,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder that the stages share, and its run.json."""
+    """The run folder, which all stages share, and its run.json."""
 
     path: Path
 
@@ -69,20 +71,22 @@ class RunFolder:
         return self.path / f"prior-{level}"
 
     def read(self) -> dict[str, Any]:
-        """Return run.json.
+        """Read run.json.
 
         Raises:
-            UserError: there is none yet, or it is from a newer version.
+            UserError: it does not exist, or a newer version wrote it.
         """
         path = self.path / "run.json"
         if not path.is_file():
-            raise UserError("this is not a run folder", self.path, "Run train_vqvae.py with this --run first")
+            raise UserError(
+                "this is not a run folder", self.path, f"First run {command('train-vqvae', '--run', self.path)}"
+            )
         record = files.read_json(path)
         checkpoint.check_format(record.get("format", 0), path, record.get("version"))
         return record
 
     def write(self, **changes: Any) -> None:
-        """Change entries of run.json, which is made if absent; two stages may do so at once."""
+        """Set entries of run.json, creating it if needed. Safe while another stage writes too."""
         distributed.on_main(lambda: self._write(changes))
 
     def _write(self, changes: dict[str, Any]) -> None:
@@ -96,10 +100,10 @@ class RunFolder:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs away from a folder for a ``with`` block, by a lock beside it.
+    """Lock a folder against other runs for a ``with`` block; the lock file lies beside it.
 
     Raises:
-        UserError: another run works on it.
+        UserError: another run holds the lock.
     """
     with ExitStack() as stack:
         distributed.on_main(lambda: _lock(folder, stack))
@@ -111,63 +115,68 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     stack.enter_context(files.locked(folder.parent / f".{folder.name}.lock"))
 
 
-def option(argv: list[str], name: str) -> str | None:
-    """Look ahead at one flag's value, as ``--name VALUE`` or ``--name=VALUE``."""
-    value = None
-    for i, argument in enumerate(argv):
-        if argument == f"--{name}" and i + 1 < len(argv):
-            value = argv[i + 1]
-        elif argument.startswith(f"--{name}="):
-            value = argument.split("=", 1)[1]
-    return value
+def resumed(defaults: Mapping[str, Any], kept: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Replace default configs by those that a training began with.
 
-
-def parse(arguments: type[T], default: T, argv: list[str], prog: str, description: str) -> T:
-    """Read the command line into a dataclass; a wrong flag ends it with tyro's message and code 2."""
-
-    def read() -> T:
-        return tyro.cli(
-            arguments,
-            default=default,
-            args=argv,
-            prog=prog,
-            description=description,
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.SuppressFixed, tyro.conf.FlagCreatePairsOff),
-        )
-
-    try:
-        return distributed.on_main(read)
-    except ValueError as error:
-        raise UserError(str(error), "command line", "See --help") from error
-
-
-def with_config_file(configs: dict[str, Any], argv: list[str]) -> dict[str, Any]:
-    """Replace fields of configs by those of ``--config FILE.json``, wherever a field of that name exists.
-
-    Raises:
-        UserError: a name that no config has, or a value that one refuses.
+    Args:
+        defaults: config by section.
+        kept: section -> config as JSON, from run.json. A section that an earlier version did not know takes the
+            defaults of its class.
+        where: for messages.
     """
-    path = option(argv, "config")
-    if path is None:
-        return configs
-    record = files.read_json(path)
-    if not isinstance(record, dict):
-        raise UserError("a config file holds one JSON object", path, 'Such as {"num_embeddings": [512, 512]}')
-    known = {field.name for config in configs.values() for field in fields(config)}
-    for name in record:
-        if name not in known:
-            raise UserError(f"no setting has the name {name}", path, "See --help for the names")
-    return {key: merged(config, record, path) for key, config in configs.items()}
+    return {name: checkpoint.config_from(type(config), kept.get(name, {}), where) for name, config in defaults.items()}
 
 
-def merged(config: T, record: dict[str, Any], where: object) -> T:
-    """Replace the fields of a config that a JSON record names; other keys of the record are left out."""
-    current = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
-    return checkpoint.config_from(type(config), {**current, **record}, where)
+def limited(training: TrainingConfig, changed: Mapping[str, Any], evaluations: int | None) -> TrainingConfig:
+    """Fit a training's defaults to a limit given by the user.
+
+    The limit replaces a default one of the other kind. In a short run there are at least 50 steps between two
+    evaluations, but never fewer than two evaluations.
+
+    Args:
+        training: the defaults.
+        changed: the settings given by the user.
+        evaluations: of a long run; None where the user has said how many there are.
+    """
+    if changed.get("max_minutes"):
+        training = replace(training, max_steps=None)
+    if steps := changed.get("max_steps"):
+        training = replace(training, max_minutes=None)
+        if evaluations:
+            training = replace(training, evaluations=min(evaluations, max(2, steps // 50)))
+    return training
+
+
+def initial_batches(config: VQVAEConfig, batch_size: int) -> int:
+    """Return the number of batches from which the codebooks are initialised, by k-means."""
+    return max(-(-config.init_vectors // (batch_size * h * w)) for h, w in config.shapes)
+
+
+def longer_training(run: RunFolder, least_steps: int = 0) -> str:
+    """Return the command that trains the VQ-VAE for twice its limit, and for ``least_steps`` at least."""
+    record = run.read()
+    kept = record["train_vqvae"]
+    training = checkpoint.config_from(TrainingConfig, kept["training"], run.path)
+    limit: dict[str, Any] = {"max_minutes": f"{2 * training.max_minutes:g}"} if training.max_minutes else {}
+    if training.max_steps or not limit or least_steps:
+        steps = training.max_steps or kept.get("outcome", {}).get("steps", 0)
+        limit = {"max_steps": max(2 * steps, least_steps)}
+    if not checkpoint.has_model(run.vqvae / "sharpening" / "start"):
+        return command("train-vqvae", *flags_of({"run": run.path, "resume": True, **limit}))
+    # A resume would only sharpen further.
+    begun = kept.get("arguments") or {"data": kept["data"]["data"], "preset": record["preset"]}
+    return command("train-vqvae", *flags_of({"run": run.path, **begun, **limit, "overwrite": True}))
+
+
+def record_of(line: CommandLine, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was typed, for run.json: with --resume, on top of what was typed before."""
+    typed = {name: files.plain(value) for name, value in line.given.items()}
+    before = kept.get("arguments", {}) if line.given.get("resume") else {}
+    return {**before, **{name: typed[name] for name in typed if name not in ("run", "level", *_ONCE)}}
 
 
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to train over an earlier training unless told what to do with it; --overwrite empties the folder.
+    """Refuse a folder with a training unless --resume or --overwrite is given; --overwrite empties it.
 
     Raises:
         UserError: the folder holds a training and neither flag was given, or both.
@@ -176,7 +185,7 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def is_trained(folder: Path) -> bool:
-    """Tell whether a folder holds a training: a model, or a state to go on from."""
+    """Tell whether a folder holds a training: a model, or a state to resume from."""
     return checkpoint.has_state(folder / "state") or (folder / "model.safetensors").exists()
 
 
@@ -184,7 +193,9 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
     if is_trained(folder) and not (resume or overwrite):
-        raise UserError("there is a training already", folder, "Add --resume to go on or --overwrite to start again")
+        raise UserError(
+            "this folder holds a training already", folder, "Add --resume to continue it, or --overwrite to start again"
+        )
     if overwrite:
         with files.told_as("cannot remove the earlier training", folder, "Give another --run"):
             for path in sorted(folder.rglob("*"), reverse=True):
@@ -192,13 +203,13 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder, free: Sequence[str] = ()) -> None:
-    """Refuse to resume a training with another model than it began with.
+    """Refuse to resume a training with a model other than the one it began with.
 
     Args:
-        kept: the config that it began with, as JSON.
-        config: the one asked for.
+        kept: the model's config when the training began, as JSON.
+        config: the present one.
         run: for the message.
-        free: settings that may differ, since they change no result.
+        free: settings that may differ because they change no result.
 
     Raises:
         UserError: names the first setting that differs.
@@ -206,39 +217,36 @@ def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder, free: Seque
     for name, value in asdict(config).items():
         if name in kept and name not in free and files.plain(value) != kept[name]:
             raise UserError(
-                f"the training began with {name} {kept[name]}, not {files.plain(value)}",
+                f"the training began with {name} {kept[name]}, now it is {files.plain(value)}",
                 run.path,
                 "Leave the flag out, or start again with --overwrite",
             )
 
 
 def check_fingerprints(run: RunFolder, store: CodeStore, priors: Sequence[str] = ()) -> None:
-    """Refuse what does not belong together: codes of another VQ-VAE, or priors of other codes.
+    """Refuse codes that another VQ-VAE made, and priors trained on other codes.
 
     Raises:
-        UserError: names the two that disagree, and what to run again.
+        UserError: names the two that disagree, and the command that mends it.
     """
     if store.vqvae_sha256 != checkpoint.sha256_of(run.vqvae):
         raise UserError(
-            f"these codes were made by another VQ-VAE than {run.vqvae}",
+            f"these codes were not made by the VQ-VAE in {run.vqvae}",
             run.codes,
-            "Run extract_codes.py --overwrite",
+            f"Run {command('extract-codes', '--run', run.path, '--overwrite')}",
         )
     for level in priors:
         if checkpoint.load_config(run.prior(level), kind="prior").get("codes") != store.fingerprint:
             raise UserError(
-                f"this prior was trained on other codes than {run.codes}",
+                f"this prior was not trained on the codes in {run.codes}",
                 run.prior(level),
-                f"Run train_prior.py --level {level} --overwrite",
+                f"Run {command('train-prior', '--run', run.path, '--level', level, '--overwrite')}",
             )
 
 
-def tell_outcome(outcome: Outcome, run: RunFolder, stage: str, folder: Path) -> None:
-    """Print how a training ended and where its model is, and keep it in run.json."""
+def keep_outcome(outcome: Outcome, run: RunFolder, stage: str, folder: Path) -> None:
+    """Write a training's outcome into run.json, and print what was written where."""
     run.write(**{stage: {**run.read()[stage], "outcome": asdict(outcome)}})
-    best = "  ".join(f"{name} {value:.4g}" for name, value in outcome.best.items())
-    print(f"{outcome.reason} at step {outcome.steps:,} after {outcome.seconds / 60:.1f} minutes")
-    print(f"best at step {outcome.best_step:,}: {best}")
     print(f"wrote {folder}/model.safetensors, config.json, stats.jsonl, figures/ and TensorBoard events")
 
 
@@ -252,13 +260,14 @@ __all__ = [
     "RunFolder",
     "check_fingerprints",
     "check_resumed",
+    "initial_batches",
     "is_trained",
+    "keep_outcome",
+    "limited",
     "locked",
+    "longer_training",
     "memory_in_words",
-    "merged",
-    "option",
-    "parse",
     "prepare_folder",
-    "tell_outcome",
-    "with_config_file",
+    "record_of",
+    "resumed",
 ]

@@ -4,26 +4,28 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+import torch
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
-from vqvae2.data import from_unit
+from vqvae2.data import ImageSet, from_unit
 from vqvae2.device import whole_float32
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.report.album import Album
 from vqvae2.sampling import label_rows, sharpness_by_level
-from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, parse
+from vqvae2.stages.commands import command
+from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
+from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample import check_out, describe, draw, write_samples
 from vqvae2.version import __version__
@@ -35,30 +37,37 @@ _OURS = {"figures", "index.html", "reconstructions", "report.json", "scores.csv"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measure a run and write its report."""
+    """Stage 5: measure a run and write its report."""
 
     run: Path
-    """Run folder with a trained VQ-VAE; codes, priors and samples are measured where they are there."""
+    """Run folder with a trained VQ-VAE; codes, priors and samples are measured if they exist."""
     data: str | None = None
-    """Other data than the run's own to be scored: a folder, phantom or torchvision:NAME."""
+    """Score other images than the run's own: a folder, phantom or torchvision:NAME."""
     split: Literal["train", "selection", "val", "test", "all"] | None = None
-    """Which images are scored; default: test if there is one, else val. all: every image, whatever folder it is in."""
+    """Split to score; default: test if it exists, else val. all: every image, in any folder."""
     out: Path | None = None
-    """Folder of the report; default: report in the run folder, with the name of --data added."""
+    """Folder of the report; default: report in the run folder, with the name of --data appended."""
     save_reconstructions: bool = False
     """Write every reconstruction as PNG, in the data's own values and under its own name."""
     num_samples: int = 64
-    """Samples to be drawn where the run folder holds none of the present models; 0: none."""
+    """Samples to draw if the run folder holds none; 0: none."""
     batch_size: int = 32
-    """Images at once."""
-    compute: Flat[Compute] = field(default_factory=Compute)
+    """Images processed at once."""
+    compute: Compute = field(default_factory=Compute)
     dry_run: bool = False
     """Print what would be measured, and exit."""
 
 
+_GROUPS = {
+    "data": ("data", "split"),
+    "report": ("out", "save_reconstructions", "num_samples"),
+    "running": ("run", "dry_run", "batch_size", "device", "seed"),
+}
+
+
 @dataclass(frozen=True)
 class Models:
-    """What a run folder holds: the VQ-VAE, and the codes and priors that belong to it, as far as they exist."""
+    """The models of a run folder: the VQ-VAE, and the codes and priors that exist and belong to it."""
 
     vqvae: VQVAE
     store: CodeStore | None
@@ -68,22 +77,20 @@ class Models:
 
     @property
     def complete(self) -> bool:
-        """Whether images can be sampled."""
+        """Whether the priors of all levels are there."""
         return len(self.priors) == len(self.vqvae.levels)
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the stage; return its exit code."""
-    return run_stage(_story, argv, prog, "evaluate.py")
+    return run_stage(partial(CommandLine, "evaluate", Arguments, _GROUPS), _story, argv)
 
 
-def _story(argv: list[str], prog: str) -> None:
-    arguments = parse(Arguments, Arguments(run=tyro.MISSING), argv, prog, __doc__ or "")
-    if arguments.batch_size < 1 or arguments.num_samples < 0:
-        raise UserError(
-            f"--batch-size {arguments.batch_size} --num-samples {arguments.num_samples} is out of range",
-            how="Give a batch of 1 or more images and 0 or more samples",
-        )
+def _story(line: CommandLine[Arguments]) -> None:
+    arguments = line.settings()
+    for flag, value, least in (("--batch-size", arguments.batch_size, 1), ("--num-samples", arguments.num_samples, 0)):
+        if value < least:
+            raise UserError(f"{flag} {value} is out of range", how=f"Give {least} or more")
     run = RunFolder(arguments.run)
     record = run.read()
     models = _load(run, arguments)
@@ -97,13 +104,17 @@ def _story(argv: list[str], prog: str) -> None:
         and evaluated.images.images.dtype.itemsize > 1
         and models.vqvae.config.channels > 1
     ):
-        raise UserError("PNG holds 16 bits in grey alone", "--save-reconstructions", "Leave it out")
+        raise UserError("PNG cannot hold 16-bit colour", "--save-reconstructions", "Leave it out")
     if arguments.dry_run:
         print(f"would write {out}/index.html, report.json, scores.csv and figures/")
         print("\n".join(f"not measured: {line}" for line in models.missing))
         return
     if len(evaluated.images) < distributed.world_size():
-        raise UserError(f"{len(evaluated.images)} images do not go round", "torchrun", "Start fewer processes")
+        raise UserError(
+            f"{len(evaluated.images)} images cannot be shared among {distributed.world_size()} processes",
+            "torchrun",
+            "Start fewer processes",
+        )
     whole_float32()
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
@@ -113,7 +124,7 @@ def _story(argv: list[str], prog: str) -> None:
 def _measure(
     run: RunFolder, record: dict[str, Any], models: Models, evaluated: Evaluated, arguments: Arguments, out: Path
 ) -> None:
-    """Take all figures, and write the report."""
+    """Measure everything, and write the report."""
     album = Album(out / "figures")
     found: dict[str, Any] = {
         "format": checkpoint.FORMAT,
@@ -126,8 +137,10 @@ def _measure(
     }
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
+    if evaluated.val is not None:
+        found["own"] = _own_figures(models, evaluated.val, arguments)
     sets = _samples(found, run, models, evaluated, codes, arguments, album)
-    if not distributed.is_main():  # what remains is drawing and writing
+    if not distributed.is_main():  # the rest is drawing and writing
         return
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
@@ -137,10 +150,10 @@ def _measure(
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
     found["missing"] = models.missing
     found["summary"], found["warnings"] = report.summary(found), report.warnings(found)
-    found["commands"], found["hashes"] = commands(run, record, found.get("samples")), models.hashes
+    found["commands"], found["hashes"] = commands(run, record, sets[0].how if sets else None), models.hashes
     files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
-    _tell(found)
+    _print_figures(found)
     print(f"wrote {out}/report.json, scores.csv and {len(album.widths)} figures")
     if arguments.save_reconstructions:
         print(f"wrote {out}/reconstructions: {len(evaluated.images):,} images")
@@ -148,26 +161,28 @@ def _measure(
 
 
 def _load(run: RunFolder, arguments: Arguments) -> Models:
-    """Load what the run folder holds.
+    """Load the models that the run folder holds.
 
     Raises:
-        UserError: there is no VQ-VAE, or two do not belong together.
+        UserError: there is no VQ-VAE, or two parts do not belong together.
     """
     device, _ = arguments.compute.resolve()
     if not checkpoint.has_model(run.vqvae):
-        raise UserError("there is no VQ-VAE yet", run.vqvae, f"Run train_vqvae.py --run {run.path} first")
+        raise UserError("there is no VQ-VAE yet", run.vqvae, f"First run {command('train-vqvae', '--run', run.path)}")
     model = VQVAE.from_pretrained(run.vqvae, device)
     if min(model.config.height, model.config.width) < 11:
         raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
     hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
     if not (run.codes / "data.mdb").exists():
-        missing = [f"priors, for want of codes: python extract_codes.py --run {run.path}"]
+        missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
         return Models(model, None, {}, hashes, missing)
     store = CodeStore(run.codes)
     there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
     check_fingerprints(run, store, there)
     absent = [level for level in model.levels if level not in there]
-    missing = [f"prior of level {level}: python train_prior.py --run {run.path} --level {level}" for level in absent]
+    missing = [
+        f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
+    ]
     missing += ["samples, which need the priors of all levels"] if absent else []
     hashes["codes_fingerprint"] = store.fingerprint
     hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
@@ -176,7 +191,7 @@ def _load(run: RunFolder, arguments: Arguments) -> Models:
 
 
 def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
-    """Choose the report's folder, and refuse one that holds other things or lies among the images."""
+    """Choose the report's folder; refuse one that holds other files or lies among the images."""
     name = "report" if evaluated.own else "report-" + Path(evaluated.source.replace(":", "-")).resolve().name
     out = arguments.out or run.path / name
     there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
@@ -185,7 +200,7 @@ def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
     source = Path(evaluated.source)
     inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
     if inside and not out.resolve().is_relative_to(run.path.resolve()):
-        raise UserError("the report would lie among the images, and be read as data", out, "Give --out another folder")
+        raise UserError("the report would be written among the images", out, "Give --out another folder")
     return out
 
 
@@ -212,8 +227,8 @@ def _images(
 
 
 def _keeper(folder: Path, images: Any) -> Callable:
-    """Return what writes reconstructions as PNG under the images' names."""
-    names: dict[str, int] = {}  # a.png and a.jpg may both be there
+    """Return a function that writes reconstructions as PNG under the images' names."""
+    names: dict[str, int] = {}  # a.png and a.jpg may both exist
     for i, key in enumerate(images.keys):
         name = Path(key.lstrip("/")).with_suffix(".png").as_posix()
         names[name if name not in names else f"{key.lstrip('/')}.png"] = i
@@ -230,7 +245,7 @@ def _keeper(folder: Path, images: Any) -> Callable:
 def _priors(
     found: dict[str, Any], models: Models, evaluated: Evaluated, codes: list, arguments: Arguments, album: Album
 ) -> None:
-    """Score the codes under tables of counts and, where there are any, the priors."""
+    """Score the codes under tables of counts and under the priors that exist."""
     if models.store is None:
         return
     model, store, labels = models.vqvae, models.store, evaluated.labels()
@@ -256,6 +271,32 @@ def _priors(
         album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
 
 
+def _own_figures(models: Models, val: ImageSet, arguments: Arguments) -> dict[str, Any]:
+    """Measure the run's own held-out images, for comparison with other data: reconstruction, and NLL by level."""
+    rows = report.spread_out(len(val), _COMPARED)
+    images = replace(
+        val,
+        images=val.images[rows],
+        keys=[val.keys[i] for i in rows],
+        subjects=[val.subjects[i] for i in rows],
+        labels=val.labels[rows],
+    )
+    seen = report.scan(models.vqvae, images, None, arguments.batch_size)
+    figures: dict[str, Any] = {name: report.spread(values) for name, values in seen.scores["all"].items()}
+    labels = torch.from_numpy(images.labels)
+    scores = {
+        level: report.score_codes(
+            prior, seen.codes[: models.vqvae.levels.index(level) + 1], labels, arguments.batch_size
+        )
+        for level, prior in models.priors.items()
+    }
+    return {
+        **figures,
+        "count": len(images),
+        "nll": {level: report.spread(found.nll) for level, found in scores.items()},
+    }
+
+
 def _samples(
     found: dict[str, Any],
     run: RunFolder,
@@ -265,17 +306,17 @@ def _samples(
     arguments: Arguments,
     album: Album,
 ) -> list[report.SampleSet]:
-    """Measure samples, drawing them where there are none; return all sets of samples of the present models."""
+    """Measure samples, drawing some if there are none; return all sets of the present models, that one first."""
     if not models.complete:
         return []
     if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
         models.missing.append(
-            f"samples, which are held against the run's own data: python evaluate.py --run {run.path}"
+            f"samples, which are compared with the run's own held-out images: {command('evaluate', '--run', run.path)}"
         )
         return []
     model, train = models.vqvae, evaluated.train
     found_set = report.read_samples(run.path / "samples", model, models.hashes)
-    if found_set is None and arguments.num_samples:
+    if found_set is None and arguments.num_samples and not (run.path / "samples" / "samples.json").exists():
         _draw(run, models, arguments)
         found_set = report.read_samples(run.path / "samples", model, models.hashes)
     if not distributed.is_main():
@@ -287,7 +328,9 @@ def _samples(
         if other is None and (folder / "samples.json").exists():
             models.missing.append(f"{folder.name}, which other models made: sample it again")
     if found_set is None:
-        models.missing.append(f"samples: python sample.py --run {run.path} --num 64")
+        others = (run.path / "samples" / "samples.json").exists()
+        what = "samples, which other models made" if others else "samples"
+        models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
         return sets
     assert models.store is not None
     images = report.decode(model, found_set.codes)
@@ -310,26 +353,28 @@ def _samples(
 
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
-    """Draw samples of the models' own distribution into the run folder."""
+    """Draw samples at temperature 1 into the run folder."""
     distributed.on_main(lambda: check_out(run.path / "samples"))
     priors = [models.priors[level] for level in models.vqvae.levels]
     num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
-    print(f"there are no samples of these models in {run.path}/samples: drawing {num}")
+    print(f"there are no samples in {run.path}/samples: drawing {num}")
     label = label_rows(priors[0].config.attributes, None, num)
     sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
     how = {"num": num, **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)}
+    how["arguments"] = {"num": num, "seed": seed}
     with locked(run.path / "samples"):
         samples = draw(models.vqvae, priors, label, seed, sharpness, chunk_size)
         distributed.on_main(lambda: write_samples(run.path / "samples", samples, models.vqvae, run, how))
 
 
-def _tell(found: dict[str, Any]) -> None:
-    """Print the key figures, each beside the naive one."""
-    naive = found["reconstruction"].get("mean_image")
-    print(f"\n{'reconstruction':<26}{'measured':>12}{'mean image':>14}")
+def _print_figures(found: dict[str, Any]) -> None:
+    """Print the main figures, each beside the naive one and, for other data, beside the run's own held-out images."""
+    naive, own = found["reconstruction"].get("mean_image"), found.get("own")
+    print(f"\n{'reconstruction':<26}{'measured':>12}{'mean image':>14}" + (f"{'own val images':>18}" if own else ""))
     for name, words, digits in (("ssim", "SSIM", 4), ("psnr_db", "PSNR (dB)", 2), ("mse", "MSE ([-1, 1] scale)", 4)):
         beside = f"{naive[name]['mean']:.{digits}f}" if naive else "-"
-        print(f"{words:<26}{found['reconstruction'][name]['mean']:>12.{digits}f}{beside:>14}")
+        others = f"{own[name]['mean']:>18.{digits}f}" if own else ""
+        print(f"{words:<26}{found['reconstruction'][name]['mean']:>12.{digits}f}{beside:>14}{others}")
     print(
         f"\n{'level':<10}{'perplexity':>11}{'foreground':>11}{'of':>6}{'usage':>7}{'nll':>8}{'position':>9}{'gain':>8}"
     )

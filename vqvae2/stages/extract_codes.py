@@ -5,15 +5,13 @@ import json
 import zlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
-from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore, CodeWriter
@@ -21,73 +19,81 @@ from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData,
 from vqvae2.device import autocast, whole_float32
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
-from vqvae2.stages.common import Compute, RunFolder, locked, merged, option, parse
+from vqvae2.stages.commands import command
+from vqvae2.stages.common import Compute, RunFolder, initial_batches, locked, longer_training, record_of
 from vqvae2.stages.data_report import check_subjects
+from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Extract the codes of all images into the run's code store; the same command goes on with an interrupted one."""
+    """Stage 2: encode all images into the run's code store. After an interruption the same command continues."""
 
     run: Path
     """Run folder with a trained VQ-VAE."""
     batch_size: int = 16
-    """Images encoded at once by a process."""
+    """Images that a process encodes at once."""
     copies: int = 0
-    """Encodings of each training image that are added, each of the image changed at random; the prior is trained on
-    them too."""
-    augmentation: Flat[AugmentationConfig] = field(default_factory=AugmentationConfig)
-    """Ranges of the copies' changes; default: those of the VQ-VAE's training."""
+    """Augmented copies of each training image to encode as well; the priors are trained on them too."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     overwrite: bool = False
-    """Replace the codes that the run folder holds."""
+    """Replace the codes in the run folder."""
     allow_collapse: bool = False
-    """Extract even where a level's held-out perplexity says that its codebook has collapsed."""
-    compute: Flat[Compute] = field(default_factory=Compute)
+    """Extract even if the held-out perplexity of a level shows that its codebook has collapsed."""
+    compute: Compute = field(default_factory=Compute)
     dry_run: bool = False
     """Print what would be written, and exit."""
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+_GROUPS = {
+    "codes": ("copies", "augmentation", "allow_collapse"),
+    "running": ("run", "overwrite", "dry_run", "batch_size", "device", "precision", "seed"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
     """Run the stage; return its exit code."""
-    return run_stage(_story, argv, prog, "extract_codes.py")
+    return run_stage(partial(CommandLine, "extract-codes", Arguments, _GROUPS), _story, argv)
 
 
-def _story(argv: list[str], prog: str) -> None:
-    name = option(argv, "run")
-    kept = RunFolder(Path(name)).read()["train_vqvae"].get("augmentation", {}) if name else {}
-    default = Arguments(run=tyro.MISSING, augmentation=merged(AugmentationConfig(), kept, name))
-    arguments = parse(Arguments, default, argv, prog, __doc__ or "")
+def _story(line: CommandLine[Arguments]) -> None:
+    folder = line.given.get("run")
+    kept = RunFolder(folder).read()["train_vqvae"].get("augmentation", {}) if folder else {}
+    arguments = line.settings(augmentation=checkpoint.config_from(AugmentationConfig, kept, folder))
     if arguments.copies < 0:
         raise UserError(f"--copies {arguments.copies} is negative", how="Give 0 or more")
     if arguments.copies and not arguments.augmentation.changes:
         raise UserError(
-            f"--copies {arguments.copies} of unchanged images",
-            "--augment-*",
-            "Give ranges such as --augment-shift 0.05",
+            f"--copies {arguments.copies} would be exact copies", how="Add a change, such as --augment-shift 0.05"
         )
     if arguments.batch_size < 1:
-        raise UserError("a batch holds at least one image", f"--batch-size {arguments.batch_size}", "Give 1 or more")
+        raise UserError(f"--batch-size {arguments.batch_size} is too small", how="Give 1 or more")
     run = RunFolder(arguments.run)
-    record = run.read()
     device, _ = arguments.compute.resolve()
-    with locked(run.vqvae):  # a training under way would change what the codes are said to belong to
-        _extract(run, record, arguments, device)
+    with locked(run.vqvae):  # a training in progress would change the model to which the codes belong
+        _extract(line, run, arguments, device)
 
 
-def _extract(run: RunFolder, record: dict[str, Any], arguments: Arguments, device: torch.device) -> None:
+def _extract(line: CommandLine[Arguments], run: RunFolder, arguments: Arguments, device: torch.device) -> None:
+    record = run.read()["train_vqvae"]
     model = VQVAE.from_pretrained(run.vqvae, device)
     config = model.config
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
-    data = open_data(merged(DataConfig(), record["train_vqvae"]["data"], run.path), like=like)
+    data = open_data(checkpoint.config_from(DataConfig, record["data"], run.path), like=like)
     if not model.initialized:
-        raise UserError("the training was too short to start the codebooks", run.vqvae, "Train longer with --resume")
+        batches = initial_batches(config, record["training"]["batch_size"])
+        raise UserError(
+            f"training ended before the codebooks were initialised (after {batches} batches)",
+            run.vqvae,
+            f"Continue with {longer_training(run, 10 * batches)}",
+        )
     whole_float32()
     seen = (data.channels, data.height, data.width)
     if seen != (config.channels, config.height, config.width):
         raise UserError(
-            f"images are {seen}, the VQ-VAE was trained on {(config.channels, config.height, config.width)}",
+            f"images are {seen}, but the VQ-VAE was trained on {(config.channels, config.height, config.width)}",
             data.name,
             "Train the VQ-VAE again on this data",
         )
@@ -99,8 +105,9 @@ def _extract(run: RunFolder, record: dict[str, Any], arguments: Arguments, devic
         return
     with locked(run.codes):
         counts = _write(model, data, run, arguments, device)
-        run.write(extract_codes={"copies": arguments.copies, **asdict(arguments.augmentation)})
-    distributed.on_main(lambda: _tell(model, counts, run))
+        settings = {"copies": arguments.copies, **asdict(arguments.augmentation)}
+        run.write(extract_codes={"arguments": record_of(line, {}), **settings})
+    distributed.on_main(lambda: _report(model, counts, run))
 
 
 def _write(
@@ -108,7 +115,7 @@ def _write(
 ) -> list[CodeCounts]:
     """Write the store; return how often each code occurs in the held-out images, by level.
 
-    In a distributed run the processes encode a batch each, and the main one writes.
+    In a distributed run each process encodes its own batches, and the main one writes.
     """
     bf16 = arguments.compute.precision == "bf16"
     config, size = model.config, arguments.batch_size * distributed.world_size()
@@ -124,9 +131,9 @@ def _write(
 
         found = distributed.on_main(begin)
         if found:
-            print(f"going on after {found:,} images")
+            print(f"continuing after {found:,} images")
         bar = stack.enter_context(tqdm(total=total, unit="image", disable=distributed.quiet()))
-        # Held-out images first: a collapsed codebook is told before the long part begins.
+        # Held-out images first: a collapsed codebook is found before the long part begins.
         passes = [(split, 0) for split in sorted(data.splits, key=lambda name: name != "val")]
         for split, copy in passes + [("train", n + 1) for n in range(arguments.copies)]:
             images = data.splits[split]
@@ -134,7 +141,7 @@ def _write(
             for start in range(0, len(images), size):
                 rows = range(start, min(start + size, len(images)))
                 found -= len(rows)
-                # Batches are encoded whole, whatever is there of them already: rounding depends on the batch.
+                # Whole batches, even if a part is stored already: rounding depends on the batch.
                 if found < 0 or split == "val":
                     first = distributed.rank() * arguments.batch_size
                     own = list(rows[first : first + arguments.batch_size])
@@ -154,8 +161,8 @@ def _count(data: ImageData, arguments: Arguments) -> int:
 
 
 def _encode(model: VQVAE, x: Tensor, counts: list[CodeCounts] | None, bf16: bool) -> list[Tensor]:
-    """Encode a process's batch: the codes of all processes' batches, by level, on the CPU."""
-    # Codes must not depend on the precision of the day: bf16 only where it is asked for.
+    """Encode this process's batch; return the codes of all processes' batches by level, on the CPU."""
+    # Codes must not depend on the hardware's default precision: bf16 only if it is asked for.
     with autocast(x.device, torch.bfloat16 if bf16 else torch.float32):
         codes = model.encode(x)
     for count, level in zip(counts or (), codes, strict=bool(counts)):
@@ -166,7 +173,7 @@ def _encode(model: VQVAE, x: Tensor, counts: list[CodeCounts] | None, bf16: bool
 def _append(
     writer: CodeWriter | None, codes: list[Tensor], images: ImageSet, rows: range, split: str, copy: int
 ) -> None:
-    """Write what is not there yet of a batch; changed copies are a split of their own."""
+    """Write those of a batch that are not stored yet; augmented copies are a split of their own."""
     assert writer is not None
     split, tail = ("copies", f"#{copy}") if copy else (split, "")
     new = [i for i, row in enumerate(rows) if (split, images.keys[row] + tail) not in writer]
@@ -196,7 +203,7 @@ def _writer(model: VQVAE, data: ImageData, run: RunFolder, arguments: Arguments,
 
 
 def _plan(data: ImageData, arguments: Arguments, device: torch.device) -> str:
-    """Name everything that the codes depend on besides the weights: only their own beginning is gone on with."""
+    """Hash everything that the codes depend on besides the weights: extraction continues only a store of equal hash."""
     settings = [
         arguments.batch_size,
         device.type,
@@ -212,7 +219,7 @@ def _plan(data: ImageData, arguments: Arguments, device: torch.device) -> str:
     return digest.hexdigest()
 
 
-def _tell(model: VQVAE, counts: list[CodeCounts], run: RunFolder) -> None:
+def _report(model: VQVAE, counts: list[CodeCounts], run: RunFolder) -> None:
     store = CodeStore(run.codes)
     size = (run.codes / "data.mdb").stat().st_size
     bare = sum(level.nbytes for level in store.read())
@@ -222,7 +229,7 @@ def _tell(model: VQVAE, counts: list[CodeCounts], run: RunFolder) -> None:
             f"{count.perplexity_foreground:.0f} without constant cells; usage {count.usage:.0%}"
         )
     print(f"wrote {run.codes}: {len(store):,} images, {size / bare:.2f} x the bytes of the codes alone")
-    print(f"next: python train_prior.py --run {run.path} --level {model.levels[0]}")
+    print(f"next: {command('train-prior', '--run', run.path, '--level', model.levels[0])}")
 
 
 def _refuse_collapse(model: VQVAE, counts: list[CodeCounts], run: RunFolder, allow: bool) -> None:
@@ -233,5 +240,5 @@ def _refuse_collapse(model: VQVAE, counts: list[CodeCounts], run: RunFolder, all
                 f"the codebook of level {level} has collapsed: held-out perplexity {count.perplexity:.1f} of {k}, "
                 f"at least {least:g} is needed",
                 run.vqvae,
-                "Train the VQ-VAE longer or with other settings, or add --allow-collapse",
+                f"Train longer with {longer_training(run)}, or add --allow-collapse",
             )

@@ -1,100 +1,106 @@
-"""How a stage runs as a process, or as several: exit codes, signals, and how mistakes are told."""
+"""How a stage runs as a process, or as several: exit codes, signals, and how errors are reported."""
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.device import keep_freed_memory
 from vqvae2.errors import UserError
-from vqvae2.stages.common import RunFolder, option
+from vqvae2.stages.commands import command, flags_of
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.flags import CommandLine
 from vqvae2.training import Interrupted
 from vqvae2.version import __version__
 
 __all__ = ["run_stage"]
 
 
-def run_stage(story: Callable[[list[str], str], None], argv: list[str] | None, prog: str | None, name: str) -> int:
+def run_stage(
+    read: Callable[[list[str]], CommandLine], story: Callable[[CommandLine], None], argv: Sequence[str] | None
+) -> int:
     """Run a stage and turn what ends it into an exit code.
 
-    Under torchrun each of the processes runs the story; the main one alone prints.
+    Under torchrun every process runs the story; only the main one prints.
 
     Args:
-        story: the stage, called with its arguments and the name it was called by.
+        read: reads the stage's command line.
+        story: what the stage does.
         argv: arguments; None takes the process's.
-        prog: name shown in --help.
-        name: file name of the stage's script.
 
     Returns:
-        0; 2 after a mistake of the user's, told in one line on stderr; 130 after an interruption.
+        0; 2 after a user error, which is printed as one line on stderr; 130 after an interruption.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    code = _run(story, argv, prog, name)
+    code = _run(read, story, list(sys.argv[1:] if argv is None else argv))
     if distributed.announced() > 1:
-        # All is written. The threads of the process group may abort an interpreter that takes its time to end.
+        # Everything is written. The threads of the process group may abort an interpreter that is slow to exit.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
 
 
-def _run(story: Callable[[list[str], str], None], argv: list[str], prog: str | None, name: str) -> int:
+def _run(read: Callable[[list[str]], CommandLine], story: Callable[[CommandLine], None], argv: list[str]) -> int:
     """Run a stage; return its exit code."""
     if "--version" in argv:
         print(f"vqvae2 {__version__}")
         return 0
     keep_freed_memory()
+    line: CommandLine | None = None
     try:
         with distributed.process_group(), _output(), _terminated_as_interrupted():
-            story(argv, prog or name)
-    except UserError as error:
-        if distributed.announced_rank():
-            # Where the main process fails likewise torchrun ends this one meanwhile, and the mistake is told once.
-            time.sleep(3)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except distributed.Elsewhere:
-        time.sleep(3)  # torchrun ends the main process, which tells why, as soon as one has ended
-        return 2
-    except (Interrupted, KeyboardInterrupt) as error:
-        if distributed.announced_rank():
-            time.sleep(3)
-        else:
-            print(f"{str(error) or 'interrupted'}. Go on with: {_command(name, argv)}", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if not distributed.lost(error):
-            raise
-        time.sleep(6)  # who failed first tells why
-        print(f"error: another process is gone ({str(error).splitlines()[0]})", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+            try:
+                line = read(argv)
+                story(line)
+            except (Exception, KeyboardInterrupt) as error:
+                raise SystemExit(_report(error, line)) from error
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (UserError, RuntimeError, KeyboardInterrupt) as error:  # before the processes were joined, or after the end
+        return _report(error, line)
     return 0
 
 
-def _command(name: str, argv: list[str]) -> str:
-    """Write the command that goes on: a training with a state is resumed, all else finds what is there."""
-    start = ["torchrun", "...", "--"] if distributed.announced() > 1 else ["python"]
-    run, level = option(argv, "run"), option(argv, "level")
-    if name.startswith("train") and run:
-        folder = RunFolder(Path(run)).prior(level) if level else RunFolder(Path(run)).vqvae
-        if checkpoint.has_state(folder / "state"):
-            argv = ["--run", run, *(["--level", level] if level else []), "--resume"]
-    return shlex.join([*start, name, *argv])
+def _report(error: BaseException, line: CommandLine | None) -> int:
+    """Report what ended a stage, once for all processes; return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, distributed.Elsewhere):
+        distributed.report_once(None)
+        return 2
+    code, text = 2, f"error: {error}"
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        _ignore_signals()  # after Ctrl-C torchrun sends another
+        code, text = 130, f"{str(error) or 'interrupted'}." + (f" Continue with: {_continuation(line)}" if line else "")
+    elif distributed.lost(error):
+        text = f"error: another process is gone ({str(error).splitlines()[0]})"
+    elif not isinstance(error, UserError):
+        if distributed.announced() == 1:
+            raise error
+        code, text = 1, "".join(traceback.format_exception(error)).rstrip()
+    distributed.report_once(lambda: print(text, file=sys.stderr, flush=True))
+    return code
+
+
+def _continuation(line: CommandLine) -> str:
+    """Write the command that continues: --resume for a training that has a state, else the same command."""
+    if line.stage.startswith("train") and "run" in line.given:
+        run, level = RunFolder(line.given["run"]), line.given.get("level")
+        if checkpoint.has_state((run.prior(level) if level else run.vqvae) / "state"):
+            where = {name: value for name, value in line.given.items() if name in ("run", "level")}
+            return command(line.stage, *flags_of({**where, "resume": True}))
+    return command(line.stage, *flags_of(line.given))
 
 
 @contextlib.contextmanager
 def _output() -> Iterator[None]:
-    """Keep what the other processes print from the screen."""
+    """Hide what the other processes print."""
     if distributed.is_main():
         yield
         return
@@ -102,9 +108,16 @@ def _output() -> Iterator[None]:
         yield
 
 
+def _ignore_signals() -> None:
+    """Let the processes of a group report in peace; each ends right after."""
+    if distributed.announced() > 1 and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, with which clusters end a job, do what Ctrl-C does."""
+    """Treat SIGTERM, with which clusters end a job, as Ctrl-C."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,20 +1,16 @@
-"""Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step).
-
-Defaults are those of the run's preset; --help shows them where --run and --level are given with it.
-"""
+"""Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step)."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tyro.conf import OmitArgPrefixes as Flat
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import checkpoint
 from vqvae2.batches import check_divides
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
@@ -23,21 +19,23 @@ from vqvae2.metrics import positionwise_log_table, positionwise_unigram_nll, uni
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
+from vqvae2.report import score_codes, spread_out
 from vqvae2.sampling import sample_codes
+from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
     check_fingerprints,
     check_resumed,
+    keep_outcome,
+    limited,
     locked,
     memory_in_words,
-    merged,
-    option,
-    parse,
     prepare_folder,
-    tell_outcome,
-    with_config_file,
+    record_of,
+    resumed,
 )
+from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.training import Sums, TrainingConfig, fit
 from vqvae2.vqvae import VQVAE
@@ -48,25 +46,38 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the prior of one level."""
+    """Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step).
+
+    Defaults come from the run's preset; --help shows them if --run and --level are given with it.
+    """
 
     run: Path
     """Run folder with extracted codes."""
     level: str
-    """Level of the prior: top, bottom, or what lies between."""
-    model: Flat[PriorConfig] = field(default_factory=PriorConfig)
-    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
-    compute: Flat[Compute] = field(default_factory=Compute)
+    """Level of the prior: top, bottom, or one in between."""
+    model: PriorConfig = field(default_factory=PriorConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    compute: Compute = field(default_factory=Compute)
     config: Path | None = None
     """JSON file with settings by name; flags override it."""
     compile: CompileChoice = "auto"
-    """torch.compile; auto takes it where a compiler works and the run is long."""
+    """Whether to use torch.compile; auto: in long runs, if a compiler works."""
     resume: bool = False
-    """Go on from the saved state, with the settings of the run."""
+    """Continue from the saved state, with the settings of the run."""
     overwrite: bool = False
-    """Start again, removing the prior that the run folder holds."""
+    """Start again; the level's prior in the run folder is deleted."""
     dry_run: bool = False
     """Print the codes' report, the model's size and a memory estimate, and exit."""
+
+
+_GROUPS = {
+    "data": ("level",),
+    "model": ("channels", "residual_channels", "num_layers", "attention_every", "dropout", "model"),
+    "training": ("max_minutes", "max_steps", "batch_size", "learning_rate", "evaluations", "patience", "training"),
+    "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
+}
+_FROM_CODES = [f"model.{name}" for name in ("level", "height", "width", "num_embeddings", "attributes")]
+_FROM_CODES += [f"model.condition_{name}" for name in ("levels", "shapes", "num_embeddings")]
 
 
 class PriorTask:
@@ -83,11 +94,11 @@ class PriorTask:
         train = store.indices("train")
         self.dataset = Subset(store, train + store.indices("copies"))
         codes, k = store.read(train)[self.index], prior.config.num_embeddings
-        # A resumed training replaces these by what it had learned.
+        # A resumed training replaces these by its state.
         table = torch.from_numpy(positionwise_log_table(codes, k))
         prior.start_from([quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], table)
-        self.splits = {split: self._some(split) for split in ("selection", "val")}
-        held_out = store.read(self.splits["val"])[self.index]
+        self.splits = {split: self._some(split, _EVALUATED) for split in ("selection", "val")}
+        held_out = self.splits["val"]["codes"][self.index].numpy()
         self.baselines = {
             "val/unigram_nll": unigram_nll(codes, held_out, k),
             "val/position_nll": positionwise_unigram_nll(codes, held_out, k),
@@ -107,22 +118,19 @@ class PriorTask:
 
     def validate(self) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for split, indices in self.splits.items():
-            sums, own = torch.zeros(2, dtype=torch.float64), distributed.own_part(indices)
-            for start in range(0, len(own), 32):
-                logits, target = self._predict(self.store.__getitems__(own[start : start + 32]))
-                nll, right = F.cross_entropy(logits.float(), target), (logits.argmax(1) == target).float().mean()
-                sums += torch.tensor([float(nll), float(right)], dtype=torch.float64) * (len(target) / len(indices))
-            figures[f"{split}/nll"], figures[f"{split}/accuracy"] = distributed.all_reduce_sum(sums).tolist()
-        return {
-            **figures,
-            **self.baselines,
-            "val/gain": self.baselines["val/position_nll"] - figures["val/nll"],
-        }
+        for split, batch in self.splits.items():
+            found = score_codes(self.prior, batch["codes"][: self.index + 1], batch["label"])
+            figures |= {f"{split}/nll": float(found.nll.mean()), f"{split}/accuracy": found.accuracy}
+        gain = self.baselines["val/position_nll"] - figures["val/nll"]
+        return {**figures, **self.baselines, "val/gain": gain}
+
+    def brief(self, figures: dict[str, float]) -> str:
+        table = f"(position-wise unigram {figures['val/position_nll']:.3f})"
+        return f"NLL {figures['val/nll']:.3f} nats per code {table}  accuracy {figures['val/accuracy']:.1%}"
 
     def preview(self) -> dict[str, Picture]:
-        """Sample this level, given held-out codes of the coarser ones, and decode as far as it goes."""
-        batch = self.store.__getitems__(self.splits["val"][:: max(1, len(self.splits["val"]) // _SHOWN)][:_SHOWN])
+        """Sample this level, given held-out codes of the coarser ones, and decode levels up to this one."""
+        batch = self._some("val", _SHOWN)
         coarser = [level.to(self.device) for level in batch["codes"][: self.index]]
         positions = self.prior.config.height * self.prior.config.width
         uniform = torch.rand(
@@ -153,22 +161,22 @@ class PriorTask:
         logits = self.prior(codes[-1], condition=codes[:-1], label=batch["label"].to(self.device))
         return logits, codes[-1]
 
-    def _some(self, split: str) -> list[int]:
+    def _some(self, split: str, count: int) -> dict[str, Any]:
+        """Read the codes and labels of some images of a split, evenly spaced."""
         indices = self.store.indices(split)
-        return indices[:: -(-len(indices) // _EVALUATED)]
+        return self.store.__getitems__([indices[i] for i in spread_out(len(indices), count)])
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the stage; return its exit code."""
-    return run_stage(_story, argv, prog, "train_prior.py")
+    return run_stage(partial(CommandLine, "train-prior", Arguments, _GROUPS, fixed=_FROM_CODES), _story, argv)
 
 
-def _story(argv: list[str], prog: str) -> None:
-    name = option(argv, "run")
-    store = CodeStore(RunFolder(Path(name)).codes) if name and RunFolder(Path(name)).read() else None
-    arguments = _arguments(argv, prog, store)
-    assert store is not None
-    run, index = RunFolder(arguments.run), _level_index(store, arguments.level)
+def _story(line: CommandLine[Arguments]) -> None:
+    arguments = _settings(line)
+    run = RunFolder(arguments.run)
+    store = CodeStore(run.codes)
+    index = _level_index(store, arguments.level)
     device, precision = arguments.compute.resolve()
     check_fingerprints(run, store)
     config = replace(
@@ -184,7 +192,7 @@ def _story(argv: list[str], prog: str) -> None:
     )
     for split in ("train", "selection", "val"):
         if not store.indices(split):
-            raise UserError(f"the split {split} is empty", run.codes, "Give images of more subjects and extract again")
+            raise UserError(f"the split {split} is empty", run.codes, "Train and extract with images of more subjects")
     check_divides(arguments.training.batch_size)
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
@@ -193,19 +201,27 @@ def _story(argv: list[str], prog: str) -> None:
         print(arguments.training.describe_limit())
         return
     with locked(run.prior(arguments.level)):
-        _work(prior, store, arguments, run, device, precision)
+        _work(line, prior, store, arguments, device, precision)
 
 
 def _work(
-    prior: Prior, store: CodeStore, arguments: Arguments, run: RunFolder, device: torch.device, precision: torch.dtype
+    line: CommandLine[Arguments],
+    prior: Prior,
+    store: CodeStore,
+    arguments: Arguments,
+    device: torch.device,
+    precision: torch.dtype,
 ) -> None:
-    """Train, and tell what came of it."""
-    config, folder = prior.config, run.prior(arguments.level)
+    """Train, and report the result."""
+    config, run = prior.config, RunFolder(arguments.run)
+    folder = run.prior(arguments.level)
     prepare_folder(folder, arguments.resume, arguments.overwrite)
     stage = f"train_prior_{arguments.level}"
-    if arguments.resume and stage in run.read():
-        check_resumed(run.read()[stage]["model"], config, run, free=("recompute",))
+    kept = run.read().get(stage, {})
+    if arguments.resume and kept:
+        check_resumed(kept["model"], config, run, free=("recompute",))
     settings = {
+        "arguments": record_of(line, kept),
         "model": asdict(config),
         "training": asdict(arguments.training),
         "compute": asdict(arguments.compute),
@@ -223,16 +239,12 @@ def _work(
         num_workers=arguments.compute.num_workers,
         resume=arguments.resume,
     )
-    tell_outcome(outcome, run, stage, folder)
-    gain = outcome.best["val/gain"]
-    print(f"held-out NLL {outcome.best['val/nll']:.3f} nats per code, {gain:.3f} below the position-wise unigram")
-    if gain <= 0:
-        print("warning: the prior is no better than a table of counts for each position")
+    keep_outcome(outcome, run, stage, folder)
+    if outcome.best["val/gain"] <= 0:
+        print("warning: the prior is no better than a table of counts for each position: train it longer")
     missing = [level for level in store.levels if not checkpoint.has_model(run.prior(level))]
-    follow = (
-        f"train_prior.py --run {run.path} --level {missing[0]}" if missing else f"sample.py --run {run.path} --num 64"
-    )
-    print(f"next: python {follow}")
+    following = ["train-prior", "--run", run.path, "--level", missing[0]] if missing else ["sample", "--run", run.path]
+    print(f"next: {command(*map(str, following))}")
 
 
 def _level_index(store: CodeStore, level: str) -> int:
@@ -241,32 +253,30 @@ def _level_index(store: CodeStore, level: str) -> int:
     return list(store.levels).index(level)
 
 
-def _arguments(argv: list[str], prog: str, store: CodeStore | None) -> Arguments:
-    """Read the command line over the run's preset, or over the settings of the prior that is resumed."""
-    run, level = option(argv, "run"), option(argv, "level")
-    compile: CompileChoice = "auto"
-    configs: dict[str, Any] = {"model": PriorConfig(), "training": TrainingConfig()}
-    if run and level and store is not None:
-        index = _level_index(store, level)
-        record = RunFolder(Path(run)).read()
-        kept = record.get(f"train_prior_{level}")
-        if "--resume" in argv and kept:
-            configs = {key: merged(config, kept[key], run) for key, config in configs.items()}
-            configs["compute"] = merged(Compute(), kept.get("compute", {}), run)
-            compile = kept.get("compile", "auto")
-        else:
-            chosen = PRESETS[record["preset"]]
-            configs = {
-                "model": chosen.priors[min(index, len(chosen.priors) - 1)],
-                "training": chosen.prior_training[min(index, len(chosen.prior_training) - 1)],
-            }
-    configs = with_config_file(configs, argv)
-    default = Arguments(run=tyro.MISSING, level=tyro.MISSING, compile=compile, **configs)
-    return parse(Arguments, default, argv, prog, __doc__ or "")
+def _settings(line: CommandLine[Arguments]) -> Arguments:
+    """Return the settings: the command line over those of the prior that is resumed, else over the run's preset."""
+    if not {"run", "level"} <= line.given.keys():  # --help alone
+        return line.settings()
+    run, level = RunFolder(line.given["run"]), line.given["level"]
+    record = run.read()
+    index = _level_index(CodeStore(run.codes), level)
+    chosen = PRESETS[record["preset"]]
+    configs: dict[str, Any] = {
+        "model": chosen.priors[min(index, len(chosen.priors) - 1)],
+        "training": chosen.prior_training[min(index, len(chosen.prior_training) - 1)],
+        "compute": Compute(),
+    }
+    usual = configs["training"].evaluations
+    kept = record.get(f"train_prior_{level}", {}) if line.given.get("resume") else {}
+    if kept:
+        configs = resumed(configs, kept, run.path)
+        usual = None if "evaluations" in kept.get("arguments", {}) else usual
+    configs["training"] = limited(configs["training"], line.changed, usual)
+    return line.settings(**configs, compile=kept.get("compile", "auto"))
 
 
 def _describe(prior: Prior, training: TrainingConfig, store: CodeStore) -> None:
-    """Print what a dry run promises."""
+    """Print the codes, the model's size and an estimate of the memory."""
     config = prior.config
     parameters = sum(p.numel() for p in prior.parameters())
     counts = "  ".join(f"{split} {len(store.indices(split)):,}" for split in dict.fromkeys(store.splits))

@@ -1,13 +1,12 @@
 """Stage 1: train the VQ-VAE on images (Razavi et al. 2019, algorithm 1)."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from tyro.conf import OmitArgPrefixes as Flat
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.batches import check_divides
@@ -16,21 +15,24 @@ from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
 from vqvae2.metrics import least_perplexity
 from vqvae2.presets import PRESETS
+from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
     Compute,
     RunFolder,
     check_resumed,
+    initial_batches,
     is_trained,
+    keep_outcome,
+    limited,
     locked,
+    longer_training,
     memory_in_words,
-    merged,
-    option,
-    parse,
     prepare_folder,
-    tell_outcome,
-    with_config_file,
+    record_of,
+    resumed,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
+from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
 from vqvae2.training import Outcome, TrainingConfig, fit
@@ -39,44 +41,65 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the hierarchical VQ-VAE."""
+    """Stage 1: train the VQ-VAE on images (Razavi et al. 2019, algorithm 1)."""
 
     run: Path
-    """Run folder, made if absent."""
-    data: Flat[DataConfig] = field(default_factory=DataConfig)
-    model: Flat[VQVAEConfig] = field(default_factory=VQVAEConfig)
-    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
-    augmentation: Flat[AugmentationConfig] = field(default_factory=AugmentationConfig)
-    sharpening: Flat[SharpeningConfig] = field(default_factory=SharpeningConfig)
-    compute: Flat[Compute] = field(default_factory=Compute)
+    """Run folder, which all stages share; created if needed."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    sharpening: SharpeningConfig = field(default_factory=SharpeningConfig)
+    compute: Compute = field(default_factory=Compute)
     preset: str = "default"
-    """Settings by name: default, brain128, demo, imagenet256, ffhq1024 or cifar10; later stages find it in the run
+    """Settings by name: default, brain128, demo, imagenet256, ffhq1024 or cifar10. Later stages read it from the run
     folder."""
     config: Path | None = None
-    """JSON file with settings by name, for those that one flag cannot say; flags override it."""
+    """JSON file with settings by name, such as {"num_embeddings": [512, 256]}; flags override it."""
     compile: CompileChoice = "auto"
-    """torch.compile; auto takes it where a compiler works and the run is long."""
+    """Whether to use torch.compile; auto: in long runs, if a compiler works."""
     resume: bool = False
-    """Go on from the saved state, with the settings of the run."""
+    """Continue from the saved state, with the settings of the run."""
     overwrite: bool = False
-    """Start again, removing the VQ-VAE that the run folder holds."""
+    """Start again; the VQ-VAE in the run folder is deleted."""
     dry_run: bool = False
-    """Write the data report with its sheet of images, print it with the model's size, code shapes and a memory
-    estimate, and exit."""
+    """Write the data report and its contact sheet, print it with the model's size, code shapes and a memory estimate,
+    and exit."""
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+_GROUPS = {
+    "data": ("data", "size", "fit", "labels", "subject_pattern", "layout", "channels", "augmentation"),
+    "model": ("preset", "num_embeddings", "embedding_dim", "strides", "hidden_channels", "model"),
+    "training": (
+        "max_minutes",
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "evaluations",
+        "patience",
+        "sharpen_share",
+        "training",
+        "sharpening",
+    ),
+    "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
+}
+_FROM_DATA = ("model.channels", "model.height", "model.width")
+
+
+def main(argv: list[str] | None = None) -> int:
     """Run the stage; return its exit code."""
-    return run_stage(_story, argv, prog, "train_vqvae.py")
+    return run_stage(
+        partial(CommandLine, "train-vqvae", Arguments, _GROUPS, fixed=_FROM_DATA, required=["data"]), _story, argv
+    )
 
 
-def _story(argv: list[str], prog: str) -> None:
-    arguments = _arguments(argv, prog)
+def _story(line: CommandLine[Arguments]) -> None:
+    arguments = _settings(line)
     run = RunFolder(arguments.run)
     device, precision = arguments.compute.resolve()
     source = Path(arguments.data.data).expanduser()
     if source.is_dir() and source.resolve() in (run.path.resolve(), run.data_report.resolve()):
-        raise UserError("the run folder is the data's own", run.path, "Give --run a folder of its own")
+        raise UserError("--run and --data are the same folder", run.path, "Give another --run")
     like = (
         checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
         if arguments.resume and checkpoint.has_model(run.vqvae)
@@ -87,9 +110,13 @@ def _story(argv: list[str], prog: str) -> None:
     if min(data.height, data.width) < 11:
         raise UserError(f"images of {data.height}x{data.width} are too small for SSIM", data.name, "Give 11x11 or more")
     if data.channels == 3 and data.value_range[1] > 255:
-        raise UserError("16-bit colour could not be written as PNG", data.name, "Train with --channels 1")
+        raise UserError("PNG cannot hold samples in 16-bit colour", data.name, "Train with --channels 1")
     if arguments.training.ema_decay:
-        raise UserError("the codebooks follow the online encoder, not its average", "--ema-decay", "Leave it out")
+        raise UserError(
+            "the VQ-VAE cannot use averaged weights: its codebooks follow the online encoder",
+            "--ema-decay",
+            "Leave it out",
+        )
     for split in ("train", "selection", "val"):
         if split not in data.splits or not len(data.splits[split]):
             raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
@@ -100,38 +127,60 @@ def _story(argv: list[str], prog: str) -> None:
     _describe(model, arguments.training, data.splits["train"])
     if arguments.dry_run:
         under_way = (run.vqvae / "stats.jsonl").exists()
-        if not (under_way or is_trained(run.vqvae)):  # else the report is the one of that training
+        if not (under_way or is_trained(run.vqvae)):  # else the report is that training's
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(arguments.training.describe_limit())
+        if arguments.sharpening.sharpen_share:
+            print(_shares(*_parts(arguments)))
         return
     with locked(run.vqvae):
-        _work(model, data, arguments, run, device, precision)
+        _work(line, model, data, arguments, device, precision)
 
 
 def _check(arguments: Arguments, side: int) -> None:
-    """Raise UserError for settings that would fail only after the training has begun."""
+    """Raise UserError for settings that would otherwise fail only after training has begun."""
+    check_divides(arguments.training.batch_size)
+    if arguments.sharpening.sharpen_share:
+        if side < 16:
+            raise UserError("images under 16x16 cannot be sharpened", "--sharpen-share", "Give 0, or larger images")
+        _parts(arguments)
+
+
+def _parts(arguments: Arguments) -> tuple[TrainingConfig, TrainingConfig]:
+    """Divide a training's limit into the VQ-VAE's part and the sharpening's; in a short run each is evaluated once."""
     training = arguments.training
-    check_divides(training.batch_size)
-    if not arguments.sharpening.sharpen_share:
-        return
-    if side < 16:
-        raise UserError("images under 16x16 cannot be sharpened", "--sharpen-share", "Give 0, or larger images")
     try:
-        arguments.sharpening.divide(training)
+        parts = arguments.sharpening.divide(training)
     except ValueError as error:
         raise UserError(
-            f"the limit cannot be divided ({error})", "--sharpen-share", "Give a longer limit, or 0"
+            f"cannot share the limit with sharpening ({error})", "--sharpen-share", "Give a longer limit, or 0"
         ) from None
+    if training.max_steps and training.evaluations <= 2:
+        return replace(parts[0], evaluations=1), replace(parts[1], evaluations=1)
+    return parts
+
+
+def _shares(first: TrainingConfig, second: TrainingConfig) -> str:
+    amounts = [
+        f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes" for part in (first, second)
+    ]
+    return f"{amounts[0]} for the VQ-VAE, then {amounts[1]} for sharpening its decoder (--sharpen-share)"
 
 
 def _work(
-    model: VQVAE, data: ImageData, arguments: Arguments, run: RunFolder, device: torch.device, precision: torch.dtype
+    line: CommandLine[Arguments],
+    model: VQVAE,
+    data: ImageData,
+    arguments: Arguments,
+    device: torch.device,
+    precision: torch.dtype,
 ) -> None:
-    """Train, and tell what came of it."""
-    config = model.config
+    """Train, and report the result."""
+    config, run = model.config, RunFolder(arguments.run)
     prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
+    kept = run.read()["train_vqvae"] if arguments.resume else {}
     if arguments.resume:
-        check_resumed(run.read()["train_vqvae"]["model"], config, run)
+        check_resumed(kept["model"], config, run)
         check_subjects(data, run.data_report)
     else:
         distributed.on_main(lambda: write_data_report(data, run.data_report))
@@ -141,6 +190,7 @@ def _work(
         seed=arguments.compute.seed,
         data={**asdict(arguments.data), **data.to_config()},
         train_vqvae={
+            "arguments": record_of(line, kept),
             "data": asdict(arguments.data),
             "model": asdict(config),
             "training": asdict(arguments.training),
@@ -152,13 +202,22 @@ def _work(
     )
     model.to(device)
     outcome = _train(model, data, arguments, run, device, precision)
-    tell_outcome(outcome, run, "train_vqvae", run.vqvae)
-    for level, k in zip(config.levels, config.num_embeddings, strict=True):
-        if outcome.best[f"{level}/perplexity"] < least_perplexity(k):
-            print(f"warning: the codebook of level {level} has collapsed; its codes carry almost nothing")
-    if not VQVAE.from_pretrained(run.vqvae).initialized:
-        print("warning: the training was too short to start the codebooks; they are random, and cannot be extracted")
-    print(f"next: python extract_codes.py --run {run.path}")
+    keep_outcome(outcome, run, "train_vqvae", run.vqvae)
+    print(f"next: {_next(arguments, outcome, run)}")
+
+
+def _next(arguments: Arguments, outcome: Outcome, run: RunFolder) -> str:
+    """Return the next command: extraction, or a longer training if extraction would be refused."""
+    model = VQVAE.from_pretrained(run.vqvae)
+    if not model.initialized:
+        batches = initial_batches(model.config, arguments.training.batch_size)
+        print(f"warning: training ended before the codebooks were initialised (after {batches} batches)")
+        return longer_training(run, 10 * batches)
+    sizes = zip(model.levels, model.config.num_embeddings, strict=True)
+    collapsed = [level for level, k in sizes if outcome.best[f"{level}/perplexity"] < least_perplexity(k)]
+    for level in collapsed:
+        print(f"warning: the codebook of level {level} has collapsed: extract-codes will refuse it")
+    return longer_training(run) if collapsed else command("extract-codes", "--run", run.path)
 
 
 def _train(
@@ -169,7 +228,7 @@ def _train(
     device: torch.device,
     precision: torch.dtype,
 ) -> Outcome:
-    """Train the VQ-VAE, then sharpen its decoder where that is asked for; each part resumes from its own state."""
+    """Train the VQ-VAE, then sharpen its decoder if that is asked for; each part resumes from its own state."""
     compute, sharpening = arguments.compute, arguments.sharpening
     settings: dict[str, Any] = {
         "device": device,
@@ -183,64 +242,57 @@ def _train(
         train = AugmentedSet(data.splits["train"], arguments.augmentation, compute.seed)
     if not sharpening.sharpen_share:
         return fit(VQVAETask(model, data, train), arguments.training, run.vqvae, resume=arguments.resume, **settings)
-    first, second = sharpening.divide(arguments.training)
+    first, second = _parts(arguments)
+    print(_shares(first, second))
     folder = run.vqvae / "sharpening"
-    start = folder / "start"  # the VQ-VAE as it was before, since the run's own is written over
+    start = folder / "start"  # the VQ-VAE before sharpening, which overwrites the run's own
     if not (arguments.resume and checkpoint.has_model(start)):
         fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
         best = VQVAE.from_pretrained(run.vqvae, device)
         if not best.initialized:
-            raise UserError("the training was too short to start the codebooks", run.vqvae, "Give a longer limit")
+            batches = initial_batches(best.config, first.batch_size)
+            raise UserError(
+                f"training ended before the codebooks were initialised (after {batches} batches)",
+                run.vqvae,
+                "Give a longer limit, or --sharpen-share 0",
+            )
         distributed.on_main(lambda: best.save_pretrained(start, data.to_config()))
     else:
         best = VQVAE.from_pretrained(start, device)
-    under_way = arguments.resume and checkpoint.has_state(folder / "state")
-    print(f"sharpening the decoder of the image against a patch discriminator; its figures go to {folder}")
-    return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=under_way, **settings)
+    resume = arguments.resume and checkpoint.has_state(folder / "state")
+    print(f"sharpening the image decoder with a patch discriminator; figures go to {folder}")
+    return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=resume, **settings)
 
 
-def _arguments(argv: list[str], prog: str) -> Arguments:
-    """Read the command line over the preset, or over the settings of the run that is resumed."""
-    name, run = option(argv, "preset") or "default", option(argv, "run")
-    configs: dict[str, Any] = {}
-    compile: CompileChoice = "auto"
-    if "--resume" in argv and run:
-        record = RunFolder(Path(run)).read()
-        name = record["preset"]
-        kept = record["train_vqvae"]
-        if (option(argv, "preset") or name) != name:
-            raise UserError(
-                f"a resumed training keeps its preset, {name}", "--preset", "Leave it out, or give --overwrite"
-            )
-        configs = {
-            "data": merged(DataConfig(), kept["data"], run),
-            "model": merged(VQVAEConfig(), kept["model"], run),
-            "training": merged(TrainingConfig(), kept["training"], run),
-            "augmentation": merged(AugmentationConfig(), kept.get("augmentation", {}), run),
-            "sharpening": merged(SharpeningConfig(), kept.get("sharpening", {}), run),
-            "compute": merged(Compute(), kept.get("compute", {}), run),
-        }
-        compile = kept.get("compile", "auto")
+def _settings(line: CommandLine[Arguments]) -> Arguments:
+    """Return the settings: the command line over those of the run that is resumed, else over the preset's."""
+    record = RunFolder(line.given["run"]).read() if line.given.get("resume") and "run" in line.given else None
+    name = record["preset"] if record else line.given.get("preset", "default")
+    if line.given.get("preset", name) != name:
+        raise UserError(f"the training began with --preset {name}", how="Leave --preset out, or add --overwrite")
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
-    if not configs:
-        chosen = PRESETS[name]
-        data = DataConfig(size=chosen.size, fit=chosen.fit, phantom_images=chosen.phantom_images)
-        configs = {
-            "data": data,
-            "model": chosen.vqvae,
-            "training": chosen.vqvae_training,
-            "augmentation": AugmentationConfig(),
-            "sharpening": SharpeningConfig(sharpen_share=chosen.sharpen_share),
-        }
-    # The size is the data's: strides are not to be held against another.
+    chosen = PRESETS[name]
+    configs: dict[str, Any] = {
+        "data": DataConfig(size=chosen.size, fit=chosen.fit, phantom_images=chosen.phantom_images),
+        "model": chosen.vqvae,
+        "training": chosen.vqvae_training,
+        "augmentation": AugmentationConfig(),
+        "sharpening": SharpeningConfig(sharpen_share=chosen.sharpen_share),
+        "compute": Compute(),
+    }
+    kept = record["train_vqvae"] if record else {}
+    if kept:
+        configs = resumed(configs, kept, line.given["run"])
+    # Strides are checked against the data's size, not the preset's.
     configs["model"] = replace(configs["model"], height=0, width=0)
-    default = Arguments(run=tyro.MISSING, preset=name, compile=compile, **with_config_file(configs, argv))
-    return parse(Arguments, default, argv, prog, __doc__ or "")
+    usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
+    configs["training"] = limited(configs["training"], line.changed, usual)
+    return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
-    """Print what a dry run promises: size, code shapes, bits and memory."""
+    """Print the model's size, code shapes, bits and an estimate of the memory."""
     config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     codes = "  ".join(

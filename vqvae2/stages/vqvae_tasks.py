@@ -68,6 +68,10 @@ class VQVAETask:
             figures[f"{level}/ssim_alone"] = held_out[f"ssim_{i + 1}"]
         return figures
 
+    def brief(self, figures: dict[str, float]) -> str:
+        used = ", ".join(f"{level} {figures[f'{level}/perplexity']:.0f}" for level in self.model.levels)
+        return f"loss {figures['selection/loss']:.4f}  SSIM {figures['val/ssim']:.3f}  perplexity {used}"
+
     def preview(self) -> dict[str, Picture]:
         images = self._images("val", self._rows("val", _SHOWN))
         codes = self.model.encode(images)
