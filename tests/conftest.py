@@ -1,6 +1,6 @@
 """Configurations and data so small that a test of a whole model takes a moment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,6 +9,14 @@ from torch import Tensor
 from vqvae2.data import DataConfig, open_data
 from vqvae2.prior import PriorConfig
 from vqvae2.vqvae import VQVAE, VQVAEConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide pretrained weights that this machine may have, from the stages' processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        yield
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_weights import random_weights
 from tiny_runs import contents
 
 from vqvae2 import VQVAE, CodeStore, Prior
 from vqvae2.data import DataConfig, from_unit, load_images, open_data
-from vqvae2.metrics import positionwise_unigram_nll, unigram_nll
+from vqvae2.metrics import features, gaussian_blur, kernel_distance, positionwise_unigram_nll, unigram_nll
 from vqvae2.stages import evaluate, sample
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -36,7 +37,7 @@ def slices(tmp_path):
 
 def test_a_finished_run_is_measured_in_every_part(chain):
     found = report_of(chain.run / "report")
-    for name in ("count", "subjects", "mse", "psnr_db", "ssim", "worst", "mean_image", "upper"):
+    for name in ("count", "subjects", "mse", "psnr_db", "ssim", "worst", "mean_image", "upper", "ssim_foreground"):
         assert name in found["reconstruction"]
     assert found["split"] == {
         "name": "test",
@@ -56,7 +57,7 @@ def test_a_finished_run_is_measured_in_every_part(chain):
     assert len(found["samples"]["memorisation"]["nearest"]) == 5
     assert len(found["samples"]["nll_by_sample"]["top"]) == 5
     assert found["phantom"]["labels"]["atrophy"]["samples"] == 5
-    assert found["missing"] == []
+    assert [line.partition(":")[0] for line in found["missing"]] == ["KID, as MobileNetV2's weights are not there"]
     assert "--label diagnosis=atrophy" in found["commands"][-2]
     text = (chain.run / "report" / "index.html").read_text()
     shown = {path.name for path in (chain.run / "report" / "figures").iterdir()}
@@ -101,7 +102,7 @@ def test_a_vqvae_alone_is_measured_and_the_rest_says_what_to_run(run, call):
     ended = call(evaluate.main, "--run", run)
     assert ended.code == 0, ended.err
     found = report_of(run / "report")
-    assert found["missing"] == [f"priors, for want of codes: python extract_codes.py --run {run}"]
+    assert found["missing"][0] == f"priors, for want of codes: python extract_codes.py --run {run}"
     assert not {"samples", "phantom", "bits_per_dim"} & set(found)
     assert "nll" not in found["levels"]["top"]
     assert "extract_codes.py" in (run / "report" / "index.html").read_text()
@@ -124,7 +125,7 @@ def test_every_folder_of_samples_counts_for_its_label(run, call):
         out = run / f"samples-{label}"
         assert call(sample.main, "--run", run, "--num", "4", "--label", f"diagnosis={label}", "--out", out).code == 0
     assert call(evaluate.main, "--run", run, "--num-samples", "0").code == 0
-    assert report_of(run / "report")["missing"] == [f"samples: python sample.py --run {run} --num 64"]
+    assert report_of(run / "report")["missing"][0] == f"samples: python sample.py --run {run} --num 64"
     labels = report_of(run / "report")["phantom"]["labels"]
     assert [labels[name]["samples"] for name in ("healthy", "atrophy")] == [4, 4]
     assert labels["healthy"]["true_mean"] < labels["atrophy"]["true_mean"]
@@ -149,6 +150,33 @@ def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run
     for key, pixels in zip(images.keys, made, strict=True):
         assert np.abs(np.asarray(Image.open(out / "reconstructions" / key)).astype(int) - pixels[0]).max() <= 1
     assert len(list((out / "reconstructions").rglob("*.png"))) == 3
+
+
+def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monkeypatch, call):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    random_weights(tmp_path / "torch")
+    ended = call(evaluate.main, "--run", run)
+    assert ended.code == 0, ended.err
+    found = report_of(run / "report")
+    assert found["missing"] == []
+    model, data = VQVAE.from_pretrained(run / "vqvae"), open_data(DataConfig(phantom_images=60, size="32x32"))
+    test, train = (data.splits[name].__getitems__(range(len(data.splits[name])))["image"] for name in ("test", "train"))
+    with np.load(run / "samples" / "codes.npz") as arrays:
+        samples = model.decode([torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]).detach()
+    sets = {
+        "reconstructions": model.decode(model.encode(test)).detach(),
+        "samples": samples,
+        "training_images": train,
+        "blurred_0.5": gaussian_blur(test, 0.5),
+        "blurred_1.0": gaussian_blur(test, 1.0),
+    }
+    assert found["kid"].keys() == sets.keys()
+    for name, images in sets.items():
+        assert found["kid"][name]["kid"] == pytest.approx(
+            kernel_distance(features(images), features(test))[0], abs=1e-6
+        )
+        assert found["kid"][name]["count"] == len(images)
+    assert "real beside real" in (run / "report" / "index.html").read_text()
 
 
 def test_a_split_that_was_trained_on_is_measured_with_a_warning(run, call):

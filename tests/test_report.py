@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vqvae2 import report
 from vqvae2.data import DataConfig, ImageSet, open_data, to_unit
 from vqvae2.errors import UserError
-from vqvae2.metrics import positionwise_unigram_nll
+from vqvae2.metrics import Bands, foreground, foreground_scores, gaussian_blur, positionwise_unigram_nll
 from vqvae2.prior import Prior
 from vqvae2.report import figures
 from vqvae2.report.album import Album, read_stats
@@ -62,13 +62,14 @@ def test_spread_is_numpys_and_counts_what_is_infinite():
     assert (found["mean"], found["std"], found["min"]) == (finite.mean(), finite.std(), 1.0)
     assert (found["p5"], found["median"], found["p95"]) == tuple(np.percentile(finite, [5, 50, 95]))
     assert math.isnan(report.spread(np.array([np.inf]))["mean"])
+    assert report.spread(np.array([3.0, np.nan, 1.0])) == report.spread(np.array([3.0, 1.0]))
 
 
 def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tiny_vqvae, images):
     naive = report.mean_image(images)
     assert naive.numpy() == pytest.approx(to_unit(images.images, (0, 255)).mean(0).numpy(), abs=1e-6)
     made = []
-    found = report.scan(tiny_vqvae, images, naive, 3, lambda rows, y: made.append((list(rows), y)))
+    found = report.scan(tiny_vqvae, images, naive, None, 3, lambda rows, y: made.append((list(rows), y)))
     x = images.__getitems__(range(7))["image"]
     codes = tiny_vqvae.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(found.codes, codes, strict=True))
@@ -98,6 +99,32 @@ def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tin
     share = share[share > 0]
     assert levels["top"]["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert levels["top"]["least_perplexity"] == 4
+
+
+def test_a_scan_tells_sharpness_of_every_decoding_beside_the_background_of_the_data(phantom, started):
+    model = started(VQVAEConfig(height=32, width=32, num_embeddings=(16, 16), hidden_channels=8, init_vectors=64))
+    train, val = phantom["train"], phantom["val"]
+    naive, background = report.mean_image(train), report.background_of(train)
+    assert background == pytest.approx(-1, abs=0.02)
+    found = report.scan(model, val, naive, background, batch_size=3)
+    x = val.__getitems__(range(len(val)))["image"]
+    mask, codes = foreground(x, background), model.encode(x)
+    assert found.foreground_share == pytest.approx(float(mask.float().mean()))
+    decoded = {"all": model.decode(codes), "upper.top": model.decode(codes[:1]), "mean_image": naive.expand_as(x)}
+    for name, y in decoded.items():
+        scores, bands = foreground_scores(y, x, mask), Bands((32, 32))
+        bands.update(y, x)
+        for figure, values in scores.items():
+            assert found.scores[name][figure] == pytest.approx(values.numpy(), abs=1e-4)
+        for figure, value in (bands.figures() | bands.pooled()).items():
+            assert found.sharpness[name][figure] == pytest.approx(value, abs=1e-4)
+    summary = report.reconstruction_figures(found, val)
+    assert summary["upper"]["top"]["sharpness"] == found.sharpness["upper.top"]
+    assert summary["mean_image"]["ssim_foreground"]["mean"] == found.scores["mean_image"]["ssim_foreground"].mean()
+    # The blur whose score the mean image has gives that score to the originals.
+    sigma = found.sharpness["mean_image"]["blur_px"]
+    blurred = foreground_scores(gaussian_blur(x, sigma), x, mask)["ssim_foreground"].mean()
+    assert float(blurred) == pytest.approx(found.scores["mean_image"]["ssim_foreground"].mean(), abs=0.02)
 
 
 def test_a_level_of_one_code_counts_as_collapsed(tiny_vqvae, images):

@@ -15,7 +15,9 @@ def good_report() -> dict:
         return dict.fromkeys(("mean", "std", "p5", "median", "p95", "min", "max"), value)
 
     def scores(ssim: float) -> dict:
-        return {"ssim": spread(ssim), "psnr_db": spread(30 * ssim), "mse": spread(0.01)}
+        errors = {"ssim": spread(ssim), "psnr_db": spread(30 * ssim), "mse": spread(0.01)}
+        inside = {"ssim_foreground": spread(0.9 * ssim), "psnr_foreground_db": spread(25 * ssim)}
+        return {**errors, **inside, "sharpness": {"blur_px": 0.7, "power_2_4": 0.8, "coherence_2_4": 0.6}}
 
     level = {
         "num_embeddings": 64, "shape": [4, 4], "perplexity": 40.0, "perplexity_foreground": 50.0, "usage": 0.9,
@@ -33,10 +35,15 @@ def good_report() -> dict:
             "identical_images": 0,
         },
         "reconstruction": {
-            "count": 9, "subjects": 3, **scores(0.95), "mean_image": scores(0.5), "upper": {"top": scores(0.8)},
+            "count": 9, "subjects": 3, "foreground_share": 0.4, **scores(0.95),
+            "mean_image": scores(0.5), "upper": {"top": scores(0.8)},
             "worst": [{"key": "<b>a</b>.png", "subject": "s&1", "ssim": 0.9, "psnr_db": 20.0, "mse": 0.1}],
         },
         "levels": {"top": level, "bottom": {**level}},
+        "kid": {
+            name: {"kid": 0.1, "standard_error": 0.01, "count": 9, "real_count": 9}
+            for name in ("reconstructions", "samples", "training_images", "blurred_0.5", "blurred_1.0")
+        },
         "bits_per_dim": {"prior": 0.1, "position_unigram": 0.2, "unigram": 0.3, "uniform": 0.4},
         "samples": {
             "folder": "samples", "count": 64, "label": {"diagnosis": "<healthy>"}, "temperature": [1.0, 1.0],
@@ -94,7 +101,17 @@ def test_a_good_report_has_no_warning_and_its_summary_tells_each_part():
     found = good_report()
     assert report.warnings(found) == []
     text = " ".join(report.summary(found))
-    for word in ("0.950", "top 50 of 64", "1.00 below", "Diversity", "none of 64", "100%"):
+    for word in (
+        "0.950",
+        "SSIM 0.855",
+        "blur of 0.70",
+        "samples 0.100",
+        "top 50 of 64",
+        "1.00 below",
+        "Diversity",
+        "none of 64",
+        "100%",
+    ):
         assert word in text
 
 
@@ -115,7 +132,7 @@ def test_each_defect_is_warned_of_and_no_other(place):
 
 def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
     found = good_report()
-    for part in ("samples", "phantom", "bits_per_dim"):
+    for part in ("samples", "phantom", "bits_per_dim", "kid"):
         del found[part]
     for level in found["levels"].values():
         for name in ("nll", "gain", "train_nll", "position_nll", "position_perplexity"):

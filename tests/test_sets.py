@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchvision.models import mobilenet_v2
+from random_weights import WEIGHTS, random_weights
 from torchvision.transforms.functional import normalize
 
 from vqvae2.errors import UserError
 from vqvae2.metrics import features, kernel_distance
-from vqvae2.metrics.features import WEIGHTS
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -62,12 +61,8 @@ def test_kernel_distance_refuses_other_shapes(x, y):
 
 
 def test_features_are_the_pooled_ones_that_torchvision_classifies(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = mobilenet_v2().eval()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / WEIGHTS)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = random_weights(tmp_path)
     images = torch.rand(3, 1, 40, 36, generator=torch.Generator().manual_seed(2)) * 2 - 1
     network.classifier = torch.nn.Identity()
     rgb = normalize(((images + 1) / 2).repeat(1, 3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -79,10 +74,10 @@ def test_features_are_the_pooled_ones_that_torchvision_classifies(tmp_path, monk
 
 
 def test_missing_and_damaged_weights_are_told_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"are not there.*Download them: python -c"):
         features(torch.zeros(1, 1, 32, 32))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / WEIGHTS).write_bytes(b"no weights")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be read"):
         features(torch.zeros(1, 1, 32, 32))

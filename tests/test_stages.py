@@ -68,7 +68,15 @@ def test_the_run_folder_holds_what_the_stages_share(chain):
 
 
 def test_the_figures_that_matter_are_in_the_log(chain):
-    held_out = {"val/ssim", "val/psnr_db", "val/mse", "top/perplexity", "bottom/perplexity_foreground", "top/usage"}
+    sharpness = {"val/ssim_foreground", "val/psnr_foreground_db", "val/blur_px", "val/power_2_4", "val/coherence_2_4"}
+    held_out = sharpness | {
+        "val/ssim",
+        "val/psnr_db",
+        "val/mse",
+        "top/perplexity",
+        "bottom/perplexity_foreground",
+        "top/usage",
+    }
     lines = stats(chain.run / "vqvae")
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     assert {"train/loss", "train/mse", "images_per_second"} <= lines[0].keys()

@@ -184,7 +184,7 @@ class VQVAEConfig:
         weight = None
         if self.foreground_weight > 1:
             weight = 1 + (self.foreground_weight - 1) * (x.amax(1, keepdim=True) > _BRIGHT).to(x.dtype)
-            weight = weight / weight.mean()
+            weight = weight / weight.mean((1, 2, 3), keepdim=True)  # each image counts as much as the others
         difference = y - x
 
         def mean(errors: Tensor) -> Tensor:

@@ -42,9 +42,9 @@ class AugmentationConfig:
                 raise UserError(f"--{flag} {value} is out of range", how=f"Give 0 to {most}")
 
     @property
-    def changes(self) -> bool:
-        """Whether any range is open."""
-        return any(getattr(self, field.name) for field in fields(AugmentationConfig))
+    def changes(self) -> set[str]:
+        """Names of the ranges that are open; empty where images stay as they are."""
+        return {field.name for field in fields(AugmentationConfig) if getattr(self, field.name)}
 
 
 def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, rows: Sequence[int]) -> Tensor:
@@ -65,6 +65,8 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, r
     draws = np.stack([np.random.default_rng([seed, epoch, row]).random(7) for row in rows])
     unit = torch.from_numpy(draws).to(images.device)
     across, down, angle, size, contrast, gamma = (2 * unit[:, :6] - 1).T
+    if config.changes == {"augment_flip"}:  # no pixel needs to be interpolated
+        return torch.where((unit[:, 6] < config.augment_flip)[:, None, None, None], images.flip(-1), images)
     mirror = torch.where(unit[:, 6] < config.augment_flip, -1.0, 1.0).double()
     zoom = torch.exp(-size * math.log1p(config.augment_scale))  # of the sampling grid: less than 1 enlarges
     turn = angle * math.radians(config.augment_rotate)

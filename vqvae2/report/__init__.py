@@ -1,6 +1,6 @@
 """The report on a run: what is measured, its figures, its words and its page.
 
-- ``measures``: reconstruction errors, codebook use, likelihoods, each beside the most naive method's.
+- ``measures``: reconstruction errors, sharpness, codebook use, likelihoods, each beside the most naive method's.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
 - ``verdict``: the summary and the warnings, from the numbers alone.
@@ -10,7 +10,9 @@
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
+    background_of,
     bits_per_dim,
+    kernel_distances,
     level_figures,
     mean_image,
     prior_figures,
@@ -43,9 +45,11 @@ __all__ = [
     "SampleSet",
     "Scan",
     "Ventricles",
+    "background_of",
     "bits_per_dim",
     "decode",
     "diversity_figures",
+    "kernel_distances",
     "level_figures",
     "mean_image",
     "memorisation_figures",

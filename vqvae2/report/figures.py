@@ -136,6 +136,7 @@ def vqvae_curves(stats: Stats, levels: Sequence[str], least: Sequence[float], na
     loss.set(title="objective", ylabel="loss (commitment in train only)", yscale="log")
     _curve(quality, stats, "train/ssim", "train", GREY, alpha=0.7)
     _curve(quality, stats, "val/ssim", "val, all levels", BLUE, marker="o")
+    _curve(quality, stats, "val/ssim_foreground", "val, foreground", BLUE, linestyle="--", marker="o")
     for i, level in enumerate(levels[:-1]):
         _curve(
             quality, stats, f"{level}/ssim_alone", f"val, {upper_name(levels, level)}", _LEVELS[(i + 1) % 4], marker="o"

@@ -16,9 +16,16 @@ from torch import Tensor
 from vqvae2 import distributed
 from vqvae2.data import ImageSet, to_unit
 from vqvae2.metrics import (
+    BlurScale,
     CodeCounts,
+    Sharpness,
+    background_value,
     constant_cells,
+    features,
+    foreground,
+    gaussian_blur,
     image_scores,
+    kernel_distance,
     least_perplexity,
     positionwise_log_table,
     unigram_nll,
@@ -30,7 +37,7 @@ from vqvae2.vqvae import VQVAE
 Progress = Callable[[int], object]
 Scores = dict[str, NDArray[np.float64]]
 
-_FIGURES = ("mse", "psnr_db", "ssim")
+_FIGURES = ("mse", "psnr_db", "ssim", "ssim_foreground", "psnr_foreground_db")
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,19 @@ class Scan:
 
     Attributes:
         codes: by level, top first, (N, h, w) int64.
-        scores: method -> ``mse``, ``psnr_db``, ``ssim`` -> (N,). Methods are ``all`` levels, ``upper.LEVEL`` (decoded
-            from that level and the coarser ones alone) and, where a mean image was given, ``mean_image``.
+        scores: method -> ``mse``, ``psnr_db``, ``ssim``, and ``ssim_foreground`` and ``psnr_foreground_db`` (NaN for
+            an image without foreground) -> (N,). Methods are ``all`` levels, ``upper.LEVEL`` (decoded from that level
+            and the coarser ones alone) and, where a mean image was given, ``mean_image``.
+        sharpness: method -> power and coherence by band of wavelengths, and the blur of equal score.
         counts: of the codes, by level.
+        foreground_share: share of the pixels that are foreground; 1 for images without a background.
     """
 
     codes: list[Tensor]
     scores: dict[str, Scores]
+    sharpness: dict[str, dict[str, float]]
     counts: list[CodeCounts]
+    foreground_share: float
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,17 @@ def mean_image(images: ImageSet, chunk: int = 256) -> Tensor:
     return to_unit(np.asarray(total / len(images)), images.value_range)
 
 
+def background_of(images: ImageSet, count: int = 256) -> float | None:
+    """Look for a background in some images of a set, see :func:`vqvae2.metrics.background_value`."""
+    return background_value(images.__getitems__(spread_out(len(images), count))["image"])
+
+
 @torch.no_grad()
 def scan(
     model: VQVAE,
     images: ImageSet,
     naive: Tensor | None = None,
+    background: float | None = None,
     batch_size: int = 32,
     each: Callable[[Sequence[int], Tensor], object] | None = None,
     progress: Progress | None = None,
@@ -106,6 +124,7 @@ def scan(
         model: in evaluation mode.
         images: N >= 1 of the model's size, at least 11x11 pixels.
         naive: (C, H, W) in [-1, 1], scored as the reconstruction of every image.
+        background: of the images, in [-1, 1]; None: they have none, and all of them is foreground.
         batch_size: images at once.
         each: called with the indices and the reconstructions (B, C, H, W) of every batch.
         progress: called with the number of images done, after each batch.
@@ -116,6 +135,10 @@ def scan(
     counts = [CodeCounts(k) for k in model.config.num_embeddings]
     codes: list[list[Tensor]] = []
     parts: dict[str, list[Scores]] = {}
+    shape = images.images.shape[-2:]
+    blur, marked = BlurScale(shape), torch.zeros((), dtype=torch.int64)
+    names = ["all", *(f"upper.{name}" for name in model.levels[:-1]), *([] if naive is None else ["mean_image"])]
+    sharpness = {name: Sharpness(shape, background, blur) for name in names}
     own = distributed.own_part(range(len(images)))
     for start in range(0, len(own), batch_size):
         rows = own[start : start + batch_size]
@@ -124,23 +147,32 @@ def scan(
         for count, level in zip(counts, batch, strict=True):
             count.update(level, ~constant_cells(x, level.shape[1:]).to(device))
         codes.append([level.cpu() for level in batch])
-        made = {"all": model.decode(batch).cpu()}
-        made |= {f"upper.{name}": model.decode(batch[: i + 1]).cpu() for i, name in enumerate(model.levels[:-1])}
-        made |= {} if naive is None else {"mean_image": naive.expand_as(x)}
-        for name, y in made.items():
-            parts.setdefault(name, []).append(image_scores(y, x))
+        mask = foreground(x, background)
+        blur.update(x, mask)
+        marked += mask.sum()
+        made = [model.decode(batch).cpu(), *(model.decode(batch[: i + 1]).cpu() for i in range(len(batch) - 1))]
+        made += [] if naive is None else [naive.expand_as(x)]
+        for name, y in zip(names, made, strict=True):
+            inside = sharpness[name].update(y, x, mask)
+            scores = image_scores(y, x) | {figure: values.numpy() for figure, values in inside.items()}
+            parts.setdefault(name, []).append(scores)
         if each is not None:
-            each(rows, made["all"])
+            each(rows, made[0])
         if progress is not None:
             progress(len(rows))
-    scores = {
+    by_method = {
         name: {figure: _gathered(np.concatenate([batch[figure] for batch in batches])) for figure in _FIGURES}
         for name, batches in parts.items()
     }
+    blur.gather()
     for count in counts:
         count.gather()
+    for kind in sharpness.values():
+        kind.gather()
+    bands = {name: kind.bands.pooled() | kind.figures() for name, kind in sharpness.items()}
+    share = float(distributed.all_reduce_sum(marked)) / (len(images) * math.prod(shape))
     gathered = [distributed.all_gather_rows(torch.cat(level)) for level in zip(*codes, strict=True)]
-    return Scan(gathered, scores, counts)
+    return Scan(gathered, by_method, bands, counts, share)
 
 
 def _gathered(values: NDArray[Any]) -> NDArray[Any]:
@@ -151,8 +183,10 @@ def _gathered(values: NDArray[Any]) -> NDArray[Any]:
 def spread(values: NDArray[Any]) -> dict[str, float]:
     """Describe a distribution: mean, std, p5, median, p95, min and max of the finite values.
 
-    An infinite PSNR (an image reproduced exactly) has no place in a mean; ``infinite`` says how many there are.
+    An infinite PSNR (an image reproduced exactly) has no place in a mean; ``infinite`` says how many there are. NaN
+    stands for what could not be measured, and is left out.
     """
+    values = values[~np.isnan(values)]
     finite = values[np.isfinite(values)]
     names = ("mean", "std", "p5", "median", "p95", "min", "max")
     if not len(finite):
@@ -167,24 +201,49 @@ def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dic
     """Summarise reconstruction errors over a set.
 
     Returns:
-        ``count``, ``subjects``, :func:`spread` of ``mse`` ([-1, 1] scale), ``psnr_db`` (peak 2) and ``ssim``, the
-        ``worst`` cases by SSIM with their keys, and the same three of ``mean_image`` and ``upper``.
+        ``count``, ``subjects``, ``foreground_share``, :func:`spread` of ``mse`` ([-1, 1] scale), ``psnr_db`` (peak 2)
+        and ``ssim`` and of the latter two in the foreground, ``sharpness``, the ``worst`` cases by SSIM with their
+        keys, and the same errors and ``sharpness`` of ``mean_image`` and ``upper``.
     """
 
-    def summary(scores: Scores) -> dict[str, Any]:
-        return {name: spread(values) for name, values in scores.items()}
+    def summary(name: str) -> dict[str, Any]:
+        errors = {figure: spread(values) for figure, values in found.scores[name].items()}
+        return {**errors, "sharpness": found.sharpness[name]}
 
     own = found.scores["all"]
     order = np.argsort(own["ssim"], kind="stable")[:worst]
-    figures: dict[str, Any] = {"count": len(images), "subjects": len(set(images.subjects)), **summary(own)}
+    figures: dict[str, Any] = {"count": len(images), "subjects": len(set(images.subjects)), **summary("all")}
+    figures["foreground_share"] = found.foreground_share
     figures["worst"] = [
         {"key": images.keys[i], "subject": images.subjects[i], **{name: float(own[name][i]) for name in _FIGURES}}
         for i in order
     ]
     if "mean_image" in found.scores:
-        figures["mean_image"] = summary(found.scores["mean_image"])
-    upper = {name.removeprefix("upper."): s for name, s in found.scores.items() if name.startswith("upper.")}
-    figures["upper"] = {name: summary(scores) for name, scores in upper.items()}
+        figures["mean_image"] = summary("mean_image")
+    upper = [name for name in found.scores if name.startswith("upper.")]
+    figures["upper"] = {name.removeprefix("upper."): summary(name) for name in upper}
+    return figures
+
+
+def kernel_distances(real: Tensor, others: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Measure how far sets of images are from real ones in MobileNetV2 features (KID), beside blurred real ones.
+
+    Args:
+        real: (N, C, H, W) in [-1, 1], N > 1.
+        others: name -> (M, C, H, W), M > 1.
+
+    Returns:
+        By name, and of ``blurred_0.5`` and ``blurred_1.0``, the real ones blurred by so many pixels: ``kid``, its
+        ``standard_error``, ``count`` and ``real_count``.
+
+    Raises:
+        UserError: the features' weights are not there.
+    """
+    beside = features(real)
+    figures = {}
+    for name, images in {**others, **{f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}}.items():
+        value, error = kernel_distance(features(images), beside)
+        figures[name] = {"kid": value, "standard_error": error, "count": len(images), "real_count": len(real)}
     return figures
 
 

@@ -1,5 +1,6 @@
 """The summary and the warnings of a report, in words, from its figures alone."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,6 +51,26 @@ def _quality(report: Report) -> Iterator[str]:
     if naive:
         text += f"; the mean training image alone: {naive['ssim']['mean']:.3f} and {naive['psnr_db']['mean']:.1f} dB"
     yield text + "."
+    inside, detail = found["ssim_foreground"], found["sharpness"]
+    if math.isfinite(inside["mean"]):
+        text = (
+            f"Sharpness: in the foreground ({found['foreground_share']:.0%} of the pixels) SSIM {inside['mean']:.3f}, "
+            f"PSNR {found['psnr_foreground_db']['mean']:.1f} dB, as after a Gaussian blur of "
+            f"{detail['blur_px']:.2f} pixels"
+        )
+        if naive:
+            text += f"; the mean training image alone: SSIM {naive['ssim_foreground']['mean']:.3f}"
+        if "power_2_4" in detail:
+            text += (
+                f"; detail of 2 to 4 pixels has {detail['power_2_4']:.2f} of the originals' power, at a coherence of "
+                f"{detail['coherence_2_4']:.2f}"
+            )
+        yield text + "."
+    distances = report.get("kid", {})
+    if distances:
+        named = {name: name.replace("_", " ") for name in ("reconstructions", "samples", "training_images")}
+        told = [f"{words} {distances[name]['kid']:.3f}" for name, words in named.items() if name in distances]
+        yield f"Distance (KID) to the images scored: {', '.join(told)}."
 
 
 def _other_data(report: Report) -> Iterator[str]:

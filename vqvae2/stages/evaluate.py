@@ -142,6 +142,7 @@ def _measure(
     sets = _samples(found, run, models, evaluated, codes, arguments, album)
     if not distributed.is_main():  # the rest is drawing and writing
         return
+    _distances(found, models, evaluated, codes, sets)
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
@@ -213,7 +214,8 @@ def _images(
     keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
     work = len(distributed.own_part(range(len(images))))
     with tqdm(total=work, desc="reconstruct", unit="image", disable=distributed.quiet()) as bar:
-        seen = report.scan(model, images, naive, arguments.batch_size, keep, bar.update)
+        background = report.background_of(images if evaluated.train is None else evaluated.train)
+        seen = report.scan(model, images, naive, background, arguments.batch_size, keep, bar.update)
     found["reconstruction"] = report.reconstruction_figures(seen, images)
     found["levels"] = report.level_figures(seen, model)
     if not distributed.is_main():
@@ -352,6 +354,25 @@ def _samples(
     return sets
 
 
+def _distances(
+    found: dict[str, Any], models: Models, evaluated: Evaluated, codes: list, sets: list[report.SampleSet]
+) -> None:
+    """Measure how far reconstructions and samples are from the scored images, as a pretrained network sees them."""
+    some = report.spread_out(len(evaluated.images), _COMPARED)
+    made = {"reconstructions": report.decode(models.vqvae, [level[some] for level in codes])}
+    if "samples" in found:
+        made["samples"] = report.decode(models.vqvae, sets[0].codes)
+    if evaluated.train is not None and evaluated.own and evaluated.held_out:
+        rows = report.spread_out(len(evaluated.train), _COMPARED)
+        made["training_images"] = evaluated.train.__getitems__(rows)["image"]
+    made = {name: images for name, images in made.items() if len(images) > 1}
+    if len(some) > 1:
+        try:
+            found["kid"] = report.kernel_distances(evaluated.images.__getitems__(some)["image"], made)
+        except UserError as error:
+            models.missing.append(f"KID, as {error}")
+
+
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     """Draw samples at temperature 1 into the run folder."""
     distributed.on_main(lambda: check_out(run.path / "samples"))
@@ -371,9 +392,16 @@ def _print_figures(found: dict[str, Any]) -> None:
     """Print the main figures, each beside the naive one and, for other data, beside the run's own held-out images."""
     naive, own = found["reconstruction"].get("mean_image"), found.get("own")
     print(f"\n{'reconstruction':<26}{'measured':>12}{'mean image':>14}" + (f"{'own val images':>18}" if own else ""))
-    for name, words, digits in (("ssim", "SSIM", 4), ("psnr_db", "PSNR (dB)", 2), ("mse", "MSE ([-1, 1] scale)", 4)):
+    told = {
+        "ssim": ("SSIM", 4),
+        "psnr_db": ("PSNR (dB)", 2),
+        "mse": ("MSE ([-1, 1] scale)", 4),
+        "ssim_foreground": ("SSIM, foreground", 4),
+        "psnr_foreground_db": ("PSNR (dB), foreground", 2),
+    }
+    for name, (words, digits) in told.items():
         beside = f"{naive[name]['mean']:.{digits}f}" if naive else "-"
-        others = f"{own[name]['mean']:>18.{digits}f}" if own else ""
+        others = f"{own[name]['mean']:>18.{digits}f}" if own and name in own else ""
         print(f"{words:<26}{found['reconstruction'][name]['mean']:>12.{digits}f}{beside:>14}{others}")
     print(
         f"\n{'level':<10}{'perplexity':>11}{'foreground':>11}{'of':>6}{'usage':>7}{'nll':>8}{'position':>9}{'gain':>8}"

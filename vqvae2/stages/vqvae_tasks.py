@@ -129,7 +129,7 @@ class VQVAETask:
     def _scores(self, split: str) -> dict[str, float]:
         """Reconstruction errors, sharpness (named after the split) and code statistics of a split."""
         model, config = self.model, self.model.config
-        names = ["mse", "l1", "psnr_db", "ssim", *(f"ssim_{i}" for i in range(1, len(self.model.decoders)))]
+        names = ["loss", "mse", "psnr_db", "ssim", *(f"ssim_{i}" for i in range(1, len(self.model.decoders)))]
         sums = dict.fromkeys(names, 0.0)
         counts = [CodeCounts(k) for k in config.num_embeddings]
         sharpness = metrics.Sharpness((config.height, config.width), self.background, self.blur)
@@ -143,8 +143,8 @@ class VQVAETask:
             sharpness.update(y, x)
             mse = (y - x).square().mean((1, 2, 3))
             batch = {
+                "loss": config.reconstruction_loss(y, x)[0].expand(len(x)),  # a mean over images
                 "mse": mse,
-                "l1": (y - x).abs().mean((1, 2, 3)),
                 "psnr_db": 10 * torch.log10(4 / mse.clamp_min(1e-12)),
                 "ssim": ssim(y, x),
             }
@@ -157,11 +157,6 @@ class VQVAETask:
         sharpness.gather()
         total = distributed.all_reduce_sum(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         scores = dict(zip(names, (total / len(rows)).tolist(), strict=True))
-        scores["loss"] = (
-            config.mse_weight * scores["mse"]
-            + config.l1_weight * scores["l1"]
-            + config.ssim_weight * (1 - scores["ssim"])
-        )
         scores |= {f"{split}/{name}": value for name, value in sharpness.figures().items()}
         for name, count in zip(model.levels, counts, strict=True):
             scores |= _code_figures(name, count)

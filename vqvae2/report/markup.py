@@ -1,0 +1,53 @@
+"""Pieces of HTML that the report's page is made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from vqvae2.report.captions import CAPTIONS
+
+
+def pictures(names: Sequence[str], known: Mapping[str, float]) -> str:
+    """Figures with their captions, as far as they are known, by width in inches of 10."""
+    parts = []
+    for name in names:
+        if name in known:
+            title, caption = CAPTIONS[name]
+            source, share = f"figures/{name}.png", f"width:{10 * known[name]:.0f}%"
+            parts.append(
+                f'<figure><a href="{source}"><img src="{source}" alt="{escape(title)}" style="{share}"></a>'
+                f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
+            )
+    return "".join(parts)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, naive: str = "") -> str:
+    """A table whose first ``left`` columns are text; the row that begins with ``naive`` is set back."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = [' class="text"' if i < left else "" for i in range(len(cells))]
+        return "".join(f"<{tag}{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+
+    kinds = [' class="naive"' if naive and row[0] == naive else "" for row in rows]
+    body = "".join(f"<tr{kind}>{line(row, 'td')}</tr>" for kind, row in zip(kinds, rows, strict=True))
+    kind = "scroll narrow" if len(head) == 2 and left == 1 else "scroll"
+    return f'<div class="{kind}"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>\n'
+
+
+def bullets(lines: Sequence[str], strong: bool = False) -> str:
+    """A list; ``strong`` sets what stands before a line's colon in bold."""
+    items = []
+    for line in lines:
+        head, colon, rest = line.partition(":") if strong else ("", "", line)
+        items.append(f"<li><b>{escape(head)}</b>{colon}{escape(rest)}</li>" if colon else f"<li>{escape(line)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def spread(mean: float | None, std: float | None, digits: int) -> str:
+    """Mean and standard deviation; a dash where there is none."""
+    return "–" if mean is None or not math.isfinite(mean) else f"{num(mean, digits)} ± {num(std, digits)}"
+
+
+def num(value: float | None, digits: int) -> str:
+    """A number with a proper minus; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
