@@ -52,7 +52,7 @@ class Arguments:
     sharpening: SharpeningConfig = field(default_factory=SharpeningConfig)
     compute: Compute = field(default_factory=Compute)
     preset: str = "default"
-    """Settings by name: default, brain128, demo, imagenet256, ffhq1024 or cifar10. Later stages read it from the run
+    """Settings by name: default, brain128, brain128-long, brain256, demo, imagenet256, ffhq1024 or cifar10. Later stages read it from the run
     folder."""
     config: Path | None = None
     """JSON file with settings by name, such as {"num_embeddings": [512, 256]}; flags override it."""
@@ -278,7 +278,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         "model": chosen.vqvae,
         "training": chosen.vqvae_training,
         "augmentation": AugmentationConfig(),
-        "sharpening": SharpeningConfig(sharpen_share=chosen.sharpen_share),
+        "sharpening": SharpeningConfig(**chosen.sharpening),
         "compute": Compute(),
     }
     kept = record["train_vqvae"] if record else {}
