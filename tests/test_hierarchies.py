@@ -34,20 +34,8 @@ HIERARCHIES = {
 def test_levels_of_different_widths_go_through_all_stages(count, tmp_path, call):
     run, file = tmp_path / "run", tmp_path / "config.json"
     file.write_text(json.dumps({"residual_channels": 4, "num_residual_layers": 1, **HIERARCHIES[count]}))
-    flags = [
-        "--data",
-        "phantom",
-        "--phantom-images",
-        "60",
-        "--size",
-        "32x32",
-        "--init-vectors",
-        "64",
-        "--batch-size",
-        "8",
-        "--max-steps",
-        "3",
-    ]
+    flags = ["--data", "phantom", "--phantom-images", 60, "--size", "32x32", "--init-vectors", 64]
+    flags += ["--batch-size", 8, "--max-steps", 3]
     assert call(train_vqvae.main, "--run", run, *flags, "--level-dropout", 0.5, "--config", file).code == 0
     assert call(extract_codes.main, "--run", run, "--allow-collapse").code == 0
     for level in level_names(count):

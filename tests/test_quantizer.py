@@ -204,7 +204,7 @@ def test_start_gathers_at_least_as_many_vectors_as_there_are_codes():
 
 
 def test_small_batches_keep_the_start():
-    """32 vectors for 128 codes: with the ramp alone the error went from 5.5 at the start to 15.3 at the second update."""
+    """32 vectors for 128 codes: by the ramp alone the error rose from 5.5 to 15.3 at the second update."""
     centres, count = 3 * normal(128, 5), 0
 
     def draw(vectors: int) -> Tensor:

@@ -89,7 +89,7 @@ def test_a_vqvae(data, tmp_path, step):
 def test_a_sharpening(data, tmp_path, step):
     torch.manual_seed(3)
     model = VQVAE(replace(vqvae_task(data).model.config, init_vectors=0)).eval()
-    config = SharpeningConfig(sharpen_share=0.5)
+    config = SharpeningConfig(sharpen_share=0.5, code_noise=0.3, discriminator_warmup=4)
 
     def task(folder: Path) -> SharpeningTask:
         copy = VQVAE(model.config).eval()

@@ -12,10 +12,20 @@ from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discrimin
 from vqvae2.data import DataConfig, open_data
 from vqvae2.optim import TrainingConfig
 from vqvae2.stages import extract_codes, train_vqvae
-from vqvae2.stages.vqvae_tasks import SharpeningConfig
-from vqvae2.vqvae import VQVAE
+from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask
+from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]
+
+
+@pytest.fixture
+def tiny_images(started):
+    """The phantom at 32x32, and a model whose codebooks are started."""
+    data = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"))
+    config = VQVAEConfig(
+        height=32, width=32, num_embeddings=(16, 16), embedding_dim=(4, 4), hidden_channels=8, residual_channels=4
+    )
+    return data, started(config)
 
 
 def test_scores_are_of_patches():
@@ -101,3 +111,38 @@ def test_settings_out_of_range_are_refused(tmp_path, call, refused):
     unlimited = ["--data", "phantom", "--phantom-images", 60]
     assert "limit" in refused(train_vqvae.main, "--run", tmp_path / "a", *unlimited, "--sharpen-share", 0.5)
     assert replace(SharpeningConfig(), adversarial_weight=0).adversarial_weight == 0
+
+
+def test_without_an_adversary_the_decoder_learns_from_near_codes_alone(tmp_path, call):
+    flags = [*VQVAE_FLAGS, "--max-steps", "8", "--sharpen-share", 0.5, "--adversarial-weight", 0, "--code-noise", 0.5]
+    assert call(train_vqvae.main, "--run", tmp_path / "a", *flags).code == 0
+    lines = stats(tmp_path / "a" / "vqvae" / "sharpening")
+    assert any("train/mse" in line for line in lines)
+    assert not any("train/discriminator" in line for line in lines)
+    state = checkpoint.load_state(tmp_path / "a" / "vqvae" / "sharpening" / "state")
+    assert list(state["modules"]) == ["decoder"]
+
+
+def test_the_discriminator_learns_before_the_decoder_is_to_deceive_it(tiny_images):
+    data, model = tiny_images
+    task = SharpeningTask(model, data, SharpeningConfig(discriminator_warmup=2), None)
+    batch = data.splits["train"].__getitems__(range(4))
+    decoder = list(model.decoders[-1].parameters())
+    own = model.config.reconstruction_loss(
+        model.decoders[-1](model.decoder_input(model.encode(batch["image"]))), batch["image"]
+    )[0]
+    alone = torch.autograd.grad(own, decoder)
+    for step in (1, 2, 3):
+        loss, _ = task.loss(batch)
+        told = torch.autograd.grad(loss, [*decoder, *task.discriminator.parameters()], allow_unused=True)
+        same = all(torch.allclose(a, b, atol=1e-7) for a, b in zip(told, alone, strict=False))
+        assert same == (step <= 2)
+        assert any(gradient.abs().sum() > 0 for gradient in told[len(decoder) :])
+
+
+def test_codes_of_images_that_do_not_change_are_made_once(tiny_images, monkeypatch):
+    data, model = tiny_images
+    task = SharpeningTask(model, data, SharpeningConfig(adversarial_weight=0), None)
+    monkeypatch.setattr(model, "encode", None)
+    loss, _ = task.loss(data.splits["train"].__getitems__([3, 0, 2]))
+    assert float(loss) > 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from plane import SHORT, Plane, flat, saved_weight, stats, train, watched_steps
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from vqvae2 import checkpoint
@@ -328,3 +329,22 @@ def test_settings_out_of_range_are_refused(setting):
 def test_the_limit_is_told_beforehand():
     assert TrainingConfig(max_steps=5, max_minutes=2.5).describe_limit() == "ends after 5 steps or 2.5 minutes"
     assert "one every 500 steps" in TrainingConfig().describe_limit()
+
+
+def test_each_module_is_clipped_by_itself(tmp_path):
+    class Two(Plane):
+        """A second module whose gradients are a million times as large."""
+
+        def modules(self):
+            return {"plane": self.model, "loud": self.loud}
+
+        def loss(self, batch):
+            loss, sums = super().loss(batch)
+            return loss + 1e6 * self.loud.weight.square().sum(), sums
+
+    task, alone = Two(), Plane()
+    task.loud = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    config = replace(SHORT, clip_norm=0.01)
+    train(task, tmp_path / "two", config)
+    train(alone, tmp_path / "one", config)
+    assert torch.equal(task.model.weight, alone.model.weight)

@@ -52,8 +52,8 @@ class Arguments:
     sharpening: SharpeningConfig = field(default_factory=SharpeningConfig)
     compute: Compute = field(default_factory=Compute)
     preset: str = "default"
-    """Settings by name: default, brain128, brain128-long, brain256, demo, imagenet256, ffhq1024 or cifar10. Later stages read it from the run
-    folder."""
+    """Settings by name: default, brain128, brain128-long, brain256, demo, imagenet256, ffhq1024 or cifar10. Later
+    stages read it from the run folder."""
     config: Path | None = None
     """JSON file with settings by name, such as {"num_embeddings": [512, 256]}; flags override it."""
     compile: CompileChoice = "auto"
