@@ -103,7 +103,8 @@ _PAPER_TRAINING = TrainingConfig(optimizer="adam", learning_rate=3e-4, beta2=0.9
 
 def _times(factor: int, training: TrainingConfig) -> TrainingConfig:
     """Train longer by a factor."""
-    assert training.max_steps is not None and training.max_minutes is not None
+    assert training.max_steps is not None
+    assert training.max_minutes is not None
     return replace(training, max_steps=factor * training.max_steps, max_minutes=factor * training.max_minutes)
 
 
