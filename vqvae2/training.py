@@ -61,6 +61,10 @@ class Task(Protocol):
         """Compute the loss of a batch (a scalar), and sums with their counts to log."""
         ...
 
+    def after_step(self) -> None:
+        """Update what is learned without gradients, after each step of the optimiser; every process calls it."""
+        ...
+
     def validate(self) -> dict[str, float]:
         """Compute the figures of an evaluation, on subjects that are not trained on; the same in every process."""
         ...
@@ -280,6 +284,7 @@ class _Run:
             self._add({"train/gradient_norm": (norm.detach(), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step()
         self.step += 1
         self.average.update(self.step)
 

@@ -250,8 +250,8 @@ class VQVAE(nn.Module):
             images: (B, C, H, W) in [-1, 1].
 
         Returns:
-            Reconstruction, codes and commitment loss. In training mode the codebooks are updated, and a share
-            ``level_dropout`` of the images is decoded without its lower levels.
+            Reconstruction, codes and commitment loss. In training mode a share ``level_dropout`` of the images is
+            decoded without its lower levels, and, with gradients, the codebooks note what `update_codebooks` needs.
 
         Raises:
             ValueError: the images' shape is not the config's.
@@ -293,9 +293,17 @@ class VQVAE(nn.Module):
         loss, terms = self.config.reconstruction_loss(out.images.to(images.dtype), images)
         return loss + out.commitment, {**terms, "commitment": out.commitment}, out
 
+    def update_codebooks(self) -> None:
+        """Move the codebooks by the training passes since the last call; to be called after each optimiser step."""
+        for codebook in self.codebooks:
+            codebook.update()
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64."""
+        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64; in any mode.
+
+        Without gradients there is no training pass: nothing is noted for the codebooks.
+        """
         decoded, codes = None, []
         for i, feature in enumerate(self._features(images)):
             quantized = self._quantize(i, feature, decoded)
@@ -377,12 +385,14 @@ class VQVAE(nn.Module):
         count = len(self.decoders)
         if not (self.training and self.config.level_dropout and count > 1 and self.initialized):
             return None
-        # By the number of updates alone, and for the images of all processes: they draw as one process would.
-        generator = torch.Generator().manual_seed(2**31 + self.codebooks[0].count_updates)
-        everyone = batch * distributed.world_size()
-        dropped = torch.rand(everyone, generator=generator) < self.config.level_dropout
-        kept = torch.where(dropped, torch.randint(1, count, (everyone,), generator=generator), count)
-        return kept[batch * distributed.rank() :][:batch].to(device, non_blocking=True)
+        # By the number of updates alone, and for the images of all passes since and of all processes: micro-batches and
+        # processes draw as one large batch would.
+        codebook = self.codebooks[0]
+        generator = torch.Generator().manual_seed(2**31 + codebook.count_updates)
+        everyone, first = batch * distributed.world_size(), batch * distributed.rank()
+        uniform = torch.rand((len(codebook.pending) + 1) * everyone, 2, generator=generator)[-everyone:][first:][:batch]
+        kept = torch.where(uniform[:, 0] < self.config.level_dropout, 1 + (uniform[:, 1] * (count - 1)).long(), count)
+        return kept.to(device, non_blocking=True)
 
     def save_pretrained(self, folder: str | Path, data: dict | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.
