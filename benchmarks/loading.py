@@ -78,6 +78,7 @@ def training_rate(images: object) -> float:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        model.update_codebooks()
     return 10 * BATCH / (time.perf_counter() - started)
 
 

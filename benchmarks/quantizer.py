@@ -51,11 +51,13 @@ def our_step() -> Callable[[], object]:
     """Prepare a step of ours: past its start, so that it is a training step like any other."""
     quantizer, x = VectorQuantizer(K, DIMENSIONS, init_vectors=4096).train(), vectors()
     quantizer(x[:8192].detach())
+    quantizer.update()
 
     def step() -> object:
         x.grad = None
         out = quantizer(x)
         (out.vectors.sum() + out.loss).backward()
+        quantizer.update()
         return out
 
     return step

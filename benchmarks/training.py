@@ -111,6 +111,7 @@ def our_steps(size: int, batch: int, device: str, fast: bool, seed: int = 0) -> 
         nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        model.update_codebooks()
         yield float(loss)
 
 

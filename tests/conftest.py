@@ -44,7 +44,9 @@ def started() -> Callable[..., VQVAE]:
         torch.manual_seed(seed)
         model = VQVAE(config)
         while not all(quantizer.initialized for quantizer in model.quantizers):
-            model(torch.rand(8, config.channels, config.height, config.width) * 2 - 1)
+            with torch.enable_grad():  # without, there is no training pass
+                model(torch.rand(8, config.channels, config.height, config.width) * 2 - 1)
+            model.update_codebooks()
         return model.eval()
 
     return start

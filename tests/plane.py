@@ -66,6 +66,7 @@ class Plane:
         self.evaluated: list[Tensor] = []  # weights at each evaluation
         self.factor = 1.0
         self.resumed_from = 0
+        self.steps: list[Tensor] = []  # weights after each step
 
     def modules(self) -> dict[str, nn.Module]:
         return {"plane": self.model}
@@ -81,6 +82,9 @@ class Plane:
         x = batch["x"] + self.noise * torch.randn_like(batch["x"])
         error = (self.model(x).squeeze(1) - batch["y"]) * self.factor
         return error.square().mean(), {"train/absolute": (error.detach().abs().sum(), float(len(error)))}
+
+    def after_step(self) -> None:
+        self.steps.append(self.model.weight.detach().clone())
 
     def validate(self) -> dict[str, float]:
         assert not self.model.training

@@ -43,7 +43,7 @@ def vqvae_task(data: ImageData) -> VQVAETask:
 
 
 def interrupted_at(task: Any, step: int) -> Any:
-    """Let a task be interrupted while it computes a step's loss."""
+    """Let a task be interrupted while it computes a batch's loss."""
     compute, interrupt, calls = task.loss, interrupt_at(step), [0]
 
     def loss(batch: dict) -> Any:
@@ -77,9 +77,9 @@ def check(make: Any, folder: Path, step: int, config: TrainingConfig = CONFIG) -
     assert lines(folder / "cut") == lines(folder / "whole")
 
 
-@pytest.mark.parametrize("step", [1, 6, 8])
-def test_a_vqvae(data, tmp_path, step):
-    check(lambda _folder: vqvae_task(data), tmp_path, step)
+@pytest.mark.parametrize(("step", "accumulate"), [(1, 1), (6, 1), (8, 1), (3, 2), (12, 2)])
+def test_a_vqvae(data, tmp_path, step, accumulate):
+    check(lambda _folder: vqvae_task(data), tmp_path, step, replace(CONFIG, accumulate=accumulate))
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()

@@ -41,6 +41,9 @@ class RandomStart(nn.Module):
         loss = 0.25 * F.mse_loss(x, vectors)
         return Quantized(x + (vectors - x).detach(), codes.view(x.shape[:-1]), loss)
 
+    def update(self) -> None:
+        """All is done in the forward pass."""
+
 
 def code_counts_after_training(model: VQVAE, images: Tensor, steps: int = 50) -> list[Tensor]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -51,6 +54,7 @@ def code_counts_after_training(model: VQVAE, images: Tensor, steps: int = 50) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        model.update_codebooks()
     codes = model.eval().encode(images)
     return [
         torch.bincount(level.flatten(), minlength=k)

@@ -129,6 +129,23 @@ def test_encode_and_decode_are_the_two_halves_of_the_evaluating_forward_pass(tin
     assert torch.equal(tiny_vqvae.decode(narrow), tiny_vqvae.decode(codes))
 
 
+@pytest.mark.parametrize("init_vectors", [32, 10_000])
+def test_encoding_and_evaluating_never_change_a_model_whatever_its_mode(tiny_config, init_vectors):
+    torch.manual_seed(0)
+    model = VQVAE(replace(tiny_config, init_vectors=init_vectors))
+    images = images_for(tiny_config)
+    model(images)
+    model.update_codebooks()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    codes = model.eval().encode(images)
+    model(images)
+    assert all(torch.equal(a, b) for a, b in zip(model.train().encode(images), codes, strict=True))
+    model.decode(codes)
+    model.update_codebooks()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("strides", [(4, 2), (2, 2, 2)])
 def test_absent_levels_take_their_usage_weighted_mean_code(started, strides):
     model = started(small(strides, height=16, width=16))

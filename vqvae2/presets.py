@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vqvae2.data.config import Fit
 from vqvae2.prior import PriorConfig
@@ -32,7 +33,7 @@ class Preset:
     vqvae_training: TrainingConfig
     priors: tuple[PriorConfig, ...]
     prior_training: tuple[TrainingConfig, ...]
-    sharpening: Mapping[str, float] = field(default_factory=dict)
+    sharpening: Mapping[str, Any] = field(default_factory=dict)
     size: str | None = None
     fit: Fit = "shrink"
     phantom_images: int = 2000

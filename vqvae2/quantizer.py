@@ -28,6 +28,14 @@ _LEAST_WINDOW = 4
 __all__ = ["Quantized", "VectorQuantizer", "check_settings", "kmeans", "nearest_codes"]
 
 
+class _Assigned(NamedTuple):
+    """Vectors of one training pass, (n, D), their codes and squared errors, (n,) each."""
+
+    vectors: Tensor
+    codes: Tensor
+    errors: Tensor
+
+
 class Quantized(NamedTuple):
     """What a quantiser returns.
 
@@ -42,13 +50,16 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-def nearest_codes(x: Tensor, codebook: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest_codes(
+    x: Tensor, codebook: Tensor, chunk: int | None = None, cost: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Find the nearest code of each vector without holding all N x K distances.
 
     Args:
         x: (N, D) vectors.
         codebook: (K, D).
         chunk: vectors compared at once; by default as many as 1 MiB of distances allows on a CPU, 64 MiB elsewhere.
+        cost: (K,) added to the squared distances of each code when they are compared; None: nothing.
 
     Returns:
         ``(codes, errors)``: (N,) int64 indices and (N,) squared Euclidean distances, never negative.
@@ -56,6 +67,7 @@ def nearest_codes(x: Tensor, codebook: Tensor, chunk: int | None = None) -> tupl
     num_vectors, num_codes = x.shape[0], codebook.shape[0]
     chunk = chunk or max(1, (_CPU_ELEMENTS if x.device.type == "cpu" else _ELEMENTS) // num_codes)
     squares = codebook.square().sum(1)
+    squares = squares if cost is None else squares + cost
     codes = torch.empty(num_vectors, dtype=torch.int64, device=x.device)
     errors = torch.empty(num_vectors, dtype=x.dtype, device=x.device)
     for start in range(0, num_vectors, chunk):
@@ -63,7 +75,8 @@ def nearest_codes(x: Tensor, codebook: Tensor, chunk: int | None = None) -> tupl
         # ||x - e||^2 = ||x||^2 + (||e||^2 - 2 x.e); the first term does not decide.
         least, index = torch.addmm(squares, x[part], codebook.t(), alpha=-2).min(1)
         codes[part], errors[part] = index, least
-    return codes, (errors + x.square().sum(1)).clamp_min_(0)
+    errors = errors + x.square().sum(1)
+    return codes, (errors if cost is None else errors - cost[codes]).clamp_min_(0)
 
 
 def kmeans(x: Tensor, num_codes: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,16 +129,17 @@ def check_settings(
     init_vectors: int,
     revival_threshold: float,
     normalize: Normalization,
+    rate_weight: float,
 ) -> None:
     """Raise ValueError for settings that `VectorQuantizer`, which explains them, cannot take."""
     if num_embeddings < 1 or embedding_dim < 1:
         raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay}")
-    if commitment_cost < 0 or epsilon <= 0 or init_vectors < 0 or revival_threshold < 0:
+    if min(commitment_cost, init_vectors, revival_threshold, rate_weight) < 0 or epsilon <= 0:
         raise ValueError(
-            "commitment_cost, init_vectors and revival_threshold must be >= 0 and epsilon > 0, got "
-            f"{commitment_cost}, {init_vectors}, {revival_threshold}, {epsilon}"
+            "commitment_cost, init_vectors, revival_threshold and rate_weight must be >= 0 and epsilon > 0, got "
+            f"{commitment_cost}, {init_vectors}, {revival_threshold}, {rate_weight}, {epsilon}"
         )
     if normalize not in get_args(Normalization):
         raise ValueError(f"normalize must be one of {', '.join(get_args(Normalization))}, got {normalize}")
@@ -134,8 +148,9 @@ def check_settings(
 class VectorQuantizer(nn.Module):
     """Replace vectors by their nearest code; the codebook is a moving average of what was assigned to it.
 
-    In training mode each call updates, in fp32 (fp64 for fp64 input) whatever the surrounding precision, with n_i
-    vectors assigned to code i (equations of Razavi et al. 2019, section 3.1)::
+    Passes in training mode, with gradients, are noted, and `update`, called after each step of the optimiser, moves the
+    codebook by all that was noted since the last one. It computes in fp32 (fp64 for an fp64 model), whatever the
+    surrounding precision, with n_i vectors assigned to code i (equations of Razavi et al. 2019, section 3.1)::
 
         N_i <- decay N_i + (1 - decay) n_i        m_i <- decay m_i + (1 - decay) sum of x assigned to i
         e_i  = m_i / N_i                          N_i smoothed: (N_i + eps) / (sum N + K eps) * sum N
@@ -157,8 +172,11 @@ class VectorQuantizer(nn.Module):
             codebook.
         revival_threshold: share of the mean count below which a code counts as dead; 0 turns revival off.
         normalize: ``layer`` gives each vector zero mean and unit variance before quantising, ``none`` leaves it.
+        rate_weight: lambda of the entropy-constrained choice: a code i costs ``|x - e_i|^2 - lambda log p_i``, with p_i
+            its share of N. Codes that are rare, and so long to write, are chosen where they gain enough alone.
 
-    Source: van den Oord et al. 2017, appendix A.1; revival after Jukebox (Dhariwal et al. 2020, section 3.1).
+    Source: van den Oord et al. 2017, appendix A.1; revival after Jukebox (Dhariwal et al. 2020, section 3.1);
+    `rate_weight` after Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
 
     Example:
         >>> quantizer = VectorQuantizer(num_embeddings=8, embedding_dim=4).eval()
@@ -182,6 +200,7 @@ class VectorQuantizer(nn.Module):
         init_vectors: int = 8192,
         revival_threshold: float = 0.05,
         normalize: Normalization = "none",
+        rate_weight: float = 0.0,
     ) -> None:
         super().__init__()
         check_settings(
@@ -193,11 +212,12 @@ class VectorQuantizer(nn.Module):
             init_vectors=init_vectors,
             revival_threshold=revival_threshold,
             normalize=normalize,
+            rate_weight=rate_weight,
         )
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.commitment_cost, self.decay, self.epsilon = commitment_cost, decay, epsilon
         self.init_vectors = max(init_vectors, num_embeddings) if init_vectors else 0
-        self.revival_threshold, self.normalize = revival_threshold, normalize
+        self.revival_threshold, self.normalize, self.rate_weight = revival_threshold, normalize, rate_weight
         self.register_buffer("embedding", torch.randn(num_embeddings, embedding_dim))
         self.register_buffer("cluster_size", torch.ones(num_embeddings))
         self.register_buffer("embedding_sum", self.embedding.clone())
@@ -205,6 +225,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("updates", torch.tensor(-1 if init_vectors else 0))
         self._updates = int(self.updates)
         self.gathered: list[Tensor] = []  # encoder outputs that the start has seen so far
+        self.pending: list[_Assigned] = []  # training passes since the last update
         self.register_load_state_dict_post_hook(_recall_updates)
 
     @property
@@ -230,7 +251,7 @@ class VectorQuantizer(nn.Module):
         return (self.cluster_size[:, None] * self.embedding).sum(0) / self.cluster_size.sum()
 
     def forward(self, x: Tensor) -> Quantized:
-        """Quantise vectors; in training mode also update the codebook.
+        """Quantise vectors; in training mode, with gradients, also note them for the next `update`.
 
         Args:
             x: (..., D), any floating type.
@@ -248,21 +269,44 @@ class VectorQuantizer(nn.Module):
             if self.normalize == "layer":
                 wide = F.layer_norm(wide, (self.embedding_dim,))
             flat = wide.detach().reshape(-1, self.embedding_dim)
-            if self.training and not self.initialized:
-                self._gather(flat)
+            learning = self.training and torch.is_grad_enabled() and flat.numel() > 0
+            if learning and not self.initialized:
                 codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+                self.pending.append(_Assigned(flat, codes.flatten(), flat.new_zeros(len(flat))))
                 return Quantized(wide.to(x.dtype), codes, wide.new_zeros(()))
-            codes, errors = nearest_codes(flat, self.embedding)
+            codes, errors = nearest_codes(flat, self.embedding, cost=self._code_cost())
+            if learning:
+                self.pending.append(_Assigned(flat, codes, errors))
             vectors = self.lookup(codes).view_as(wide)
             loss = self.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
             vectors = wide + (vectors - wide).detach()
-            if self.training and flat.numel():
-                self._update(flat, codes, errors)
             return Quantized(vectors.to(x.dtype), codes.view(x.shape[:-1]), loss)
 
+    def _code_cost(self) -> Tensor | None:
+        """What each code costs beside its squared distance, (K,): its information under the codes' frequencies."""
+        if not self.rate_weight:
+            return None
+        share = self.cluster_size / self.cluster_size.sum()
+        return -self.rate_weight * share.clamp_min(1e-3 / self.num_embeddings).log()
+
     @torch.no_grad()
-    def _gather(self, flat: Tensor) -> None:
-        self.gathered.append(distributed.all_gather_rows(flat))
+    def update(self) -> None:
+        """Move the codebook by all vectors that training passes have quantised since the last update.
+
+        Call it once after each step of the optimiser: micro-batches whose gradients were accumulated then count as the
+        one large batch that they are. In a distributed run all processes call it, after as many passes each.
+        """
+        passes, self.pending = self.pending, []
+        if not passes:
+            return
+        if self.initialized:
+            self._follow(passes)
+        else:
+            self._gather(passes)
+
+    def _gather(self, passes: list[_Assigned]) -> None:
+        seen = [distributed.all_gather_rows(part.vectors) for part in passes]
+        self.gathered += seen
         if sum(len(rows) for rows in self.gathered) < self.init_vectors:
             return
         rows, self.gathered = torch.cat(self.gathered), []
@@ -271,17 +315,17 @@ class VectorQuantizer(nn.Module):
         # Sums may round otherwise on another GPU, and then another start would be drawn.
         centres, counts = distributed.tensor_from_main(centres), distributed.tensor_from_main(counts)
         # Counts in the scale of one update, and nobody starts as dead.
-        counts = counts * (distributed.all_reduce_sum(counts.new_tensor(len(flat))) / counts.sum())
+        counts = counts * (sum(len(rows) for rows in seen) / counts.sum())
         self.cluster_size.copy_(counts.clamp_min(float(self._revived_size(counts))))
         self.embedding.copy_(centres)
         self.embedding_sum.copy_(centres * self.cluster_size[:, None])
         self._advance()
 
-    @torch.no_grad()
-    def _update(self, flat: Tensor, codes: Tensor, errors: Tensor) -> None:
+    def _follow(self, passes: list[_Assigned]) -> None:
+        vectors, codes, _ = (torch.cat(parts) for parts in zip(*passes, strict=True))
         # Where bincount would make the device wait for the host.
-        counts = flat.new_zeros(self.num_embeddings).scatter_add_(0, codes, flat.new_ones(1).expand(len(codes)))
-        sums = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
+        counts = vectors.new_zeros(self.num_embeddings).scatter_add_(0, codes, vectors.new_ones(1).expand(len(codes)))
+        sums = torch.zeros_like(self.embedding).index_add_(0, codes, vectors)
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
         # 4K vectors at least: a few vectors say nothing about most of the codes.
@@ -293,28 +337,20 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
         self.embedding.copy_(self.embedding_sum / smoothed[:, None])
         if self.revival_threshold:
-            self._revive(flat, errors)
+            self._revive(passes)
         self._advance()
 
-    def _revive(self, flat: Tensor, errors: Tensor) -> None:
+    def _revive(self, passes: list[_Assigned]) -> None:
         """Move dead codes to inputs that are badly served; nothing here waits for the device."""
         dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
-        everyone = distributed.all_gather_rows(errors)
+        errors = torch.cat([distributed.all_gather_rows(part.errors) for part in passes])
         # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
-        generator = torch.Generator(everyone.device).manual_seed(self._updates)
-        uniform = torch.rand(everyone.shape, dtype=everyone.dtype, device=everyone.device, generator=generator)
-        order = (everyone / -uniform.log()).topk(min(self.num_embeddings, len(everyone))).indices
+        generator = torch.Generator(errors.device).manual_seed(self._updates)
+        uniform = torch.rand(errors.shape, dtype=errors.dtype, device=errors.device, generator=generator)
+        order = (errors / -uniform.log()).topk(min(self.num_embeddings, len(errors))).indices
         # Draws differ between kinds of GPU.
         order = distributed.tensor_from_main(order)
-        index = order[(dead.cumsum(0) - 1).clamp_min(0) % len(order)]
-        if distributed.world_size() > 1:
-            lengths = distributed.all_gather_rows(torch.full((1,), len(flat), device=flat.device))
-            index = index - lengths[: distributed.rank()].sum()
-            mine = (index >= 0) & (index < len(flat))
-            candidates = flat[index.clamp(0, len(flat) - 1)] * mine[:, None]
-            candidates = distributed.all_reduce_sum(candidates)
-        else:
-            candidates = flat[index]
+        candidates = _rows(passes, order[(dead.cumsum(0) - 1).clamp_min(0) % len(order)])
         size = self._revived_size(self.cluster_size)
         self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
         self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
@@ -327,6 +363,19 @@ class VectorQuantizer(nn.Module):
     def _advance(self) -> None:
         self._updates += 1
         self.updates.fill_(self._updates)
+
+
+def _rows(passes: list[_Assigned], index: Tensor) -> Tensor:
+    """Look up vectors by their rank among those of all processes: pass after pass, each in the order of the ranks."""
+    vectors = torch.cat([part.vectors for part in passes])
+    if distributed.world_size() == 1:
+        return vectors[index]
+    lengths = distributed.all_gather_rows(torch.tensor([[len(part.vectors) for part in passes]]))  # (processes, passes)
+    ends = lengths.t().flatten().cumsum(0).view(len(passes), -1)[:, distributed.rank()].tolist()
+    own = torch.cat([torch.arange(end - len(part.vectors), end) for end, part in zip(ends, passes, strict=True)])
+    own = own.to(index.device, non_blocking=True)
+    place = torch.searchsorted(own, index).clamp_max(len(own) - 1)
+    return distributed.all_reduce_sum(vectors[place] * (own[place] == index)[:, None])
 
 
 def _recall_updates(module: nn.Module, _keys: object) -> None:

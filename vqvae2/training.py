@@ -61,6 +61,10 @@ class Task(Protocol):
         """Return the loss of a batch (a scalar), and by name the sums and counts whose ratios are logged."""
         ...
 
+    def after_step(self) -> None:
+        """Update what is learned without gradients, after each step of the optimiser; every process calls it."""
+        ...
+
     def validate(self) -> dict[str, float]:
         """Return the figures of an evaluation on subjects that are not trained on; the same in every process."""
         ...
@@ -289,6 +293,7 @@ class _Run:
             self._add({"train/gradient_norm": (norms[0].detach(), 1.0)})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step()
         self.step += 1
         self.average.update(self.step)
 

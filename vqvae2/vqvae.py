@@ -33,7 +33,7 @@ from vqvae2.stacks import Decoder, Encoder
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
 
 
-_BY_LEVEL = ("hidden_channels", "residual_channels", "num_residual_layers")
+_BY_LEVEL = ("hidden_channels", "residual_channels", "num_residual_layers", "rate_weight")
 _BRIGHT = -0.9  # 5 % of the range of images in [-1, 1]
 
 
@@ -89,6 +89,9 @@ class VQVAEConfig:
     """Share of the mean count below which a code is dead and revived; 0 turns revival off."""
     normalize: Normalization = "none"
     """Encoder outputs before quantisation: 'layer' (zero mean, unit variance for each vector) or 'none'."""
+    rate_weight: float | tuple[float, ...] = 0.0
+    """lambda of the entropy-constrained choice of codes, which trades error for bits, >= 0; 0: the nearest code. One
+    number for all levels or one for each, top first."""
     level_dropout: float = 0.0
     """Share of training images decoded from upper levels alone, which keeps the top useful, in [0, 1)."""
     mse_weight: float = 1.0
@@ -111,13 +114,13 @@ class VQVAEConfig:
             )
         if min(self.strides) < 2:
             raise ValueError(f"strides must be >= 2, got {self.strides}")
-        for k, d in zip(self.num_embeddings, self.embedding_dim, strict=True):
-            check_settings(k, d, **self._quantizer_settings())
         for name in _BY_LEVEL:
             if len(self.by_level(name)) != levels:
                 raise ValueError(
                     f"{name} must be one number or one for each of {levels} levels, got {getattr(self, name)}"
                 )
+        for settings in self.quantizer_settings():
+            check_settings(**settings)
         if (
             min(self.channels, *(n // 2 for n in self.by_level("hidden_channels")), *self.by_level("residual_channels"))
             < 1
@@ -138,11 +141,16 @@ class VQVAEConfig:
         if (self.height, self.width) != (0, 0):
             self.check_size(self.height, self.width)
 
-    def _quantizer_settings(self) -> dict[str, Any]:
-        names = ("commitment_cost", "decay", "epsilon", "init_vectors", "revival_threshold", "normalize")
-        return {name: getattr(self, name) for name in names}
+    def quantizer_settings(self) -> list[dict[str, Any]]:
+        """Return the arguments of each level's `VectorQuantizer`, top first."""
+        shared = ("commitment_cost", "decay", "epsilon", "init_vectors", "revival_threshold", "normalize")
+        own = zip(self.num_embeddings, self.embedding_dim, self.by_level("rate_weight"), strict=True)
+        return [
+            {"num_embeddings": k, "embedding_dim": d, "rate_weight": rate, **{n: getattr(self, n) for n in shared}}
+            for k, d, rate in own
+        ]
 
-    def by_level(self, name: str) -> tuple[int, ...]:
+    def by_level(self, name: str) -> tuple[Any, ...]:
         """Return a setting such as ``hidden_channels`` for each level, top first, where one number stands for all."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * len(self.strides)
@@ -252,10 +260,7 @@ class VQVAE(nn.Module):
             for finer, stride, width in zip((*hidden[1:], config.channels), config.strides, widths, strict=True)
         )
         self.to_code = nn.ModuleList(nn.Conv2d(hidden[i] + joint[i], dims[i], 1) for i in range(count))
-        self.quantizers = nn.ModuleList(
-            VectorQuantizer(k, d, **config._quantizer_settings())
-            for k, d in zip(config.num_embeddings, dims, strict=True)
-        )
+        self.quantizers = nn.ModuleList(VectorQuantizer(**settings) for settings in config.quantizer_settings())
         self.decoders = nn.ModuleList(
             Decoder(dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1))
             for i, (out, stride) in enumerate(zip((*joint[1:], config.channels), config.strides, strict=True))
@@ -285,8 +290,8 @@ class VQVAE(nn.Module):
             images: (B, C, H, W) in [-1, 1].
 
         Returns:
-            Reconstruction, codes and commitment loss. In training mode the codebooks are updated, and a share
-            ``level_dropout`` of the images is decoded without its lower levels.
+            Reconstruction, codes and commitment loss. In training mode a share ``level_dropout`` of the images is
+            decoded without its lower levels, and, with gradients, the codebooks note what `update_codebooks` needs.
 
         Raises:
             ValueError: the images' shape is not the config's.
@@ -328,9 +333,17 @@ class VQVAE(nn.Module):
         loss, terms = self.config.reconstruction_loss(out.images.to(images.dtype), images)
         return loss + out.commitment, {**terms, "commitment": out.commitment}, out
 
+    def update_codebooks(self) -> None:
+        """Move the codebooks by the training passes since the last call; to be called after each optimiser step."""
+        for codebook in self.codebooks:
+            codebook.update()
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64."""
+        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64; in any mode.
+
+        Without gradients there is no training pass: nothing is noted for the codebooks.
+        """
         decoded, codes = None, []
         for i, feature in enumerate(self._features(images)):
             quantized = self._quantize(i, feature, decoded)
@@ -439,12 +452,14 @@ class VQVAE(nn.Module):
         count = len(self.decoders)
         if not (self.training and self.config.level_dropout and count > 1 and self.initialized):
             return None
-        # By the number of updates alone, and for the images of all processes: they draw as one process would.
-        generator = torch.Generator().manual_seed(2**31 + self.codebooks[0].count_updates)
-        everyone = batch * distributed.world_size()
-        dropped = torch.rand(everyone, generator=generator) < self.config.level_dropout
-        kept = torch.where(dropped, torch.randint(1, count, (everyone,), generator=generator), count)
-        return kept[batch * distributed.rank() :][:batch].to(device, non_blocking=True)
+        # By the number of updates alone, and for the images of all passes since and of all processes: micro-batches and
+        # processes draw as one large batch would.
+        codebook = self.codebooks[0]
+        generator = torch.Generator().manual_seed(2**31 + codebook.count_updates)
+        everyone, first = batch * distributed.world_size(), batch * distributed.rank()
+        uniform = torch.rand((len(codebook.pending) + 1) * everyone, 2, generator=generator)[-everyone:][first:][:batch]
+        kept = torch.where(uniform[:, 0] < self.config.level_dropout, 1 + (uniform[:, 1] * (count - 1)).long(), count)
+        return kept.to(device, non_blocking=True)
 
     def save_pretrained(self, folder: str | Path, data: dict | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.

@@ -116,6 +116,9 @@ class PriorTask:
         right = (logits.detach().argmax(1) == target).float().mean()
         return loss, {"train/nll": (loss, 1.0), "train/accuracy": (right, 1.0)}
 
+    def after_step(self) -> None:
+        """Everything in a prior is learned by gradients."""
+
     def validate(self) -> dict[str, float]:
         figures: dict[str, float] = {}
         for split, batch in self.splits.items():

@@ -52,6 +52,9 @@ class VQVAETask:
                 counts.update(codes, ~constant_cells(images, codes.shape[1:]))
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
 
+    def after_step(self) -> None:
+        self.model.update_codebooks()
+
     def validate(self) -> dict[str, float]:
         levels = self.model.levels
         figures = {"selection/loss": self._scores("selection")["loss"]}
