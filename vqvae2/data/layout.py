@@ -86,6 +86,7 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     _read_people(layout, folders, choice.layout, tree)
     layout.words = layout.words or ("folders" if any(folders) else "flat folder")
     _warn_of_copies(layout)
+    _warn_of_few(layout)
     return layout
 
 
@@ -259,6 +260,12 @@ def _telling(folders: Folders) -> Folders:
             folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
         else:
             depth += 1
+    sites = dict(rules.ATTRIBUTES)["site"]
+    if _half({parts[0] for parts in folders if parts}, sites):  # a scanner below a site, above its people
+        folders = [
+            parts[:1] + tuple(name for name in parts[1:-1] if not sites.fullmatch(name.lower())) + parts[1:][-1:]
+            for parts in folders
+        ]
     for level in range(depth - 1, 0, -1):
         if all(_tells_no_person(parts[level]) for parts in folders if len(parts) > level):
             folders = [parts[:level] for parts in folders]
@@ -320,7 +327,8 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice) -> list
         if depth == 0 and wanted in ("classes", "subjects"):
             meaning = {"classes": "class", "subjects": "people"}[wanted]
         else:
-            meaning = _meaning(layout, names, [parts[:depth] for parts in folders])
+            below = [parts[depth + 1] if len(parts) > depth + 1 else "" for parts in folders]
+            meaning = _meaning(layout, names, [parts[:depth] for parts in folders], below)
         if meaning == "people":
             return _people_of(layout, names, [parts[:depth] for parts in folders])
         if not meaning:
@@ -334,24 +342,23 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice) -> list
     return None
 
 
-def _meaning(layout: Layout, names: list[str], above: Folders) -> str:
+def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str]) -> str:
     """What a level of folders tells: "people", an attribute's name, or nothing ("")."""
     distinct = set(names) - {""}
     if all(map(rules.WORDNET.fullmatch, distinct)):
         return "class"
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     whom = [known_subject(stem) or "" for stem in stems]
-    inside: dict[str, set[str]] = {}
+    cohort: dict[str, set[str]] = {}
     for name, who in zip(names, whom, strict=True):
-        inside.setdefault(name, set()).update({who} - {""})
-    deeper = layout.volumes and any(person_of(stem, True) for stem in stems)
-    named = next((name for name, pattern in rules.ATTRIBUTES if _half(distinct, pattern)), "")
-    for role in ("visit", "kind"):
-        if all(_is_role(name, role) for name in distinct):
-            named = role
+        cohort.setdefault(name, set()).update({who} - {""})
+    named = next((role for role in ("visit", "kind") if _differ_by(distinct, role)), "")
+    named = named or next((name for name, pattern in rules.ATTRIBUTES if _half(distinct, pattern)), "")
     attribute = named or "class"
-    if any(len(people) > 1 for people in inside.values()):  # several people in a folder, by a cohort's own names
+    if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
         return attribute
+    if all(map(known_subject, distinct)):
+        return "people"
     if named:
         return named
     if _look_like_people(distinct):
@@ -359,8 +366,14 @@ def _meaning(layout: Layout, names: list[str], above: Folders) -> str:
     shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
     if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
         return attribute  # the same names in several folders: original/AD, augmented/AD
-    if layout.volumes and not deeper:
-        return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
+    if layout.volumes and not any(person_of(stem, volume=True) for stem in stems) and len(set(stems)) < len(stems):
+        if len(inside := set(below) - {""}) < len(distinct) or not all(below) or not _numbered(inside):
+            return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
+        layout.doubts.append(
+            f"are the folders such as {min(distinct)} people, or those in them, such as {min(inside)}? The latter is "
+            "taken; --layout subjects takes the former"
+        )
+        return attribute  # Berlin/001/T1.nii.gz
     if above[0]:
         return "" if layout.volumes else "people"
     training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
@@ -375,23 +388,22 @@ def _half(names: set[str], pattern: re.Pattern[str]) -> bool:
     return 2 * sum(any(map(pattern.fullmatch, words)) for words in parts) >= len(names)
 
 
-def _is_role(name: str, role: str) -> bool:
-    words = words_of(name)
+def _differ_by(names: set[str], role: str) -> bool:
+    """Whether all names have a word of a role, and only that tells them apart: ``IXI-T1``, ``IXI-T2``."""
+    words = [words_of(name) for name in names]
+    rest = {tuple(word.text for word in one if word.role != role) for one in words}
     return (
-        all(word.role in (role, "number") for word in words)
-        and any(word.role == role for word in words)
-        and (not rules.NO_VISIT.match(name))
+        len(rest) == 1
+        and all(len(one) > len(next(iter(rest))) for one in words)
+        and (not any(map(rules.NO_VISIT.match, names)))
     )
 
 
 def _people_of(layout: Layout, names: list[str], above: Folders) -> list[str]:
     """The people whom folders name, without visits; a bare number that several classes or sites have is theirs."""
-    read = {name: person_of(name, volume=True) or name for name in set(names)}
-    order = list(read)
-    keys = {name: key for name, key in zip(names, layout.keys, strict=True)}
-    whom = dict(
-        zip(order, without_counters([read[n] for n in order], [keys[n] for n in order], layout.doubts), strict=True)
-    )
+    whom = {name: person_of(name, volume=True) or name for name in names}
+    order = [name for name in whom if not known_subject(name)]
+    whom |= zip(order, without_counters([whom[name] for name in order], order, layout.doubts), strict=True)
     places: dict[str, set[tuple[str, ...]]] = {}
     for name, parts in zip(names, above, strict=True):
         places.setdefault(name, set()).add(parts)
@@ -415,9 +427,13 @@ def _are_chunks(keys: list[str], names: list[str]) -> bool:
     return step >= 10 and all(int(stem) // step * step == int(name) for stem, name in zip(stems, names, strict=True))
 
 
+def _numbered(names: set[str]) -> bool:
+    return all(re.search(r"\d", name) for name in names)
+
+
 def _look_like_people(names: set[str]) -> bool:
     """Whether names are numbered as people are: padded with zeros, of three digits or more, above 20, or of few stems."""
-    if not all(re.search(r"\d", name) for name in names):
+    if not _numbered(names):
         return False
     if len(names) > 20:
         return True
@@ -432,30 +448,34 @@ def _look_like_people(names: set[str]) -> bool:
 
 def _warn_of_copies(layout: Layout) -> None:
     """Say that changed copies of images lie among them, where their names do not tell of whom they are."""
-    copies = [
-        any(
-            word.role == "copy"
-            for part in re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).split("/")
-            for word in words_of(part)
-        )
-        for key in layout.keys
-    ]
-    if not any(copies) or all(copies):
-        return
+    copies = [_copy_pattern(key) for key in layout.keys]
     originals = {who for who, copy in zip(layout.subjects, copies, strict=True) if not copy}
     loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
-    if loose:
+    if originals and loose:
         layout.doubts.append(
             f"{len(loose):,} images are changed copies of others by their names, such as {layout.keys[loose[0]]}, and do "
             "not tell whose; copies of held-out people may be among the training images; "
-            f"--exclude '{_copy_place(layout.keys[loose[0]])}' leaves them out"
+            f"--exclude '{copies[loose[0]]}' leaves them out"
         )
 
 
-def _copy_place(key: str) -> str:
-    """A pattern for what is like a copy: the folder, or the word in the name, that tells it."""
-    for part in key.split("/"):
+def _copy_pattern(key: str) -> str:
+    """A pattern for the folders or names that tell a copy, as this one does; "" if it does not."""
+    *folders, name = key.split("/")
+    for part in (*folders, stem_of(name)):
         for word in words_of(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part)):
-            if word.role == "copy":
-                return f"*{word.text}*" if part == key.rsplit("/", 1)[-1] else part
-    return key
+            if word.role == "copy" and not word.text.startswith("("):
+                return part if part in folders else f"*{word.text}*"
+    return ""
+
+
+def _warn_of_few(layout: Layout) -> None:
+    """Say so where names tell a few words instead of people: ``cat.0.jpg``, ``dog.0.jpg``."""
+    counts = Counter(layout.subjects)
+    if layout.told_by == "the names of the files" and not layout.volumes and 1 < len(counts) < 10:
+        if not any(re.search(r"\d", who) for who in counts) and len(layout.keys) >= 8 * len(counts):
+            shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
+            layout.doubts.append(
+                f"the names tell {len(counts)} people: {shown}; if these are kinds of images, "
+                "--subject-pattern '.+' counts each image as a person"
+            )

@@ -145,7 +145,11 @@ NEUTRAL = re.compile(
     r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*|20[012]\d"
 )
 """Words of folders that tell nothing."""
-ATTRIBUTES = (  # a level of folders is called so where the pattern fits a part of one of its names
+ATTRIBUTES = (
+    (
+        "plane",
+        re.compile(r"axial|coronal|sagittal|transversal"),
+    ),  # a level of folders is called so where the pattern fits a part of one of its names
     (
         "source",
         re.compile(r"(?:original|augment(?:ed)?|aug|data-?set|source|raw|synthetic|real|figshare|sartaj|br35h)\w*"),

@@ -26,12 +26,17 @@ __all__ = [
 ]
 
 _TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
-_GLUED = re.compile(r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp)\d)", re.IGNORECASE)
+_GLUED = re.compile(  # P01Week3, P01V2
+    r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp)\d)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
+    r"(?<=\d\d\d)(?=[VTYWM]\d{1,2}$)",
+    re.IGNORECASE,
+)
 _ROLES = [
     (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
     for word in rules.WORDS
 ]
 _COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
+_LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D])")
 _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
 
 
@@ -66,7 +71,7 @@ def words_of(name: str) -> list[Token]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role in ("slice", "visit", "side") and re.fullmatch(r"[A-Za-z]\d*", text) and _begins(tokens):
+        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?", text) and _begins(tokens):
             role, taken = "", ""  # a letter that begins a name is the person's
         of_number = taken
         tokens.append(Token(text, start, start + len(text), role))
@@ -108,6 +113,8 @@ def person_of(stem: str, volume: bool = False) -> str:
     if known := known_subject(stem):
         return known
     tokens = words_of(stem)
+    while len(tokens) > 1 and tokens[-1].role == "copy":
+        tokens.pop()
     if not volume and len(tokens) > 1 and _is_slice(tokens):
         tokens = tokens[:-1]
     named = [token for token in tokens if token.role in ("", "number")]
@@ -187,17 +194,18 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
         keys: of the files, for the doubt.
         doubts: takes a sentence.
     """
-    for pattern in (_COUNTER, _WORD_NUMBER):
+    alone = set(names)
+    for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
         matches = [pattern.fullmatch(name) for name in names]
         counters: dict[str, set[str]] = defaultdict(set)
         for match in matches:
             if match and not rules.GROUP_WORDS.search(re.split(r"\d", match["who"])[0]):
                 counters[match["who"]].add(match["counter"])
-        several = {who for who, numbers in counters.items() if len(numbers) > 1}
+        several = {who for who, numbers in counters.items() if len(numbers) > 1 or who in alone}
         if not several:
             continue
         most = len(set().union(*counters.values()))
-        together = 4 * len(counters) >= most > 1 if pattern is _COUNTER else len(counters) > max(most, 4)
+        together = len(counters) > max(most, 4) if pattern is _WORD_NUMBER else 4 * len(counters) >= most
         if pattern is _WORD_NUMBER and (len(counters) < 3 or not together):
             continue
         told = [i for i, match in enumerate(matches) if match and match["who"] in several]
