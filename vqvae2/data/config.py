@@ -1,11 +1,12 @@
 """What the user says about the data: the fields become flags and are stored with the run."""
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from vqvae2.data.layout import LayoutChoice
+from vqvae2.data.layout import Choice, LayoutChoice
 from vqvae2.data.volumes import SliceConfig
 from vqvae2.errors import UserError
 
@@ -17,8 +18,8 @@ class DataConfig(SliceConfig):
     """Where the images are and how they are read; raises UserError for a value that cannot be meant."""
 
     data: str = "phantom"
-    """A folder of images or of NIfTI volumes, a BIDS tree, `phantom` (drawn brain slices), or `torchvision:` CIFAR10,
-    MNIST, FashionMNIST."""
+    """A folder of images or of volumes (NIfTI, DICOM, MGH, MHA, NRRD, Analyze), a BIDS tree, a text file with a path on
+    each line, `phantom` (drawn brain slices), or `torchvision:` CIFAR10, MNIST, FashionMNIST."""
 
     size: str | None = None
     """Height and width in pixels, as HxW; default: the images' own, which must then be all equal."""
@@ -34,12 +35,23 @@ class DataConfig(SliceConfig):
     layout: LayoutChoice = "auto"
     """How a folder is understood; auto looks at it, and the data report says what it saw."""
 
-    bids_suffix: str = "T1w"
-    """What the names of the volumes end with that are taken from a BIDS tree."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files to leave out, such as `*_crop*` or `augmented/*`: of a path relative to the data, a name, or a
+    folder."""
+
+    include_masks: bool = False
+    """Take masks and label maps too, which names such as `_mask`, `seg` or a folder `labels` tell."""
+
+    bids_suffix: str | None = None
+    """Kind of volume that is taken, by the end of its name: `T1w`, `t1c`. Default: T1w of a BIDS tree, else all."""
+
+    bids_entity: tuple[str, ...] = ()
+    """Parts that the names of volumes must have, such as `space=MNI152NLin2009cAsym`; `space=` takes those without."""
 
     labels: str | None = None
     """Labels, as FILE:COLUMN[,COLUMN], a CSV or TSV here or in the data; its column `file` holds paths relative to the
-    data, or names, or its column `subject` (`participant_id`, `ID`, ...) the people."""
+    data, or names, or its column `subject` (`participant_id`, `ID`, ...) the people, and `session_id` or `visit` their
+    visits. A column is given by its name or, from 1, its number."""
 
     bins: tuple[str, ...] = ()
     """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles where there
@@ -69,6 +81,22 @@ class DataConfig(SliceConfig):
             raise UserError(f"--fit {self.fit} is not known", how=f"Give one of {', '.join(get_args(Fit))}")
         self.height_width()
         self.edges()
+        self.choice()
+
+    def choice(self) -> Choice:
+        """Which files are taken; UserError if an entity is not NAME=VALUE."""
+        entities = [tuple(text.split("=", 1)) for text in self.bids_entity]
+        if wrong := next((text for text in self.bids_entity if not re.fullmatch(r"\w+=[^=]*", text)), None):
+            raise UserError(
+                f"--bids-entity {wrong} is no entity", how="Give NAME=VALUE, such as space=MNI152NLin2009cAsym"
+            )
+        return Choice(
+            self.layout,
+            self.bids_suffix,
+            tuple((name, value) for name, value in entities),
+            self.exclude,
+            self.include_masks,
+        )
 
     def edges(self) -> dict[str, list[float]]:
         """The stated edges by attribute; UserError if one is not ATTRIBUTE=NUMBER[,NUMBER] in order."""

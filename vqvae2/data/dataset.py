@@ -93,11 +93,13 @@ class ImageData:
         splits: "train", "selection", "val" and perhaps "test".
         skipped: (path, reason) of the files that were left out.
         notes: remarks for the user.
+        doubts: readings of names and places that are uncertain, with the flag that settles each.
         fit: how images of other sizes are brought to H x W.
         bins: attribute -> inner edges, for the attributes that are binned numbers.
         sizes: (height, width) of the files -> how many.
         slices: how volumes were cut; None where the files are images.
-        bids_suffix: what the names of the volumes end with that are taken from a BIDS tree.
+        bids_suffix: kind of volume that is taken, by the end of its name; None for the layout's own.
+        bids_entity: parts that the names of the volumes have, as NAME=VALUE.
     """
 
     name: str
@@ -110,11 +112,13 @@ class ImageData:
     splits: dict[str, ImageSet]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     fit: str = "shrink"
     bins: dict[str, list[float]] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     slices: dict[str, Any] | None = None
-    bids_suffix: str = "T1w"
+    bids_suffix: str | None = None
+    bids_entity: tuple[str, ...] = ()
 
     def to_config(self) -> dict[str, Any]:
         """What later stages must know to read images alike, as plain JSON values."""
@@ -130,6 +134,7 @@ class ImageData:
             "bins": {name: list(edges) for name, edges in self.bins.items()},
             "slices": self.slices,
             "bids_suffix": self.bids_suffix,
+            "bids_entity": list(self.bids_entity),
         }
 
     def report(self) -> str:
@@ -138,6 +143,7 @@ class ImageData:
         low, high = self.value_range
         lines = [
             f"data       {self.name}, {self.layout}",
+            *(f"uncertain  {_in_line(doubt)}" for doubt in self.doubts),
             f"images     {self.height} x {self.width} (height x width), {colour}, "
             f"stored values {low:g} to {high:g} become -1 to 1",
         ]
@@ -156,11 +162,15 @@ class ImageData:
                 counts = [f"{name} {int((values == k).sum()):,}" for k, name in enumerate(classes[:12])]
                 counts += [f"{len(classes) - 12} more classes"] if len(classes) > 12 else []
                 counts += [f"missing {int((values < 0).sum()):,}"] if (values < 0).any() else []
-                lines.append(f"{attribute:<11}{split}: {', '.join(counts)}")
-        lines += [f"note       {' '.join(note.split())}" for note in self.notes]  # names may hold a line's end
+                lines.append(f"{attribute:<10} {split}: {', '.join(counts)}")
+        lines += [f"note       {_in_line(note)}" for note in self.notes]
         lines += [f"skipped    {path!r}: {reason}" for path, reason in self.skipped[:10]]
         if len(self.skipped) > 10:
             reasons = Counter(reason for _, reason in self.skipped[10:]).most_common(3)
             told = "; ".join(f"{reason} ({count:,})" for reason, count in reasons)
             lines.append(f"skipped    {len(self.skipped) - 10:,} more: {told}")
         return "\n".join(lines)
+
+
+def _in_line(text: str) -> str:
+    return " ".join(text.split())  # names may hold a line's end

@@ -17,11 +17,18 @@ from vqvae2 import distributed
 from vqvae2.data.storage import Pixels
 from vqvae2.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM")
 MOST_PIXELS = 64_000_000  # a slice has far fewer; a small file that claims more is there to fill the memory
 
+S = TypeVar("S")
 T = TypeVar("T")
+_POINTERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull` in its repository",
+    b"/annex/objects/": "a git-annex pointer, not the file itself; run `datalad get` or `git annex get`",
+    b"<!doctype html": "a web page, not the file itself; download it anew",
+    b"<html": "a web page, not the file itself; download it anew",
+}
 
 
 class UnreadableError(Exception):
@@ -39,9 +46,9 @@ class Picture:
 
 
 def decode(path: Path) -> Picture:
-    """Read one image file upright, without alpha; raises UnreadableError with the reason."""
-    if not path.is_file():  # a pipe would be waited for, a link may lead nowhere
-        raise UnreadableError("not a regular file")
+    """Read one image file upright, on black where it is transparent; raises UnreadableError with the reason."""
+    if reason := no_content(path):
+        raise UnreadableError(reason)
     try:
         with Image.open(path, formats=FORMATS) as file:
             pixels, halved = _pixels(file)
@@ -60,6 +67,21 @@ def decode(path: Path) -> Picture:
     return Picture(pixels, pixels.shape[:2], digest_of(pixels), halved)
 
 
+def no_content(path: Path) -> str:
+    """Say why a file cannot hold what its name says: it is no file, or stands for one that is elsewhere; "" if it may."""
+    if not path.is_file():  # a pipe would be waited for, a link may lead nowhere
+        annexed = path.is_symlink() and ".git/annex" in os.readlink(path)
+        return _POINTERS[b"/annex/objects/"].replace("pointer", "link") if annexed else "not a regular file"
+    try:
+        if os.path.getsize(path) > 100_000:
+            return ""
+        with open(path, "rb") as file:
+            begin = file.read(64).lower()
+    except OSError as error:
+        return error.strerror or str(error)
+    return next((reason for mark, reason in _POINTERS.items() if begin.startswith(mark)), "")
+
+
 def digest_of(pixels: Pixels) -> bytes:
     """Fingerprint pixels, by which copies are found; empty if they are all equal."""
     constant = pixels.max() == pixels.min()
@@ -72,8 +94,8 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
         raise UnreadableError(f"{file.height} x {file.width} pixels are more than {MOST_PIXELS:,}")
     if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
         raise UnreadableError(f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own")
-    raw = [str(tile[3]) for tile in getattr(file, "tile", ())]  # how the pixels are stored, such as "RGB;16B"
-    halved = file.mode in ("RGB", "RGBA", "LA") and any("16" in layout for layout in raw)
+    stored = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(file, "tile", ()) if tile[3]]
+    halved = file.mode in ("RGB", "RGBA", "LA") and any(";16" in str(mode) for mode in stored)
     upright = ImageOps.exif_transpose(file)
     if upright.mode == "I" or upright.mode.startswith("I;16"):
         wide = np.asarray(upright)
@@ -82,9 +104,10 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
         return wide.astype(np.uint16), False
     if upright.mode == "F":
         raise UnreadableError("floating-point pixels; store 8 or 16 bit integers")
-    if upright.mode in ("1", "L", "LA", "La"):
-        return np.asarray(upright.convert("L")), halved
-    return np.asarray(upright.convert("RGB")), halved
+    if upright.has_transparency_data:
+        colours = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", colours.size, (0, 0, 0, 255)), colours)
+    return np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB")), halved
 
 
 def fit(pixels: Pixels, size: tuple[int, int], how: str) -> Pixels:
@@ -156,11 +179,11 @@ def decode_all(
 
 
 def read_all(
-    paths: Sequence[Path], read: Callable[[Path], T], doing: str, threads: int
+    paths: Sequence[S], read: Callable[[S], T], doing: str, threads: int
 ) -> Iterator[tuple[int, T | UnreadableError]]:
-    """Read files in a pool of threads, at most 16, with a progress bar; yields (index, result or why not) in order."""
+    """Read files, or groups of files, in a pool of threads, at most 16, with a progress bar; yields (index, result or why not) in order."""
 
-    def one(path: Path) -> T | UnreadableError:
+    def one(path: S) -> T | UnreadableError:
         try:
             return read(path)
         except UnreadableError as reason:

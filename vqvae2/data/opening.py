@@ -9,13 +9,14 @@ import numpy as np
 
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
-from vqvae2.data.labels import Table, encode, is_missing, parse_labels, read_table
+from vqvae2.data.labels import encode
 from vqvae2.data.layout import Layout, read_layout
 from vqvae2.data.reading import Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
 from vqvae2.data.slicing import config_of, cut_volumes
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern
+from vqvae2.data.tables import Table, parse_labels, read_table
 from vqvae2.data.volumes import slice_settings
 from vqvae2.errors import UserError
 
@@ -61,7 +62,9 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
     """
     skipped: list[tuple[str, str]] = []
     if isinstance(source, str | Path):
-        layout = read_layout(Path(source).expanduser(), suffix=like.get("bids_suffix", "T1w"))
+        entities = tuple(like.get("bids_entity", ()))
+        choice = DataConfig(bids_suffix=like.get("bids_suffix"), bids_entity=entities).choice()
+        layout = read_layout(Path(source).expanduser(), choice)
         layout, pictures = cut_volumes(layout, config_of(like))
         paths, keys, subjects, skipped = layout.paths, layout.keys, layout.subjects, layout.skipped
     else:
@@ -83,11 +86,11 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
 
 
 def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None) -> ImageData:
-    folder = Path(config.data).expanduser()
-    layout = read_layout(folder, config.layout, config.bids_suffix)
+    layout = read_layout(Path(config.data).expanduser(), config.choice())
+    folder = layout.folder
     slicing = config_of(like) if like and like.get("slices") else config
     layout, pictures = cut_volumes(layout, slicing)
-    texts, subjects = _tables(config, layout, folder)
+    texts, subjects = _tables(config, layout)
     place = assign(subjects, layout.splits, config.split_seed)
     if "val" not in place:
         raise UserError(
@@ -95,7 +98,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
             folder,
             "If they show several, give --subject-pattern; '.+' counts each image as a subject",
         )
-    _check_apart(subjects, place, folder)
+    _check_apart(subjects, place, layout)
     notes = layout.notes + _split_notes(place, layout)
     training = np.array([split in ("train", "selection") for split in place])
     stored = like or {}
@@ -150,32 +153,41 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         splits=held,
         skipped=layout.skipped + read.skipped,
         notes=notes + labels.notes,
+        doubts=layout.doubts if config.subject_pattern is None else [],
         fit=how,
         bins=labels.bins,
         sizes=dict(read.sizes),
         slices=slice_settings(slicing) if pictures is not None else None,
         bids_suffix=config.bids_suffix,
+        bids_entity=config.bids_entity,
     )
 
 
-def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+def _tables(config: DataConfig, layout: Layout) -> tuple[dict[str, list[str]], list[str]]:
     """The texts of each attribute, and the subjects by pattern, else tables, else folders and names."""
-    texts = {"class": layout.classes} if layout.classes is not None else {}
-    tables: list[Table] = []
-    columns: tuple[str, ...] = ()
-    own = folder / "slices.csv"
-    if config.labels is not None:
-        named, columns = parse_labels(config.labels, folder)
-        tables.append(named)
+    texts = dict(layout.attributes)
+    wanted = parse_labels(config.labels, layout.folder) if config.labels is not None else []
+    tables = [table for table, _ in wanted]
+    own = layout.folder / "slices.csv"
     if own.is_file() and not any(own.samefile(table.path) for table in tables):
         try:
             tables.insert(0, read_table(own))
         except UserError as error:
             layout.notes.append(f"slices.csv is not used: {error}")
     subjects = _subjects(config, layout, tables)
-    if not columns:
-        return texts, subjects
-    table = tables[-1]
+    for table, columns in wanted:
+        texts |= _columns(table, columns, layout, subjects)
+    return texts, subjects
+
+
+def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: list[str]) -> dict[str, list[str]]:
+    """The texts of a table's columns for each image, and notes on what was not found."""
+    name = table.path.name
+    layout.notes += table.notes
+    for column in columns:
+        if said := table.blanks[column]:
+            told = ", ".join(f"{cell} ({count:,})" for cell, count in said.most_common(6))
+            layout.notes.append(f"{column}: cells that say nothing count as missing: {told}")
     found = table.match(layout.keys, subjects, people=layout.volumes)
     lacking = sum(row is None for row in found.rows)
     if lacking == len(found.rows):
@@ -184,18 +196,21 @@ def _tables(config: DataConfig, layout: Layout, folder: Path) -> tuple[dict[str,
             table.path,
             f"An image is called {layout.keys[0]}, its subject {subjects[0]}",
         )
+    if found.by_visit:
+        layout.notes.append(f"{found.by_visit:,} images have the labels of their visit in {name}")
+    if found.loose:
+        layout.notes.append(f"{found.what} of {name} are found {found.loose}")
     if lacking:
-        layout.notes.append(f"{lacking:,} images have no row in {table.path.name}; their labels count as missing")
+        layout.notes.append(f"{lacking:,} images have no row in {name}; their labels count as missing")
     if found.absent:
-        layout.notes.append(f"{found.absent:,} rows of {table.path.name} name {found.what} that are not there")
+        layout.notes.append(f"{found.absent:,} rows of {name} name {found.what} that are not there")
     for column in columns:
         if known := found.conflicts.get(column):
             layout.notes.append(
                 f"{column}: the rows of {len(known):,} {found.what} contradict each other, such as {known[0]}; "
                 "they count as missing"
             )
-    texts |= {column: [row[column] if row else "" for row in found.rows] for column in columns}
-    return texts, subjects
+    return {column: [row[column] if row else "" for row in found.rows] for column in columns}
 
 
 def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[str]:
@@ -205,12 +220,12 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
         subjects, told_by = subjects_by_pattern(layout.keys, config.subject_pattern), "--subject-pattern"
     else:
         for table in tables:
-            column = table.subject_column
-            if column is None or table.file_column is None or layout.volumes:
+            if not table.subject_columns or table.file_column is None or layout.volumes:
                 continue
+            column = table.subject_columns[0]
             rows = table.match(layout.keys, subjects).rows
             named = [row[column] if row else "" for row in rows]
-            known = sum(not is_missing(name) for name in named)
+            known = sum(name != "" for name in named)
             if known:
                 told_by = f"{table.path.name} and {told_by}" if known < len(named) else table.path.name
             if known < len(named):
@@ -219,7 +234,7 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
                     f"{lacking:,} of {len(named):,} images have no subject in {table.path.name}; theirs is told by "
                     f"{layout.told_by}"
                 )
-            subjects = [old if is_missing(new) else new for new, old in zip(named, subjects, strict=True)]
+            subjects = [new or old for new, old in zip(named, subjects, strict=True)]
     alone = sum(count == 1 for count in Counter(subjects).values())
     if alone > len(subjects) / 2 and config.subject_pattern is None:
         layout.notes.append(
@@ -231,16 +246,17 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
     return subjects
 
 
-def _check_apart(subjects: list[str], place: list[str], folder: Path) -> None:
+def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:
     """Raise UserError where a subject is in two splits, which only folders that name the splits can lead to."""
     shared = overlap(subjects, place)
     if shared:
         example = min(shared)
+        anew = "--layout flat" + (" --subject-pattern '([^/]+)/[^/]+$'" if layout.told_by == "the folders" else "")
         raise UserError(
             f"{len(shared):,} subjects are in more than one split, such as {example} "
             f"({', '.join(sorted(shared[example]))}), so that held-out figures would be too good",
-            folder,
-            "Give --layout flat, which splits anew by subject; or, if these are not people, --subject-pattern ('.+' "
+            layout.folder,
+            f"Give {anew}, which splits anew by subject; or, if these are not people, --subject-pattern ('.+' "
             "counts each image as a subject)",
         )
 

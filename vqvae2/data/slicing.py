@@ -10,7 +10,7 @@ from vqvae2.data.decoding import Picture, UnreadableError, digest_of
 from vqvae2.data.layout import Layout
 from vqvae2.data.storage import PixelStore
 from vqvae2.data.subjects import stem_of
-from vqvae2.data.volumes import SliceConfig, cut_all
+from vqvae2.data.volumes import REMARKS, SliceConfig, cut_all
 from vqvae2.errors import UserError
 
 
@@ -27,8 +27,8 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         config: how.
 
     Returns:
-        ``(layout, pictures)``: one entry a slice, its key the volume's with ``_k`` and the index along the axis; None
-        for images, which are still to be read.
+        ``(layout, pictures)``: one entry a slice, its key the volume's with ``_k`` and the index along the axis (the
+        volume's alone if that is a single slice); None for images, which are still to be read.
 
     Raises:
         UserError: no volume can be read.
@@ -40,21 +40,24 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
     pictures: list[Picture] = []
     held = PixelStore()
     keys, rows, empty = [], [], 0
-    unoriented: list[str] = []
+    told: dict[str, list[str]] = {remark: [] for remark in REMARKS}
+    missing: list[float] = []
     spacings: Counter[tuple[float, float]] = Counter()
     skipped = list(layout.skipped)
-    for index, found in cut_all(layout.paths, config):
+    for index, found in cut_all([layout.series.get(path, (path,)) for path in layout.paths], config):
         if isinstance(found, UnreadableError):
             skipped.append((layout.keys[index], str(found)))
             continue
         stem = layout.keys[index] if stems[index] in shared else stems[index]
         empty += found.empty
-        unoriented += [] if found.oriented else [layout.keys[index]]
+        for remark in (*found.remarks, *(["missing"] if found.missing else [])):
+            told[remark].append(layout.keys[index])
+        missing += [found.missing] if found.missing else []
         spacings[tuple(round(size, 3) for size in found.spacing)] += 1  # type: ignore[index]
         for pixels, place in zip(found.pixels, found.places, strict=True):
             size = (pixels.shape[0], pixels.shape[1])
             pictures.append(Picture(held.keep(pixels), size, digest_of(pixels), False))
-            keys.append(f"{stem}_k{place:03d}")
+            keys.append(stem if "flat" in found.remarks else f"{stem}_k{place:03d}")
             rows.append(index)
     if not pictures:
         first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""
@@ -68,20 +71,18 @@ def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Pictu
         notes.append("pixels are not square in some volumes; --spacing resamples them")
     elif len(spacings) > 1:
         notes.append("pixels differ in size between volumes; --spacing resamples them")
-    if unoriented:
-        notes.append(
-            f"{len(unoriented):,} volumes do not say how they lie, such as {unoriented[0]}; their axes are taken to "
-            "run to the left, to the front and upwards (LAS), as nibabel does"
-        )
+    for remark, whose in told.items():
+        if whose:
+            share = sum(missing) / max(len(missing), 1)
+            notes.append(f"{len(whose):,} volumes " + REMARKS[remark].format(f", such as {whose[0]}", share))
     if empty:
         notes.append(f"{empty:,} slices left out: less than {config.min_foreground:g} of them is foreground")
-    classes = None if layout.classes is None else [layout.classes[i] for i in rows]
     cut = replace(
         layout,
         paths=[layout.paths[i] for i in rows],
         keys=keys,
         splits=[layout.splits[i] for i in rows],
-        classes=classes,
+        attributes={name: [values[i] for i in rows] for name, values in layout.attributes.items()},
         subjects=[layout.subjects[i] for i in rows],
         skipped=skipped,
         notes=layout.notes + notes,

@@ -1,33 +1,149 @@
-"""Whom a file shows: subjects read from names, folders and patterns."""
+"""Whom a file shows and at which visit: names read by the tables of `rules`."""
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+from vqvae2.data import rules
 from vqvae2.errors import UserError
 
-__all__ = ["guess_subjects", "known_subject", "stem_of", "subjects_by_pattern", "tells_kind_alone", "uninformative"]
+__all__ = [
+    "guess_subjects",
+    "is_mask",
+    "kind_of",
+    "known_subject",
+    "person_of",
+    "pseudonym",
+    "stem_of",
+    "subjects_by_pattern",
+    "uninformative",
+    "visit_in",
+    "visit_of",
+    "words_of",
+]
 
-# What cohorts and BIDS put into their file names, so that several scans of one person stay together.
-_KNOWN = re.compile(r"(?<![A-Za-z0-9])(sub-[A-Za-z0-9]+|OAS[123]_?\d{4,5}|\d{3}_S_\d{4,5})(?![0-9])")
-_MODALITY = r"(?:(?:T1|T2|PD)w?|T1ce|T1c|T1gd|FLAIR|MRI?|anat|brain|seg|mask|label)"
-_MODALITY_ALONE = re.compile(_MODALITY, re.IGNORECASE)
-_MODALITY_TAIL = re.compile(rf"(?<=.)[_\-. ]{_MODALITY}$", re.IGNORECASE)
-_SESSION_TAIL = re.compile(
-    r"(?<=\d)[_\-. ](?:(?:ses|session|visit|timepoint|tp|run|scan|mr)[_\-]?\d+|v\d|m\d\d|bl)$", re.IGNORECASE
+_TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
+_GLUED = re.compile(  # P01Week3, P01V2
+    r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp)\d)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
+    r"(?<=\d\d\d)(?=[VTYWM]\d{1,2}$)",
+    re.IGNORECASE,
 )
-_SLICE_TAIL = re.compile(
-    r"(?P<subject>.+?)[_\-. ](?:(?:slice|sl|img|image|frame|axial|z)[_\-. ]?|[A-Za-z]{0,3})\d+", re.IGNORECASE
-)
+_ROLES = [
+    (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
+    for word in rules.WORDS
+]
+_COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
+_LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D])")
+_WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
+
+
+class Token(NamedTuple):
+    """A part of a name: its text, where it begins and ends, and its role: of `rules.WORDS`, "number", or ""."""
+
+    text: str
+    start: int
+    end: int
+    role: str
+
+
+def words_of(name: str) -> list[Token]:
+    """Split a name at ``_``, ``-``, dots and blanks, and tell what each part means.
+
+    >>> [token.role for token in words_of("case_004_week_0_T1_slice_3")]
+    ['', 'number', 'visit', 'visit', 'kind', 'slice', 'slice']
+    """
+    parts: list[tuple[str, int, bool]] = []
+    for match in _TOKEN.finditer(name):
+        if match["date"]:
+            parts.append((match[0], match.start(), True))
+            continue
+        ends = [match.start(), *(match.start() + cut.start() for cut in _GLUED.finditer(match[0])), match.end()]
+        parts += [(name[a:b], a, False) for a, b in pairwise(ends)]
+    tokens: list[Token] = []
+    of_number = ""  # the role of a word that the number after it belongs to
+    for place, (text, start, date) in enumerate(parts):
+        digits_follow = place + 1 < len(parts) and parts[place + 1][0].isdecimal()
+        role, taken = (
+            ("visit", "") if date else ("number", "") if text.isdecimal() else _role(text.lower(), digits_follow)
+        )
+        if text.isdecimal() and of_number and not date:
+            role = of_number
+        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?", text) and _begins(tokens):
+            role, taken = "", ""  # a letter that begins a name is the person's
+        of_number = taken
+        tokens.append(Token(text, start, start + len(text), role))
+    return tokens
+
+
+def _begins(before: list[Token]) -> bool:
+    return all(token.role in ("copy", "kind", "mask") for token in before)
+
+
+def _role(word: str, digits_follow: bool) -> tuple[str, str]:
+    """The role of a word, and of the number that follows it."""
+    for role, alone, glued, numbered in _ROLES:
+        if digits_follow and role != "mask" and numbered.fullmatch(word):
+            return role, role
+        if alone.fullmatch(word) or glued.fullmatch(word):
+            return role, ""
+    return "", ""
 
 
 def known_subject(text: str) -> str | None:
     """Find a cohort's own identifier in a name: ``sub-01`` of BIDS, ``OAS1_0028``, ADNI's ``002_S_0295``."""
-    found = _KNOWN.search(text)
-    return found[1] if found else None
+    found = rules.KNOWN.search(text)
+    return next(filter(None, found.groups())) if found else None
 
 
-def guess_subjects(keys: Sequence[str], volumes: bool = False) -> list[str]:
+def stem_of(name: str) -> str:
+    """Return a file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
+    return re.sub(r"(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)
+
+
+def person_of(stem: str, volume: bool = False) -> str:
+    """Tell whom a name shows: what is left without visit, kind of image, slice, side and signs of a copy; "" for none.
+
+    Args:
+        stem: a name without its suffix, or the name of a folder.
+        volume: there is no slice number at its end.
+    """
+    if known := known_subject(stem):
+        return known
+    tokens = words_of(stem)
+    while len(tokens) > 1 and tokens[-1].role == "copy":
+        tokens.pop()
+    if not volume and len(tokens) > 1 and _is_slice(tokens):
+        tokens = tokens[:-1]
+    named = [token for token in tokens if token.role in ("", "number")]
+    numbered = any(re.search(r"\d", token.text) for token in named)
+    person: list[Token] = []
+    found = False
+    for token in tokens:
+        if token.role in ("", "number") or (token.role == "thing" and not found):
+            person.append(token)
+            found |= token in named and (not numbered or re.search(r"\d", token.text) is not None)
+        elif found:
+            break
+    if not named:
+        return ""
+    whole = stem[person[0].start : person[-1].end]
+    inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
+    return whole if inside == person else "_".join(token.text for token in person)
+
+
+def _is_slice(tokens: list[Token]) -> bool:
+    """Whether the last part is a slice's number, which no word says: ``388206_78``, ``P01_b12``."""
+    last, before = tokens[-1], tokens[:-1]
+    if last.role == "number":
+        return True
+    short = re.fullmatch(r"(?!p|hc|pt|id)[A-Za-z]{1,3}\d+", last.text)
+    return last.role == "" and short is not None and any(re.search(r"\d", token.text) for token in before)
+
+
+def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str] | None = None) -> list[str]:
     """Tell whom each file shows, from its name alone.
 
     A cohort's own identifier is taken where there is one; otherwise the name without slice number, kind of image and
@@ -36,6 +152,7 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False) -> list[str]:
     Args:
         keys: paths of the files, with forward slashes.
         volumes: they have no slice numbers.
+        doubts: takes a sentence where two readings are possible.
 
     Example:
         >>> guess_subjects(["IXI012-HH-1211_k098.png", "case_001_slice_0.nii.png", "AD/388206_78.jpeg"])
@@ -43,29 +160,133 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False) -> list[str]:
         >>> guess_subjects(["P003_V1_T1.nii.gz", "P003_V2_FLAIR.nii.gz"], volumes=True)
         ['P003', 'P003']
     """
-    return [known_subject(key) or _by_name(key, volumes) for key in keys]
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
+    known = [known_subject(key) for key in keys]
+    names = [k or _by_name(stem, key, volumes) for k, stem, key in zip(known, stems, keys, strict=True)]
+    free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
+    for i, name in zip(free, without_counters([names[i] for i in free], [keys[i] for i in free], doubts), strict=True):
+        names[i] = name
+    return names
 
 
-def _by_name(key: str, volume: bool) -> str:
-    stem = stem_of(key.rsplit("/", 1)[-1])
-    if stem.isdecimal() and not volume:
+def _by_name(stem: str, key: str, volume: bool) -> str:
+    if not volume and re.fullmatch(r"\d+(?: ?\(\d+\))?", stem):
         return key  # a bare number is counted anew in every folder
-    slices = None if volume else _SLICE_TAIL.fullmatch(stem)
-    subject = slices["subject"] if slices else stem
-    if slices or volume:  # what is no slice of something is a subject of its own
-        while tail := _MODALITY_TAIL.search(subject) or _SESSION_TAIL.search(subject):
-            subject = subject[: tail.start()]
-    return subject
+    who = person_of(stem, volume)
+    if who and not (volume and re.fullmatch(r"[vmwdyt]\d+", stem, re.IGNORECASE)):
+        return who
+    scans = [token for token in words_of(stem) if token.role == "visit"]
+    scan = stem[scans[0].start : scans[-1].end] if scans else ""
+    above = (person_of(folder, volume=True) for folder in reversed(key.split("/")[:-1]))
+    if volume and not rules.NO_VISIT.match(scan) and (folder := next(filter(None, above), "")):
+        return folder  # anna/T1.nii, anna/V2.nii
+    return scan if re.search(r"\d", scan) else who or key  # scan_003_5.png
 
 
-def stem_of(name: str) -> str:
-    """Return a file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
-    return re.sub(r"(\.nii)?(\.gz)?\.[A-Za-z]+$", "", name)
+def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str]:
+    """Strip the bare number that counts a person's scans (``P01_1``, ``P01_2``) where that reading fits all names.
+
+    A number after a word of groups (``site1_012``) is the person's; so is one that counts more than four times as many
+    as there are names before it. Either way the reading is told as a doubt where it matters.
+
+    Args:
+        names: of people, as told by each file's name.
+        keys: of the files, for the doubt.
+        doubts: takes a sentence.
+    """
+    alone = set(names)
+    for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
+        matches = [pattern.fullmatch(name) for name in names]
+        counters: dict[str, set[str]] = defaultdict(set)
+        for match in matches:
+            if match and not rules.GROUP_WORDS.search(re.split(r"\d", match["who"])[0]):
+                counters[match["who"]].add(match["counter"])
+        several = {who for who, numbers in counters.items() if len(numbers) > 1 or who in alone}
+        if not several:
+            continue
+        most = len(set().union(*counters.values()))
+        together = len(counters) > max(most, 4) if pattern is _WORD_NUMBER else 4 * len(counters) >= most
+        if pattern is _WORD_NUMBER and (len(counters) < 3 or not together):
+            continue
+        told = [i for i, match in enumerate(matches) if match and match["who"] in several]
+        read = [m["who"] if together and m and m["who"] in counters else n for m, n in zip(matches, names, strict=True)]
+        if doubts is not None:
+            firsts = {names[i]: i for i in reversed(told)}
+            shown = ", ".join(f"{keys[i]} as {read[i]}" for i in sorted(firsts.values())[:3])
+            other = "each name with its last number" if together else "the name before the last number"
+            doubts.append(
+                f"is the last number a person's or a scan's? Read: {shown}; if {other} is a person, "
+                "give --subject-pattern"
+            )
+        return read
+    return names
 
 
-def tells_kind_alone(subject: str) -> bool:
-    """Tell whether what a name was taken to say of a person is the kind of image alone, as in ``anna/T1.nii``."""
-    return _MODALITY_ALONE.fullmatch(subject) is not None
+def visit_of(key: str) -> str:
+    """Tell the visit that a path names, as a number without zeros or a word in lower case; "" for none.
+
+    >>> [visit_of(name) for name in ("sub-01/ses-02/sub-01_T1w.nii", "OAS2_0001_MR2", "P01_m12_3.png", "P01_bl", "P01")]
+    ['2', '2', '12', '0', '']
+    """
+    for name in reversed(key.split("/")):
+        words = [token for token in words_of(name) if token.role == "visit"]
+        text = " ".join(token.text.lower() for token in words)
+        if oasis := re.search(r"(?:OAS\d_\d+_MR|OAS\d+_.*?d)(\d+)", name):
+            return str(int(oasis[1]))
+        session = re.search(r"ses(?:sion)?[ _-]?([a-z0-9]+)", name, re.IGNORECASE)
+        if session and not session[1].startswith("sion"):
+            return _visit(session[1].lower())
+        text = rules.NO_VISIT.sub("", text).strip()
+        if text:
+            return _visit(text)
+    return ""
+
+
+def visit_in(cell: str) -> str:
+    """Tell the visit that a table's cell names, as `visit_of` does for a path.
+
+    >>> [visit_in(cell) for cell in ("ses-02", "M12", "bl", "Visit 3", "4", "autumn", "")]
+    ['2', '12', '0', '3', '4', 'autumn', '']
+    """
+    code = re.fullmatch(r"[A-Za-z]{0,2}[ _-]?(\d+)", cell)
+    return str(int(code[1])) if code else visit_of(cell) or cell.lower()
+
+
+def _visit(text: str) -> str:
+    if text in rules.VISIT_BEGIN:
+        return "0"
+    numbers = re.findall(r"\d+", text)
+    return "-".join(str(int(number)) for number in numbers) or text
+
+
+def is_mask(name: str, folder: bool = False) -> bool:
+    """Tell by its name whether a file, or all files of a folder, are masks or label maps and not images.
+
+    >>> [is_mask(name) for name in ("p1_mask", "seg_004_slice_0", "T1w", "OAS1_0001_masked_gfc")]
+    [True, True, False, False]
+    >>> [is_mask(name, folder=True) for name in ("labelsTr", "keras_png_slices_seg_train", "with_mask", "label_3")]
+    [True, True, False, False]
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    tokens = words_of(spaced)
+    for place, token in enumerate(tokens):
+        if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
+            continue
+        numbered = token.text[-1].isdecimal() or (place + 1 < len(tokens) and tokens[place + 1].role == "number")
+        if not (folder and numbered and token.text.lower().startswith("label")):
+            return True
+    return False
+
+
+def kind_of(stem: str) -> str:
+    """Return the parts of a name that tell the kind of image, in lower case: ``t1c``, ``flair``; "" for none."""
+    return " ".join(t.text.lower() for t in words_of(stem) if t.role in ("kind", "mask"))
+
+
+def pseudonym(patient: str) -> str:
+    """Replace a patient's number of a hospital by a name that is always the same and does not tell it."""
+    digest = hashlib.pbkdf2_hmac("sha256", patient.strip().encode(), b"vqvae2 patient", 50_000)
+    return f"patient-{digest.hex()[:12]}"
 
 
 def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Sequence[str | None]) -> list[int]:

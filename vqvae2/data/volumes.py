@@ -1,4 +1,4 @@
-"""NIfTI volumes to slices: reoriented, scaled, clipped, cut, and kept in a cache.
+"""Volumes to slices: reoriented, scaled, clipped, cut, and kept in a cache.
 
 A volume is brought to RAS+ (first axis to the right, second to the front, third upwards), as nibabel's
 ``as_closest_canonical`` does it, with the header's slope and intercept applied. Slices are in neurological
@@ -10,6 +10,8 @@ Shapes: X x Y x Z voxels in RAS+, H x W pixels of a slice.
 """
 
 import hashlib
+import importlib
+import io
 import json
 import os
 import re
@@ -22,14 +24,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.data.decoding import UnreadableError, read_all
+from vqvae2.data.decoding import UnreadableError, no_content, read_all
 from vqvae2.data.storage import cache_folder
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic
 
-SUFFIXES = (".nii", ".nii.gz")
+_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".img.gz")
+_SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+_DICOM = (".dcm", ".dicom", ".ima")
+SUFFIXES = _NIBABEL + _SIMPLEITK
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
-_FORMAT = 2  # of the cache
+_FORMAT = 3  # of the cache
+_LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _END = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(mm|%)\s*")
 
@@ -99,7 +105,8 @@ class Cut:
         spacing: mm of a pixel, down and across.
         empty: how many slices were left out for want of foreground.
         range: the volume's values that became 0 and 255.
-        oriented: whether the header states how the volume lies.
+        remarks: what is to be said of the volume, of `REMARKS`.
+        missing: share of the voxels that are not finite, in [0, 1].
     """
 
     pixels: Slices
@@ -107,67 +114,95 @@ class Cut:
     spacing: tuple[float, float]
     empty: int
     range: tuple[float, float]
-    oriented: bool
+    remarks: tuple[str, ...]
+    missing: float
+
+
+REMARKS = {
+    "unoriented": "do not say how they lie{}; their axes are taken to run to the left, to the front and upwards (LAS), as "
+    "nibabel does",
+    "complex": "hold complex numbers{}; their magnitude is read",
+    "background": "have values below that of their background{}, as after a z-score; the background, the value of the "
+    "corners, is black",
+    "missing": "hold values that are not finite{}, {:.0%} of their voxels; they are read as background, which is black",
+    "flat": "are single slices{}",
+}
+"""What the report says of volumes, by remark, in the words after their number."""
 
 
 class Canonical(NamedTuple):
     """A volume in RAS+.
 
     Attributes:
-        voxels: (X, Y, Z) float32.
+        voxels: (X, Y, Z) float32, nan where the file's value is not finite.
         sizes: of a voxel along each axis, in mm.
-        oriented: whether the header states how the volume lies; else nibabel's assumption, LAS, is taken.
+        remarks: "unoriented" where the header does not state how the volume lies (nibabel's assumption, LAS, is taken),
+            "complex", "flat".
     """
 
     voxels: NDArray[np.float32]
     sizes: tuple[float, float, float]
-    oriented: bool
+    remarks: tuple[str, ...]
 
 
 def is_volume(name: str) -> bool:
-    """Tell by its name whether a file is a NIfTI volume."""
+    """Tell by its name whether a file is a volume of a format that is read."""
     return name.lower().endswith(SUFFIXES)
 
 
-def cut_all(paths: Sequence[Path], config: SliceConfig) -> Iterator[tuple[int, Cut | UnreadableError]]:
-    """Cut volumes in a pool of threads; yields (index, slices or why not) in order.
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file is of DICOM: by its suffix, or, where it has none or a number, by what it begins with."""
+    suffix = path.suffix.lower()
+    if suffix in _DICOM:
+        return True
+    if suffix and not suffix[1:].isdecimal():
+        return False
+    try:
+        with open(path, "rb") if path.is_file() else io.BytesIO() as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterator[tuple[int, Cut | UnreadableError]]:
+    """Cut volumes, each of one file or of the files of a DICOM series, in a pool of threads.
+
+    Yields:
+        (index, slices or why not), in order.
 
     Raises:
-        UserError: nibabel is not installed.
+        UserError: a package that reads them is not installed.
     """
-    try:
-        import nibabel  # noqa: F401 - an extra, imported where it is needed
-    except ImportError:
-        raise UserError("NIfTI volumes need nibabel", str(paths[0]), "Run pip install nibabel") from None
-    return read_all(paths, lambda path: _cached(path, config), "cutting volumes", min(8, os.cpu_count() or 1))
+    itk = next((files for files in sources if len(files) > 1 or not files[0].name.lower().endswith(_NIBABEL)), None)
+    for package, files in (("nibabel", sources[0]), ("SimpleITK", itk)):
+        try:
+            if files:
+                importlib.import_module(package)
+        except ImportError:
+            raise UserError(f"volumes of this format need {package}", files[0], f"Run pip install {package}") from None
+    return read_all(sources, lambda files: _cached(files, config), "cutting volumes", min(8, os.cpu_count() or 1))
 
 
-def _cached(path: Path, config: SliceConfig) -> Cut:
+def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     """Cut a volume, or find what was cut of the same bytes with the same settings before."""
-    if not path.is_file():  # a pipe would be waited for
-        raise UnreadableError("not a regular file")
-    try:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UnreadableError(error.strerror or str(error)) from None
+    content = []
+    for path in (*files, *_beside(files[0])):
+        if reason := no_content(path):
+            raise UnreadableError(reason)
+        try:
+            with open(path, "rb") as file:
+                content.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise UnreadableError(error.strerror or str(error)) from None
     settings = json.dumps([_FORMAT, content, slice_settings(config)], sort_keys=True)
     kept = cache_folder() / "slices" / f"{hashlib.sha256(settings.encode()).hexdigest()}.npz"
     try:
         with np.load(kept, allow_pickle=False) as stored:
-            record = json.loads(str(stored["record"]))
-            return Cut(
-                stored["pixels"],
-                record["places"],
-                tuple(record["spacing"]),
-                record["empty"],
-                tuple(record["range"]),
-                record["oriented"],
-            )
+            return Cut(stored["pixels"], **_tuples(json.loads(str(stored["record"]))))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):  # absent, or cut short
         pass
-    found = cut(path, config)
-    record = {name: getattr(found, name) for name in ("places", "spacing", "empty", "range", "oriented")}
+    found = cut(files, config)
+    record = {field.name: getattr(found, field.name) for field in fields(Cut)[1:]}
     try:
         make_folder(kept.parent)
         write_atomic(kept, lambda file: np.savez(file, pixels=found.pixels, record=json.dumps(record)))
@@ -176,18 +211,49 @@ def _cached(path: Path, config: SliceConfig) -> Cut:
     return found
 
 
-def cut(path: Path, config: SliceConfig) -> Cut:
-    """Read a NIfTI volume and cut it into slices.
+def _beside(path: Path) -> list[Path]:
+    """The other file of a pair of header and image."""
+    ends = {".img": ".hdr", ".mhd": ".raw", ".nhdr": ".raw"}
+    other = path.with_suffix(ends.get(path.suffix.lower(), path.suffix))
+    return [other] if other != path and other.is_file() else []
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if name != "places" and isinstance(value, list) else value for name, value in record.items()
+    }
+
+
+def cut(source: Path | tuple[Path, ...], config: SliceConfig) -> Cut:
+    """Read a volume, of one file or of a DICOM series, and cut it into slices.
+
+    What is not finite becomes background. Where the corners have one value that would be grey, and many voxels have it,
+    it is the background too, and black. A volume of a single slice is that slice, whatever the axis and range.
 
     Raises:
         UnreadableError: with the reason.
     """
-    voxels, sizes, oriented = read_canonical(path)
-    low, high = (float(v) for v in np.percentile(voxels, (config.clip_low, config.clip_high)))
+    voxels, sizes, remarks = read_canonical(source)
+    nowhere = np.isnan(voxels)
+    missing = float(nowhere.mean())
+    if missing == 1:
+        raise UnreadableError("holds no value that is finite")
+    if missing:
+        voxels = np.where(nowhere, min(0.0, float(np.nanmin(voxels))), voxels)
+    background = _grey_background(voxels, config)
+    if background is not None:
+        remarks = (*remarks, "background")
+        outside = voxels == background
+        voxels = np.where(outside, voxels[~outside].min(), voxels)
+    inside = voxels if background is None else voxels[~outside]
+    low, high = float(np.percentile(inside, config.clip_low)), float(np.percentile(voxels, config.clip_high))
     if not low < high:
         raise UnreadableError("constant between the clipping percentiles")
-    axis = _AXES[config.slice_axis]
-    places = _places(voxels.shape[axis], sizes[axis], config)
+    if "flat" in remarks:
+        axis, places = voxels.shape.index(1), [0]
+    else:
+        axis = _AXES[config.slice_axis]
+        places = _places(voxels.shape[axis], sizes[axis], config)
     if not places:
         raise UnreadableError(f"no slice lies in {config.slice_range}")
     scaled = np.clip((np.take(voxels, places, axis) - low) / (high - low), 0, 1)
@@ -201,11 +267,25 @@ def cut(path: Path, config: SliceConfig) -> Cut:
     if not kept:
         raise UnreadableError(f"all {len(places)} slices have less foreground than {config.min_foreground:g}")
     pixels = np.rint(slices[kept] * 255).astype(np.uint8)
-    return Cut(pixels, [places[i] for i in kept], spacing, len(places) - len(kept), (low, high), oriented)
+    return Cut(pixels, [places[i] for i in kept], spacing, len(places) - len(kept), (low, high), remarks, missing)
 
 
-def read_canonical(path: Path) -> Canonical:
-    """Read a NIfTI volume in RAS+, slope and intercept applied.
+def _grey_background(voxels: NDArray[np.float32], config: SliceConfig) -> float | None:
+    """The value of the background, if it is one value that would not be black: of most corners and of many voxels."""
+    corners = voxels[tuple(np.ix_(*((0, n - 1) for n in voxels.shape)))].ravel()
+    values, counts = np.unique(corners, return_counts=True)
+    value = values[counts.argmax()]
+    if 2 * counts.max() < len(corners) or (share := (voxels == value).mean()) < _LEAST_BACKGROUND or share == 1:
+        return None
+    low, high = np.percentile(voxels, (config.clip_low, config.clip_high))
+    return float(value) if (value - low) * 255 > 2 * (high - low) else None
+
+
+def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
+    """Read a volume in RAS+, slope and intercept applied.
+
+    Args:
+        source: a file, or the files of a DICOM series in order along its axis.
 
     Raises:
         UnreadableError: with the reason.
@@ -213,32 +293,85 @@ def read_canonical(path: Path) -> Canonical:
     import nibabel
     from nibabel.orientations import aff2axcodes
 
+    files = source if isinstance(source, tuple) else (source,)
     try:
-        image: Any = nibabel.load(path)
+        image = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
         shape = image.shape
         if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
             raise UnreadableError(f"{' x '.join(map(str, shape))} voxels cannot be meant")
         if len(shape) > 3 and all(n == 1 for n in shape[3:]):
             image = image.slicer[(slice(None),) * 3 + (0,) * (len(shape) - 3)]
-            shape = image.shape
+        elif len(shape) == 2:
+            image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine, image.header)
+        shape = image.shape
         if len(shape) != 3:
             raise UnreadableError(f"{len(shape)}-dimensional ({' x '.join(map(str, shape))}); a volume has three")
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
             raise UnreadableError("the header's orientation is not usable")
         if None in aff2axcodes(image.affine):
             raise UnreadableError("the header leaves an axis without a direction")
-        oriented = any(int(image.header[code]) for code in ("sform_code", "qform_code"))
+        remarks = [] if _is_oriented(image.header) else ["unoriented"]
         image = nibabel.as_closest_canonical(image)
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        values = np.asanyarray(image.dataobj)
+        if np.iscomplexobj(values):
+            remarks.append("complex")
+            values = np.abs(values)
+        if sum(n == 1 for n in shape) == 1:
+            remarks.append("flat")
+        voxels = np.array(values, dtype=np.float32)
         sizes = tuple(float(size) for size in np.linalg.norm(image.affine[:3, :3], axis=0))
     except UnreadableError:
         raise
     except Exception as error:  # whatever a reader of files from everywhere may raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableError(f"no readable NIfTI volume ({reason[:160]})") from None
-    if not np.isfinite(voxels).all():
-        raise UnreadableError("holds values that are not finite")
-    return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), oriented)
+        raise UnreadableError(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
+    voxels[~np.isfinite(voxels)] = np.nan
+    return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), tuple(remarks))
+
+
+def _format_of(path: Path) -> str:
+    return "NIfTI volume" if path.name.lower().endswith((".nii", ".nii.gz")) else "volume"
+
+
+def _is_oriented(header: Any) -> bool:
+    """Whether a header states how the volume lies: NIfTI by its codes, MGH by its flag; Analyze never does."""
+    if "sform_code" in header:
+        return any(int(header[code]) for code in ("sform_code", "qform_code"))
+    return "goodRASFlag" in header and bool(int(header["goodRASFlag"]))
+
+
+def _by_simpleitk(files: tuple[Path, ...]) -> Any:
+    """Read MHA, NRRD or DICOM, as an image of nibabel; SimpleITK applies the rescale slope of DICOM."""
+    import nibabel
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # to stderr, once a file
+    reader: Any
+    if len(files) > 1:
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames([str(path) for path in files])
+    else:
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(files[0]))
+        reader.ReadImageInformation()
+        if np.prod([float(n) for n in reader.GetSize()]) > MOST_VOXELS:
+            raise UnreadableError(f"{' x '.join(map(str, reader.GetSize()))} voxels cannot be meant")
+    image = reader.Execute()
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise UnreadableError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a volume has one")
+    dimensions = image.GetDimension()
+    if dimensions not in (2, 3):
+        raise UnreadableError(f"{dimensions}-dimensional ({' x '.join(map(str, image.GetSize()))}); a volume has three")
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(dimensions, dimensions) * image.GetSpacing()
+    affine[:dimensions, :dimensions] = direction
+    affine[:dimensions, 3] = image.GetOrigin()
+    affine[:2] *= -1  # from LPS to RAS
+    voxels = SimpleITK.GetArrayFromImage(image).T
+    if voxels.dtype.kind in "iu":
+        voxels = voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 else np.float64)
+    made = nibabel.Nifti1Image(voxels.reshape(*voxels.shape, *(1,) * (3 - voxels.ndim)), affine)
+    return made
 
 
 def _places(count: int, size: float, config: SliceConfig) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqvae2 import files
 from vqvae2.data import ImageData
-from vqvae2.data.layout import DATA_REPORT
+from vqvae2.data.sources import DATA_REPORT
 from vqvae2.errors import UserError
 from vqvae2.version import __version__
 
@@ -43,6 +43,7 @@ def write_data_report(data: ImageData, folder: Path) -> None:
             }
             for name, images in data.splits.items()
         },
+        "uncertain": data.doubts,
         "notes": data.notes,
         "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
     }

@@ -92,7 +92,9 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
         train = read.splits.get("train")
         images, name = _choose(read, split)
         return Evaluated(images, name, config.data, True, like, train)
-    other = DataConfig(data=data, data_root=config.data_root, bids_suffix=config.bids_suffix)
+    other = DataConfig(
+        data=data, data_root=config.data_root, bids_suffix=config.bids_suffix, bids_entity=config.bids_entity
+    )
     if split == "all" and data != "phantom" and not data.startswith("torchvision:"):
         images, name = load_images(data, like), "all"
     else:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
-from vqvae2.data.layout import WRITING
+from vqvae2.data.sources import WRITING
 from vqvae2.device import whole_float32
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture

@@ -1,0 +1,206 @@
+"""What names mean: the tables by which people, visits, masks, folders and columns are told apart.
+
+Every rule of the package that reads a name is here, with an example and, where it belongs to one, its cohort.
+`subjects` and `layout` apply them.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Cohort(NamedTuple):
+    """How a public data set names its files; the pattern's group is the person, searched anywhere in a path."""
+
+    pattern: str
+    example: str
+    person: str
+    source: str
+
+
+COHORTS = (
+    Cohort(r"(sub-[A-Za-z0-9]+)", "sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz", "sub-01", "BIDS"),
+    Cohort(r"(OAS[123]_?\d{4,5})", "OAS1_0001_MR1_mpr-1_100.jpg", "OAS1_0001", "OASIS-1 and 2: MR1 is the visit"),
+    Cohort(r"(OAS[123]_?\d{4,5})", "OAS30001_MR_d0129_T1w.nii.gz", "OAS30001", "OASIS-3: d0129 is the day"),
+    Cohort(r"(\d{3}_S_\d{4,5})", "ADNI_002_S_0295_MR_MPR_Br_20070319_S118671_I118673.nii", "002_S_0295", "ADNI"),
+    Cohort(r"(IXI\d{3}-[A-Z]+-\d{4})", "IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211", "IXI"),
+    Cohort(r"(BraTS-[A-Z]+-\d{4,5})", "BraTS-GLI-00001-001-t1c.nii.gz", "BraTS-GLI-00001", "BraTS 2023: 001 is a scan"),
+    Cohort(r"(BraTS2021_\d{5})", "BraTS2021_00495_flair.nii.gz", "BraTS2021_00495", "BraTS 2021"),
+    Cohort(
+        r"(BraTS\d*_(?:Train|Valid|Test)[a-z]*_\d{3})",
+        "BraTS20_Training_001_t1ce.nii.gz",
+        "BraTS20_Training_001",
+        "BraTS 2020",
+    ),
+    Cohort(
+        r"(BraTS1[789]_\w+?_\w+?_1)", "Brats18_TCIA01_231_1_t2.nii.gz", "Brats18_TCIA01_231_1", "BraTS 2017 to 2019"
+    ),
+    Cohort(r"(BraTS_(?:2013|tcia)_pat\d+)", "brats_tcia_pat105_0083/VSD.mha", "brats_tcia_pat105", "BraTS 2015"),
+    Cohort(
+        r"(TCGA[-_][A-Z0-9]{2}[-_][A-Z0-9]{4})", "TCGA_CS_4978_19960910_1.tif", "TCGA_CS_4978", "TCGA, LGG of Kaggle"
+    ),
+    Cohort(r"(\d{7})_2\d{4}_\d_\d", "1000012_20252_2_0.nii.gz", "1000012", "UK Biobank: field, visit, array"),
+    Cohort(
+        r"[A-Z]+_(?:[A-Z0-9]_)?(00\d{5})", "UM_1_0050272_anat.nii.gz", "0050272", "ABIDE, ADHD-200: a site before it"
+    ),
+    Cohort(r"(\d{6})_[37]T", "100307_3T_T1w_MPR1.nii.gz", "100307", "Human Connectome Project"),
+    Cohort(r"(MIRIAD_\d{3})", "miriad_188_AD_M_01_MR_1.nii.gz", "miriad_188", "MIRIAD"),
+    Cohort(r"(?:PPMI|AIBL)_(\d+)", "PPMI_3102_MR_MPRAGE_br_20120912.nii", "3102", "PPMI, AIBL"),
+    Cohort(r"(CC\d{4})(?=_[A-Z])", "CC0001_philips_15_55_M.nii.gz", "CC0001", "Calgary-Campinas"),
+)
+KNOWN = re.compile(
+    "(?<![A-Za-z0-9])(?:" + "|".join(dict.fromkeys(c.pattern for c in COHORTS)) + ")(?![0-9])", re.IGNORECASE
+)
+
+DATE = (
+    r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])(?:[T_-]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
+    r"|(?:0[1-9]|[12]\d|3[01])[-.](?:0[1-9]|1[0-2])[-.](?:19|20)\d\d"
+)
+
+
+class Word(NamedTuple):
+    """What a part of a name means.
+
+    Attributes:
+        role: of the part.
+        alone: pattern of the words that have it by themselves.
+        numbered: pattern of the words that have it with a number, joined (``week3``) or next (``week_3``).
+        example: a name with such a part.
+    """
+
+    role: str
+    alone: str
+    numbered: str
+    example: str
+
+
+WORDS = (  # the first that fits decides
+    Word(
+        "mask",
+        r"(?!un)[a-z]*masks?|msk|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
+        r"(?:ground)?truth|labels?|labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|"
+        r"ribbon|consensus",
+        r"mask|seg|label|roi|gt",
+        "TCGA_CS_4978_19960910_1_mask.tif",
+    ),
+    Word(
+        "copy",
+        r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|copy|"
+        r"duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
+        r"aug[a-z]*|flip|rot[a-z]*|copy|noise|zoom|shift",
+        "case_004_slice_3_aug_2.png",
+    ),
+    Word(
+        "kind",
+        r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map)*|(?:t2)?flair|mp2?rage|mpr?|rage|spgr|"
+        r"bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
+        r"reg(?:istered)?|coreg|aligned|warp(?:ed)?|mni(?:152)?[a-z0-9]*|to|on|in|space|native|middle|template|bias|n[34]|"
+        r"correct(?:ed|ion)|gradwarp|scaled|norm[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
+        r"\d+mm|masked|gfc|defaced?|anon|gd|enhanced|contrast",
+        r"mpr|mprage",
+        "OAS1_0028_MR1_mpr-1_100.jpg",
+    ),
+    Word(
+        "slice",
+        r"slices?",
+        r"slices?|slc|sl|img|image|im|frame|fr|ax(?:ial)?|cor(?:onal)?|sag(?:ittal)?|idx|layer|tile|patch|nr|no|[zkxyis]",
+        "case_004_week_0_slice_0.png",
+    ),
+    Word(
+        "visit",
+        r"bl|baseline|screening|sc|pre|post|before|after|(?:pre|post)op|follow|up|follow-?up|fu|rescan|retest",
+        r"ses|sess|session|visit|time-?point|tp|time|week|wk|month|mon|year|yr|day|scan|exam|mr|run|acq|echo|repeat|rep|wave|"
+        r"follow-?up|fu|[vmwdty]",
+        "subj001_tp2_slice_10.png",
+    ),
+    Word("side", r"left|right|lh|rh|[lr]", r"hemi", "P01_L_k012.png"),
+    Word(
+        "thing",  # what is shown; before a number part of the person's name, as in brain_001
+        r"brain|head|mri?|ct|pet|anat(?:omical)?|struct(?:ural)?|img|images?|imaging|vol(?:ume)?|scans?|nii|nifti|"
+        r"axial|coronal|sagittal|transversal|ax|cor|sag|tra",
+        r"(?!)",
+        "anat.nii.gz",
+    ),
+)
+"""The parts of a name that are not the person."""
+VISIT_BEGIN = {"bl", "baseline", "screening", "sc"}
+"""Words for visit 0."""
+NO_VISIT = re.compile(r"(?:scan|run|acq|echo|rep|repeat|exam|mr)\D*\d+", re.IGNORECASE)
+"""Several images of one visit."""
+GROUP_WORDS = re.compile(
+    r"(?:site|cent[er]{2}|scanner|hospital|group|grp|class|grade|data-?set|ds|fold|batch|part|cohort|set)\W*$",
+    re.IGNORECASE,
+)
+"""Words before a number that names no person: the person's own number follows (``site1_012``)."""
+
+NO_MASK = {"with", "without", "no", "non", "face"}
+"""Words before a folder's ``mask`` that make it a class: ``with_mask``."""
+SPLITS = {
+    "train": re.compile(r"train(?:ing)?|tr"),
+    "val": re.compile(r"val(?:id|idat(?:e|ion))?|dev"),
+    "test": re.compile(r"test(?:ing)?|ts"),
+}
+"""Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
+NEUTRAL = re.compile(
+    r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|x|"
+    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*|20[012]\d"
+)
+"""Words of folders that tell nothing."""
+ATTRIBUTES = (
+    (
+        "plane",
+        re.compile(r"axial|coronal|sagittal|transversal"),
+    ),  # a level of folders is called so where the pattern fits a part of one of its names
+    (
+        "source",
+        re.compile(r"(?:original|augment(?:ed)?|aug|data-?set|source|raw|synthetic|real|figshare|sartaj|br35h)\w*"),
+    ),
+    (
+        "site",
+        re.compile(
+            r"site\d*|cent(?:er|re)\d*|hospital\d*|scanner\d*|ge(?:1t5|3t)?|siemens|philips|toshiba|canon|(?:1\.?5|1p5|3|7)t|"
+            r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
+        ),
+    ),
+)
+"""Names for what a level of folders above the people tells; else it is the ``class``."""
+CLASS_STEMS = {"", "class", "label", "grade", "stage", "type", "group", "category", "c", "cdr"}
+"""Folders of these words and a number are classes."""
+WORDNET = re.compile(r"n\d{8}")
+"""Folders of ImageNet's classes."""
+
+FILE_COLUMNS = ("file", "filename", "path", "image")
+"""Columns that name images."""
+SUBJECT_COLUMNS = re.compile(r"(?:sub(?:j|ject)?|participant|patient|person|case)s?(?:[ _-]?(?:id|name|code|nr|no))?")
+"""Columns that name people, also beside a column of files."""
+ID_COLUMNS = re.compile(r".*id|pseudonym|code|name")
+"""Columns that may name people where no column names files: ``IXI_ID``, ``PTID``, ``eid``, ``BraTS21ID``."""
+VISIT_COLUMNS = re.compile(
+    r"(?:ses(?:s|sion)?|visit|vis|viscode\d?|time[ _-]?point|tp|wave|week|month)s?(?:[ _-]?(?:id|code|nr|no|name))?"
+)
+"""Columns that tell the visit of a row."""
+MISSING = {
+    *(
+        "",
+        "-",
+        "--",
+        ".",
+        "?",
+        "??",
+        "n/a",
+        "n.a.",
+        "na",
+        "<na>",
+        "nan",
+        "nat",
+        "null",
+        "nil",
+        "none",
+        "unknown",
+        "unk",
+    ),
+    *("missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
+    *("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#n/a n/a"),
+}
+"""Cells that tell nothing, in any case."""
+MISSING_NUMBERS = {"-9", "-99", "-999", "-9999", "-9.0", "-99.0", "-999.0"}
+"""Cells that tell nothing in a column that has no other number below zero (PLINK, SPSS)."""
