@@ -117,6 +117,7 @@ _BRAIN = Preset(
         strides=(2, 2, 2),
         num_embeddings=(512, 512, 128),
         embedding_dim=(64, 64, 8),
+        rate_weight=(0.0, 0.0, 0.2),
         hidden_channels=(128, 96, 64),
         residual_channels=(64, 48, 32),
         level_dropout=0.4,
@@ -124,7 +125,7 @@ _BRAIN = Preset(
         foreground_weight=5.0,
     ),
     # Limits in steps, so that every machine trains the same model; minutes are an upper bound for slow ones.
-    vqvae_training=replace(_OURS_TRAINING, max_steps=7000, max_minutes=70),
+    vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=8000, max_minutes=60, evaluations=8),
     sharpening={"sharpen_share": 0.1, "code_noise": 0.1, "adversarial_weight": 0.0},
     priors=(
         _PRIOR,
@@ -158,7 +159,7 @@ PRESETS: dict[str, Preset] = {
         _BRAIN,
         source="ours: the hierarchy of brain128 for slices of 256x256, such as those of OASIS",
         vqvae=replace(_BRAIN.vqvae, height=256, width=256, strides=(2, 2, 4), num_embeddings=(512, 512, 512)),
-        vqvae_training=replace(_times(2, _BRAIN.vqvae_training), batch_size=8),
+        vqvae_training=_times(2, _BRAIN.vqvae_training),
         prior_training=tuple(_times(2, training) for training in _BRAIN.prior_training),
         size="256x256",
     ),
