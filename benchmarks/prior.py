@@ -95,7 +95,7 @@ def our_steps(size: int) -> Iterator[float]:
     print(compile_modules("auto", [prior], long_run=True))
     training = TrainingConfig()
     parameters = list(prior.parameters())
-    optimizer = make_optimizer(training, parameters, CPU)
+    optimizer = make_optimizer(training, [prior], CPU)
     while True:
         codes = torch.randint(K, (BATCH, size, size))
         with autocast(CPU, precision):

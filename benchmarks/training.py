@@ -103,7 +103,7 @@ def our_steps(size: int, batch: int, device: str, fast: bool, seed: int = 0) -> 
         print(compile_modules("auto", [*model.encoders, *model.decoders], long_run=True))
     training = TrainingConfig(batch_size=batch, learning_rate=3e-4)
     parameters = list(model.parameters())
-    optimizer = make_optimizer(training, parameters, where)
+    optimizer = make_optimizer(training, [model], where)
     for rows in EpochBatches(len(images), batch, seed):
         with autocast(where, precision):
             loss, _, _ = model.loss(images.__getitems__(rows)["image"].to(where))

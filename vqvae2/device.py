@@ -20,12 +20,12 @@ CompileChoice = Literal["auto", "on", "off"]
 __all__ = [
     "autocast",
     "compile_modules",
+    "forbid_tf32",
     "keep_freed_memory",
     "recorded",
     "records",
     "resolve_device",
     "resolve_precision",
-    "whole_float32",
     "widest",
 ]
 
@@ -70,8 +70,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype)
 
 
-def whole_float32() -> None:
-    """Let convolutions on CUDA compute in float32 where TF32 would be the default: codes must not depend on it."""
+def forbid_tf32() -> None:
+    """Let float32 convolutions on CUDA compute in float32, not in TF32, the default: codes must not depend on it."""
     torch.backends.cudnn.allow_tf32 = False
 
 
@@ -151,7 +151,7 @@ def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: b
         return "eager: --compile off"
     if choice == "auto" and not long_run:
         return "eager: the run is too short for torch.compile to pay"
-    problem = _compiler_problem()
+    problem = _compiler_problem(next(modules[0].parameters()).device)
     if problem and choice == "on":
         raise UserError(f"torch.compile does not work here ({problem})", "--compile on", "Use --compile auto")
     if problem:
@@ -163,11 +163,13 @@ def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: b
     return f"compiled {len(modules)} modules; the first steps take up to a minute or two"
 
 
-def _compiler_problem() -> str:
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+def _compiler_problem(device: torch.device) -> str:
+    """Compile a small function on the device, run it forward and backward, and return what went wrong, or ""."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         return "no C++ compiler found"
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(4))
+        x = torch.ones(4, 4, device=device, requires_grad=True)
+        torch.compile(lambda x: (x @ x).sin().sum())(x).backward()
     except Exception as error:  # whatever a broken toolchain raises, eager mode works
         return type(error).__name__
     return ""

@@ -1,10 +1,10 @@
 """How a model is trained: the settings, the optimiser, the schedule and the moving average of the weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class TrainingConfig:
     beta2: float = 0.99
     """Adam's decay of the second moment."""
     weight_decay: float = 0.0
-    """Weight decay of matrices and kernels, >= 0; vectors are never decayed."""
+    """Weight decay of matrices and kernels, >= 0; vectors, embeddings and position tables are never decayed."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
     ema_decay: float = 0.0
@@ -94,17 +94,56 @@ class TrainingConfig:
         return "ends after " + " or ".join(limits)
 
 
-def make_optimizer(
-    config: TrainingConfig, parameters: Sequence[nn.Parameter], device: torch.device
-) -> torch.optim.Optimizer:
-    """Build the optimiser; vectors (biases, norms) are never decayed."""
+def split_parameters(modules: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the trained parameters of modules by what they do.
+
+    Returns:
+        ``(weights, others)``: what multiplies its input (matrices, kernels), and what is added or looked up: vectors
+        (biases, norms), embeddings, and position tables, which are recognised by their name.
+    """
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for part in dict.fromkeys(part for module in modules for part in module.modules()):
+        for name, parameter in part.named_parameters(recurse=False):
+            table = isinstance(part, nn.Embedding) or name.startswith("position")
+            if parameter.requires_grad:
+                (others if table or parameter.ndim < 2 else weights).append(parameter)
+    return weights, others
+
+
+def make_optimizer(config: TrainingConfig, modules: Iterable[nn.Module], device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimiser of modules; only what multiplies its input is decayed (`split_parameters`)."""
+    weights, others = split_parameters(modules)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     fused = device.type in ("cuda", "cpu")
     return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Tensor]]:
+    """Return what the optimiser keeps of each parameter, however it groups them."""
+    return [optimizer.state.get(parameter, {}) for parameter in parameters]
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], saved: Sequence[dict[str, Tensor]]
+) -> None:
+    """Take over what `moments` returned; the optimiser keeps its own settings."""
+    by_parameter = dict(zip(parameters, saved, strict=True))
+    packed = optimizer.state_dict()
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    packed["state"] = {i: by_parameter[parameter] for i, parameter in enumerate(order) if by_parameter[parameter]}
+    optimizer.load_state_dict(packed)
+
+
+def grouped_moments(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> list[dict[str, Tensor]]:
+    """Return the moments by parameter from an optimiser's state dict of earlier versions: matrices, then vectors."""
+    order = sorted(parameters, key=lambda parameter: parameter.ndim < 2)
+    by_parameter = {parameter: state["state"].get(i, {}) for i, parameter in enumerate(order)}
+    return [by_parameter[parameter] for parameter in parameters]
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:

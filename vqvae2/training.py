@@ -25,7 +25,15 @@ from vqvae2.batches import batch_length, load_batches
 from vqvae2.device import CompileChoice, autocast, compile_modules
 from vqvae2.errors import UserError
 from vqvae2.logbook import Logbook
-from vqvae2.optim import TrainingConfig, WeightAverage, learning_rate, make_optimizer
+from vqvae2.optim import (
+    TrainingConfig,
+    WeightAverage,
+    grouped_moments,
+    learning_rate,
+    load_moments,
+    make_optimizer,
+    moments,
+)
 
 __all__ = ["Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
 
@@ -165,7 +173,7 @@ class _Run:
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.loss = self._shared_loss()
-        self.optimizer = make_optimizer(config, self.parameters, device)
+        self.optimizer = make_optimizer(config, self.modules.values(), device)
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         self.elapsed = 0.0  # seconds of training by the main process's clock, as of the latest step
@@ -405,7 +413,7 @@ class _Run:
     def _state(self, random_states: dict[str, Tensor], task_state: dict[str, Any]) -> dict[str, Any]:
         return {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "moments": moments(self.optimizer, self.parameters),
             "average": self.average.values,
             "seconds": self.seconds,
             "sums": self.sums,
@@ -428,11 +436,8 @@ class _Run:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         # The moments come from the state, the settings from the config, which may have changed.
-        own = ("params", "lr")
-        settings = [{k: v for k, v in group.items() if k not in own} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(chosen)
+        earlier = grouped_moments(state["optimizer"], self.parameters) if "optimizer" in state else None
+        load_moments(self.optimizer, self.parameters, earlier or state["moments"])
         if self.average.values:
             self.average.load(state["average"])
         self.step, self.seconds_before = state["step"], state["seconds"]

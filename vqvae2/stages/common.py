@@ -10,7 +10,7 @@ import torch
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
-from vqvae2.device import DeviceChoice, PrecisionChoice, resolve_device, resolve_precision
+from vqvae2.device import DeviceChoice, PrecisionChoice, forbid_tf32, resolve_device, resolve_precision
 from vqvae2.errors import UserError
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.flags import CommandLine
@@ -36,11 +36,12 @@ class Compute:
     """Processes that load training batches; 0: the main process loads them."""
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
-        """Return the device and the precision."""
+        """Return the device and the precision; in every stage fp32 then means float32, and never TF32."""
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
         if self.num_workers < 0:
             raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
+        forbid_tf32()
         device = distributed.local_device(resolve_device(self.device))
         return device, resolve_precision(self.precision, device)
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
-from vqvae2.device import whole_float32
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
@@ -115,7 +114,6 @@ def _story(line: CommandLine[Arguments]) -> None:
             "torchrun",
             "Start fewer processes",
         )
-    whole_float32()
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
         _measure(run, record, models, evaluated, arguments, out)

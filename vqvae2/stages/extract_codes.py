@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore, CodeWriter
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
-from vqvae2.device import autocast, whole_float32
+from vqvae2.device import autocast
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
 from vqvae2.stages.commands import command
@@ -89,7 +89,6 @@ def _extract(line: CommandLine[Arguments], run: RunFolder, arguments: Arguments,
             run.vqvae,
             f"Continue with {longer_training(run, 10 * batches)}",
         )
-    whole_float32()
     seen = (data.channels, data.height, data.width)
     if seen != (config.channels, config.height, config.width):
         raise UserError(

@@ -18,7 +18,6 @@ from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit
 from vqvae2.data.sources import WRITING
-from vqvae2.device import whole_float32
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
@@ -80,7 +79,6 @@ def _story(line: CommandLine[Arguments]) -> None:
             raise UserError(f"{flag} {value} is too small", how="Give 1 or more")
     run = RunFolder(arguments.run)
     run.read()
-    whole_float32()
     device, _ = arguments.compute.resolve()
     out = arguments.out or run.path / "samples"
     check_out(out)
