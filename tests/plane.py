@@ -90,6 +90,9 @@ class Plane:
         error = (self.model(self.dataset.x).squeeze(1) - self.dataset.y).square().mean().item()
         return {"selection/loss": self.scores[len(self.evaluated) - 1] if self.scores else error, "val/mse": error}
 
+    def brief(self, figures: dict[str, float]) -> str:
+        return f"loss {figures['selection/loss']:.4g}"
+
     def preview(self) -> dict[str, np.ndarray]:
         return {"pictures/grey": np.zeros((2, 3), np.uint8), "colour": np.zeros((2, 3, 3), np.uint8)}
 

@@ -41,6 +41,7 @@ def test_a_finished_run_is_measured_in_every_part(chain):
     assert found["split"] == {
         "name": "test",
         "data": "phantom",
+        "own": True,
         "images": found["reconstruction"]["count"],
         "subjects": found["reconstruction"]["subjects"],
         "held_out": True,
@@ -101,17 +102,15 @@ def test_a_vqvae_alone_is_measured_and_the_rest_says_what_to_run(run, call):
     ended = call(evaluate.main, "--run", run)
     assert ended.code == 0, ended.err
     found = report_of(run / "report")
-    assert found["missing"] == [f"priors, for want of codes: python extract_codes.py --run {run}"]
+    assert found["missing"] == [f"priors, which need codes: python -m vqvae2 extract-codes --run {run}"]
     assert not {"samples", "phantom", "bits_per_dim"} & set(found)
     assert "nll" not in found["levels"]["top"]
-    assert "extract_codes.py" in (run / "report" / "index.html").read_text()
+    assert "extract-codes" in (run / "report" / "index.html").read_text()
     assert not (run / "samples").exists()
 
 
-def test_samples_are_drawn_where_there_are_none_of_these_models_as_sample_draws_them(run, call):
-    how = json.loads((run / "samples" / "samples.json").read_text())
-    how["prior_sha256"]["top"] = "0" * 64
-    (run / "samples" / "samples.json").write_text(json.dumps(how))
+def test_samples_are_drawn_where_there_are_none_as_sample_draws_them(run, call):
+    shutil.rmtree(run / "samples")
     assert call(evaluate.main, "--run", run, "--num-samples", "3").code == 0
     assert report_of(run / "report")["samples"]["count"] == 3
     assert call(sample.main, "--run", run, "--num", "3", "--seed", "0", "--out", run / "again").code == 0
@@ -124,7 +123,7 @@ def test_every_folder_of_samples_counts_for_its_label(run, call):
         out = run / f"samples-{label}"
         assert call(sample.main, "--run", run, "--num", "4", "--label", f"diagnosis={label}", "--out", out).code == 0
     assert call(evaluate.main, "--run", run, "--num-samples", "0").code == 0
-    assert report_of(run / "report")["missing"] == [f"samples: python sample.py --run {run} --num 64"]
+    assert report_of(run / "report")["missing"] == [f"samples: python -m vqvae2 sample --run {run}"]
     labels = report_of(run / "report")["phantom"]["labels"]
     assert [labels[name]["samples"] for name in ("healthy", "atrophy")] == [4, 4]
     assert labels["healthy"]["true_mean"] < labels["atrophy"]["true_mean"]
@@ -187,9 +186,9 @@ def test_mistakes_are_told_in_one_line(run, slices, tmp_path, call, refused):
 def test_parts_that_do_not_belong_together_are_refused(run, refused):
     config = json.loads((run / "prior-top" / "config.json").read_text())
     (run / "prior-top" / "config.json").write_text(json.dumps({**config, "codes": "0" * 64}))
-    assert "trained on other codes" in refused(evaluate.main, "--run", run)
+    assert "not trained on the codes in" in refused(evaluate.main, "--run", run)
     model = VQVAE.from_pretrained(run / "vqvae")
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(run / "vqvae", json.loads((run / "vqvae" / "config.json").read_text())["data"])
-    assert "made by another VQ-VAE" in refused(evaluate.main, "--run", run)
+    assert "not made by the VQ-VAE in" in refused(evaluate.main, "--run", run)
