@@ -3,13 +3,14 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import contents
+from tiny_runs import CHAIN, ROOT, contents
 
 from vqvae2 import VQVAE, CodeStore, Prior
 from vqvae2.data import DataConfig, from_unit, load_images, open_data
@@ -148,6 +149,54 @@ def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run
     for key, pixels in zip(images.keys, made, strict=True):
         assert np.abs(np.asarray(Image.open(out / "reconstructions" / key)).astype(int) - pixels[0]).max() <= 1
     assert len(list((out / "reconstructions").rglob("*.png"))) == 3
+
+
+def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):
+    """Noise stands for another kind of image; held-out phantoms of another seed for the same kind."""
+    random = np.random.default_rng(0)
+    same = open_data(DataConfig(phantom_images=80, size="32x32", split_seed=5), ["val"]).splits["val"]
+    for name, images in (("noise", random.integers(0, 256, (6, 32, 32), np.uint8)), ("phantoms", same.images[:, 0])):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"case{i}_k07.png")
+        out = tmp_path / f"report-{name}"
+        ended = call(evaluate.main, "--run", run, "--data", tmp_path / name, "--split", "all", "--out", out)
+        assert ended.code == 0, ended.err
+        found, text = report_of(out), (out / "index.html").read_text()
+        assert found["own"]["count"] == 7
+        assert set(found["own"]["nll"]) == {"top", "bottom"}
+        assert f"<title>run on {tmp_path / name}" in text
+        assert "own val images" in ended.out
+        told = [line for line in found["warnings"] if line.startswith("These images are unlike the training images")]
+        assert len(told) == (name == "noise")
+        assert "overfits" not in ended.out
+        assert "train it longer" not in ended.out
+        assert any("Beside 7 of the run's own val images: MSE" in line for line in found["summary"])
+    own = open_data(DataConfig(phantom_images=60, size="32x32"), ["val"]).splits["val"]
+    model = VQVAE.from_pretrained(run / "vqvae")
+    x = own.__getitems__(range(len(own)))["image"]
+    error = (model.decode(model.encode(x)) - x).square().mean()
+    assert found["own"]["mse"]["mean"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_samples_of_other_models_are_kept_and_named(run, call):
+    how = json.loads((run / "samples" / "samples.json").read_text())
+    how["prior_sha256"]["top"] = "0" * 64
+    (run / "samples" / "samples.json").write_text(json.dumps(how))
+    before = contents(run / "samples")
+    assert call(evaluate.main, "--run", run).code == 0
+    assert contents(run / "samples") == before
+    told = f"samples, which other models made: python -m vqvae2 sample --run {run} --overwrite"
+    assert report_of(run / "report")["missing"] == [told]
+
+
+def test_the_report_repeats_what_was_typed(chain):
+    commands = report_of(chain.run / "report")["commands"]
+    typed = [[*flags] for _, *flags in CHAIN.values()]
+    assert [shlex.split(line)[4:] for line in commands] == typed
+    assert [shlex.split(line)[1:4] for line in commands] == [
+        [str(ROOT / script), "--run", "run"] for script, *_ in CHAIN.values()
+    ]
 
 
 def test_a_split_that_was_trained_on_is_measured_with_a_warning(run, call):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -114,6 +115,27 @@ def test_fewer_samples_are_the_first_of_more_byte_for_byte(chain, tmp_path, call
         assert (tmp_path / name).read_bytes() == (chain.run / "samples" / name).read_bytes()
     assert call(sample.main, "--run", chain.run, "--num", 1, *flags, "--overwrite").code == 0
     assert {path.name for path in tmp_path.glob("0*.png")} == {"00000.png"}
+
+
+def test_samples_of_other_settings_are_replaced_only_with_overwrite(run, call, refused):
+    before = contents(run / "samples")
+    flags = ["--run", run, *CHAIN["sample"][1:]]
+    for changed, told in (
+        (["--num", 4], "of 5 images, not 4"),
+        (["--label=diagnosis=healthy"], "cannot be both"),
+        (["--seed", 8], "with seed 7, not 8"),
+        (["--temperature", 0.5], "with temperature [1.0, 1.0], not [0.5, 0.5]"),
+    ):
+        assert told in refused(sample.main, *flags, *changed)
+    line = refused(sample.main, "--run", run, "--num", 5, "--chunk-size", 2, "--seed", 7)
+    assert "with label diagnosis=atrophy, not any" in line
+    assert "Add --overwrite" in line
+    assert contents(run / "samples") == before
+    assert call(sample.main, *flags, "--num", 6).code == 0  # more of the same keep the first
+    images = {path.name for path in (run / "samples").glob("0*.png")}
+    assert images == {f"{i:05d}.png" for i in range(6)}
+    assert call(sample.main, *flags, "--num", 2, "--overwrite").code == 0
+    assert {path.name for path in (run / "samples").glob("0*.png")} == {"00000.png", "00001.png"}
 
 
 def test_an_interrupted_set_is_gone_on_with_and_holds_the_same_bytes(run, tmp_path, call, monkeypatch):
@@ -299,6 +321,22 @@ def test_the_entry_point_names_its_stages(call, refused):
     assert all(stage in call(vqvae2, "--help").out for stage in STAGES)
     assert "train-vqvae" in refused(vqvae2, "trian-vqvae")
     assert "train-vqvae" in refused(vqvae2)
+
+
+def test_a_short_run_is_eager_evaluated_twice_and_says_how_it_is_shared(tmp_path, call):
+    flags = ["--run", tmp_path / "run", "--data", "phantom", "--phantom-images", 60, "--preset", "demo"]
+    flags += ["--size", "32x32", "--max-steps", 30, "--init-vectors", 128]
+    ended = call(train_vqvae.main, *flags, "--sharpen-share", 0.3)
+    assert ended.code == 0, ended.err
+    assert "21 steps for the VQ-VAE, then 9 steps for sharpening its decoder" in ended.out
+    assert ended.out.count("eager") == 2
+    assert "minutes or" not in ended.out  # the preset's own limit gives way to the one that is typed
+    shown = [line for line in ended.out.splitlines() if " min  " in line]
+    assert len(shown) == 2
+    assert max(map(len, shown)) < 100
+    words = r"\* step 21  \d+\.\d min  loss 0\.\d{4}  SSIM 0\.\d{3}  perplexity top \d+, bottom \d+"
+    assert re.fullmatch(words, shown[0])
+    assert "* marks the lowest selection/loss so far: that model is kept" in ended.out
 
 
 def test_the_help_names_every_preset(call):
