@@ -116,7 +116,7 @@ def test_a_collapsed_codebook_is_reported_and_stops_the_extraction(tmp_path, cal
     assert "collapsed" in line
     assert "--allow-collapse" in line
     assert not (run / "codes").exists()
-    assert "there are no codes" in refused(train_prior.main, "--run", run, "--level", "top")
+    assert "Extract the codes" in refused(train_prior.main, "--run", run, "--level", "top")
     ended = call(extract_codes.main, "--run", run, "--allow-collapse")
     assert ended.code == 0
     assert "held-out perplexity" in ended.out
