@@ -4,11 +4,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from vqvae2.data import DataConfig, open_data
 from vqvae2.prior import PriorConfig
 from vqvae2.vqvae import VQVAE, VQVAEConfig
+
+# No example fails for being slow: the machine may be busy with other work.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -216,7 +216,7 @@ def test_an_interrupted_extraction_leaves_no_store_and_does_not_harm_the_old_one
     for unfinished in (tmp_path / "new", tmp_path / "new.partial"):
         with pytest.raises(UserError) as error:
             CodeStore(unfinished)
-        one_line(error, "unfinished", "new.partial", "extract_codes.py again")
+        one_line(error, "unfinished", "new.partial", "Extract the codes again")
     assert len(CodeStore(store.path)) == 11
     write(tmp_path / "new", BATCHES, given).verify()
     assert not (tmp_path / "new.partial").exists()
@@ -237,9 +237,9 @@ def in_json(**changes: Any) -> Any:
     ("key", "change", "says"),
     [
         (b"metadata", lambda value: None, "unfinished"),
-        (b"metadata", lambda value: b"\x80\x04N.", "not written by extract_codes.py"),
-        (b"metadata", lambda value: b"[1]", "not written by extract_codes.py"),
-        (b"metadata", in_json(kind="other"), "not written by extract_codes.py"),
+        (b"metadata", lambda value: b"\x80\x04N.", "not a code store"),
+        (b"metadata", lambda value: b"[1]", "not a code store"),
+        (b"metadata", in_json(kind="other"), "not a code store"),
         (b"metadata", in_json(format=2, version="9.9"), "by vqvae2 9.9 in format 2, newer than the 1"),
         (b"metadata", in_json(count=12), "damaged"),
         (b"metadata", in_json(rows_per_value=0), "damaged"),
@@ -268,7 +268,7 @@ def test_a_file_cut_short_anywhere_is_refused_on_opening(tmp_path):
         file.write_bytes(whole[:length])
         with pytest.raises(UserError) as error:
             CodeStore(tmp_path / "codes")
-        one_line(error, str(tmp_path / "codes"), "extract_codes.py again")
+        one_line(error, str(tmp_path / "codes"), "Extract the codes again")
     file.write_bytes(whole)
     CodeStore(tmp_path / "codes").verify()
 

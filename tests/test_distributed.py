@@ -174,7 +174,19 @@ def test_both_trainings_run_in_two_processes_and_resume(run):
 
 
 def test_a_mistake_is_told_once(tmp_path):
-    done = torchrun(2, ROOT / "train_vqvae.py", "--run", "run", "--preset", "no-such-preset", cwd=tmp_path)
+    flags = ["--run", "run", "--data", "phantom", "--preset", "no-such-preset"]
+    done = torchrun(2, ROOT / "train_vqvae.py", *flags, cwd=tmp_path)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "error: there is no preset" in line]
     assert len(lines) == 1, done.stderr
+
+
+@pytest.mark.parametrize("fails", ["0", "1", "both", "elsewhere", "bug"])
+def test_a_failure_is_reported_once_by_whichever_process_failed(tmp_path, fails):
+    """In one process while the other waits for it, in both alike, in the main one while the other waits, by a bug."""
+    done = torchrun(2, TESTS / "joined_failure.py", fails, cwd=tmp_path)
+    assert done.returncode != 0
+    word = "ZeroDivisionError: " if fails == "bug" else "error: broken: "
+    lines = [line for line in done.stderr.splitlines() if word in line]
+    assert len(lines) == 1, done.stderr
+    assert "another process is gone" not in done.stderr

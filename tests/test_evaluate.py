@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from random_weights import random_weights
-from tiny_runs import contents
+from tiny_runs import CHAIN, ROOT, contents
 
 from vqvae2 import VQVAE, CodeStore, Prior
 from vqvae2.data import DataConfig, from_unit, load_images, open_data
@@ -42,6 +43,7 @@ def test_a_finished_run_is_measured_in_every_part(chain):
     assert found["split"] == {
         "name": "test",
         "data": "phantom",
+        "own": True,
         "images": found["reconstruction"]["count"],
         "subjects": found["reconstruction"]["subjects"],
         "held_out": True,
@@ -102,17 +104,15 @@ def test_a_vqvae_alone_is_measured_and_the_rest_says_what_to_run(run, call):
     ended = call(evaluate.main, "--run", run)
     assert ended.code == 0, ended.err
     found = report_of(run / "report")
-    assert found["missing"][0] == f"priors, for want of codes: python extract_codes.py --run {run}"
+    assert found["missing"][0] == f"priors, which need codes: python -m vqvae2 extract-codes --run {run}"
     assert not {"samples", "phantom", "bits_per_dim"} & set(found)
     assert "nll" not in found["levels"]["top"]
-    assert "extract_codes.py" in (run / "report" / "index.html").read_text()
+    assert "extract-codes" in (run / "report" / "index.html").read_text()
     assert not (run / "samples").exists()
 
 
-def test_samples_are_drawn_where_there_are_none_of_these_models_as_sample_draws_them(run, call):
-    how = json.loads((run / "samples" / "samples.json").read_text())
-    how["prior_sha256"]["top"] = "0" * 64
-    (run / "samples" / "samples.json").write_text(json.dumps(how))
+def test_samples_are_drawn_where_there_are_none_as_sample_draws_them(run, call):
+    shutil.rmtree(run / "samples")
     assert call(evaluate.main, "--run", run, "--num-samples", "3").code == 0
     assert report_of(run / "report")["samples"]["count"] == 3
     assert call(sample.main, "--run", run, "--num", "3", "--seed", "0", "--out", run / "again").code == 0
@@ -125,7 +125,7 @@ def test_every_folder_of_samples_counts_for_its_label(run, call):
         out = run / f"samples-{label}"
         assert call(sample.main, "--run", run, "--num", "4", "--label", f"diagnosis={label}", "--out", out).code == 0
     assert call(evaluate.main, "--run", run, "--num-samples", "0").code == 0
-    assert report_of(run / "report")["missing"][0] == f"samples: python sample.py --run {run} --num 64"
+    assert report_of(run / "report")["missing"][0] == f"samples: python -m vqvae2 sample --run {run}"
     labels = report_of(run / "report")["phantom"]["labels"]
     assert [labels[name]["samples"] for name in ("healthy", "atrophy")] == [4, 4]
     assert labels["healthy"]["true_mean"] < labels["atrophy"]["true_mean"]
@@ -179,6 +179,54 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
     assert "real beside real" in (run / "report" / "index.html").read_text()
 
 
+def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):
+    """Noise stands for another kind of image; held-out phantoms of another seed for the same kind."""
+    random = np.random.default_rng(0)
+    same = open_data(DataConfig(phantom_images=80, size="32x32", split_seed=5), ["val"]).splits["val"]
+    for name, images in (("noise", random.integers(0, 256, (6, 32, 32), np.uint8)), ("phantoms", same.images[:, 0])):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"case{i}_k07.png")
+        out = tmp_path / f"report-{name}"
+        ended = call(evaluate.main, "--run", run, "--data", tmp_path / name, "--split", "all", "--out", out)
+        assert ended.code == 0, ended.err
+        found, text = report_of(out), (out / "index.html").read_text()
+        assert found["own"]["count"] == 7
+        assert set(found["own"]["nll"]) == {"top", "bottom"}
+        assert f"<title>run on {tmp_path / name}" in text
+        assert "own val images" in ended.out
+        told = [line for line in found["warnings"] if line.startswith("These images are unlike the training images")]
+        assert len(told) == (name == "noise")
+        assert "overfits" not in ended.out
+        assert "train it longer" not in ended.out
+        assert any("Beside 7 of the run's own val images: MSE" in line for line in found["summary"])
+    own = open_data(DataConfig(phantom_images=60, size="32x32"), ["val"]).splits["val"]
+    model = VQVAE.from_pretrained(run / "vqvae")
+    x = own.__getitems__(range(len(own)))["image"]
+    error = (model.decode(model.encode(x)) - x).square().mean()
+    assert found["own"]["mse"]["mean"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_samples_of_other_models_are_kept_and_named(run, call):
+    how = json.loads((run / "samples" / "samples.json").read_text())
+    how["prior_sha256"]["top"] = "0" * 64
+    (run / "samples" / "samples.json").write_text(json.dumps(how))
+    before = contents(run / "samples")
+    assert call(evaluate.main, "--run", run).code == 0
+    assert contents(run / "samples") == before
+    told = f"samples, which other models made: python -m vqvae2 sample --run {run} --overwrite"
+    assert report_of(run / "report")["missing"] == [told]
+
+
+def test_the_report_repeats_what_was_typed(chain):
+    commands = report_of(chain.run / "report")["commands"]
+    typed = [[*flags] for _, *flags in CHAIN.values()]
+    assert [shlex.split(line)[4:] for line in commands] == typed
+    assert [shlex.split(line)[1:4] for line in commands] == [
+        [str(ROOT / script), "--run", "run"] for script, *_ in CHAIN.values()
+    ]
+
+
 def test_a_split_that_was_trained_on_is_measured_with_a_warning(run, call):
     ended = call(evaluate.main, "--run", run, "--split", "train")
     assert ended.code == 0, ended.err
@@ -215,9 +263,9 @@ def test_mistakes_are_told_in_one_line(run, slices, tmp_path, call, refused):
 def test_parts_that_do_not_belong_together_are_refused(run, refused):
     config = json.loads((run / "prior-top" / "config.json").read_text())
     (run / "prior-top" / "config.json").write_text(json.dumps({**config, "codes": "0" * 64}))
-    assert "trained on other codes" in refused(evaluate.main, "--run", run)
+    assert "not trained on the codes in" in refused(evaluate.main, "--run", run)
     model = VQVAE.from_pretrained(run / "vqvae")
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(run / "vqvae", json.loads((run / "vqvae" / "config.json").read_text())["data"])
-    assert "made by another VQ-VAE" in refused(evaluate.main, "--run", run)
+    assert "not made by the VQ-VAE in" in refused(evaluate.main, "--run", run)

@@ -14,12 +14,12 @@ from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vq
 pytest_plugins = ["tiny_run_fixtures"]
 
 HOLD = """
-import sys, time
+import sys
 from vqvae2 import files
 
 with files.locked(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -29,7 +29,8 @@ def holder():
     processes = []
 
     def hold(path: Path) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        command, pipe = [sys.executable, "-c", HOLD, str(path)], subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
         processes.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -38,6 +39,7 @@ def holder():
     for process in processes:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 

@@ -204,7 +204,7 @@ def test_where_no_figure_chooses_the_latest_model_is_kept_but_no_broken_one(tmp_
 def test_before_the_first_state_the_way_out_is_to_start_again(tmp_path):
     task = Plane()
     task.factor = math.inf
-    with pytest.raises(UserError, match=r"learning-rate, and start again\.$"):
+    with pytest.raises(UserError, match=r"Start again with a lower --learning-rate\.$"):
         train(task, tmp_path, replace(SHORT, log_every=1))
 
 
@@ -234,7 +234,7 @@ def test_an_error_leaves_no_loading_process_behind(tmp_path):
 def test_before_the_first_state_of_a_part_that_restarts_nothing_is_lost(tmp_path):
     task = Plane()
     task.rate_flag, task.restarts, task.factor = "--sharpen-learning-rate", True, math.inf
-    with pytest.raises(UserError, match=r"lower --sharpen-learning-rate, and --resume\.$"):
+    with pytest.raises(UserError, match=r"Add --resume and a lower --sharpen-learning-rate\.$"):
         train(task, tmp_path, replace(SHORT, log_every=1))
 
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, joined as users join them: by torchrun."""
+"""Several processes on this machine, joined by torchrun as users do it."""
 
 import os
 import subprocess
@@ -19,5 +19,5 @@ def torchrun(processes: int, script: Path, *argv: object, cwd: Path) -> subproce
         env=_ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,  # a deadlock ends here; no machine is so slow
     )

@@ -42,7 +42,7 @@ _METADATA, _PLAN = b"metadata", b"plan"
 _VALUE_BYTES = 128 * 1024  # at least, so that the page a value leaves half empty is a small share of it
 _BATCH_BYTES = 16 * 1024 * 1024  # in one transaction
 _BATCH_SECONDS = 5.0  # at most that much work is lost
-_AGAIN = "Run extract_codes.py again"
+_AGAIN = "Extract the codes again"
 _ROOM = "Free the disk or choose another folder"
 _ERRORS = (lmdb.Error, OSError)
 _readers: "WeakValueDictionary[str, _Reader]" = WeakValueDictionary()  # by real path
@@ -388,7 +388,7 @@ def _reader(path: Path) -> _Reader:
     if not (path / "data.mdb").is_file():
         if (unfinished := Path(f"{path}.partial")).exists():
             raise UserError("the codes are unfinished: their extraction was interrupted", unfinished, _AGAIN)
-        raise UserError("there are no codes", path, "Run extract_codes.py first")
+        raise UserError("there are no codes", path, "Extract the codes first")
     name = os.path.realpath(path)
     stat = (path / "data.mdb").stat()
     file = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -417,7 +417,7 @@ def _read_metadata(transaction: lmdb.Transaction, path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         found = None
     if not isinstance(found, int):
-        raise UserError("this LMDB was not written by extract_codes.py", path, "Name another folder")
+        raise UserError("this LMDB is not a code store", path, "Name another folder")
     check_format(found, path, record.get("version"), FORMAT)
     return record
 

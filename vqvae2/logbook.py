@@ -1,4 +1,4 @@
-"""What a training writes down: stats.jsonl, TensorBoard events and pictures, all under the same names."""
+"""The log of a training: stats.jsonl, TensorBoard events and pictures, all under the same names."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ __all__ = ["Logbook"]
 
 
 class Logbook:
-    """The record of one training.
+    """The log of one training.
 
     Args:
-        folder: receives stats.jsonl, events.out.tfevents.* and figures/.
-        step: what was written after this step, by a run that is being gone on with, is cut off.
+        folder: where stats.jsonl, events.out.tfevents.* and figures/ are written.
+        step: a resumed training starts after this step; later entries are deleted.
 
     Raises:
         UserError: the folder cannot be written.
@@ -36,7 +36,7 @@ class Logbook:
             self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def figures(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
-        """Write figures by name, at a step and after some seconds of training."""
+        """Write figures by name, at a step and a time in seconds of training."""
         record: dict[str, float | None] = {"step": step, "seconds": round(seconds, 3)}
         record |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in figures.items()}
         with self._told():
@@ -46,13 +46,13 @@ class Logbook:
                 self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Write a picture (H, W) or (H, W, 3): to TensorBoard, and over the last one of its name in figures/."""
+        """Write a picture (H, W) or (H, W, 3) to TensorBoard and figures/, where it replaces the last of its name."""
         with self._told():
             self._writer.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
         files.write_atomic(self.folder / "figures" / f"{name.replace('/', '-')}.png", png_bytes(picture))
 
     def close(self) -> None:
-        """Flush and close; what cannot be written then is lost, for whatever ended the training is to be told."""
+        """Flush and close. Write errors are ignored here: they must not hide the error that ended the training."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

@@ -13,10 +13,9 @@ Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R res
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -43,21 +42,21 @@ _LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long
 class PriorConfig:
     """Everything that rebuilds a Prior."""
 
-    level: Annotated[str, tyro.conf.Fixed] = "top"
+    level: str = "top"
     """Name of the level. Taken from the code store by train_prior."""
-    height: Annotated[int, tyro.conf.Fixed] = 16
+    height: int = 16
     """Cells of the level, vertically. Taken from the code store by train_prior."""
-    width: Annotated[int, tyro.conf.Fixed] = 16
+    width: int = 16
     """Cells of the level, horizontally. Taken from the code store by train_prior."""
-    num_embeddings: Annotated[int, tyro.conf.Fixed] = 512
+    num_embeddings: int = 512
     """Codes K of the level. Taken from the code store by train_prior."""
-    condition_levels: Annotated[tuple[str, ...], tyro.conf.Fixed] = ()
+    condition_levels: tuple[str, ...] = ()
     """Coarser levels that the prior is conditioned on, top first. Taken from the code store by train_prior."""
-    condition_shapes: Annotated[tuple[tuple[int, int], ...], tyro.conf.Fixed] = ()
+    condition_shapes: tuple[tuple[int, int], ...] = ()
     """Their shapes (h, w). Taken from the code store by train_prior."""
-    condition_num_embeddings: Annotated[tuple[int, ...], tyro.conf.Fixed] = ()
+    condition_num_embeddings: tuple[int, ...] = ()
     """Their K. Taken from the code store by train_prior."""
-    attributes: Annotated[tuple[tuple[str, tuple[str, ...]], ...], tyro.conf.Fixed] = ()
+    attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Label attributes and the names of their classes. Taken from the code store by train_prior."""
     embedding_dim: int = 64
     """Dimension E of the codes' embedding."""

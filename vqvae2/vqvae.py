@@ -17,11 +17,10 @@ channels (F unless the config says otherwise).
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from vqvae2 import checkpoint, distributed
@@ -55,11 +54,11 @@ def level_names(count: int) -> tuple[str, ...]:
 class VQVAEConfig:
     """Everything that rebuilds a VQVAE, and its objective."""
 
-    channels: Annotated[int, tyro.conf.Fixed] = 1
+    channels: int = 1
     """Channels of an image: 1 grey, 3 colour, or more. Taken from the data by train_vqvae."""
-    height: Annotated[int, tyro.conf.Fixed] = 128
+    height: int = 128
     """Image height in pixels; with width, 0 until the data is known. Taken from the data by train_vqvae."""
-    width: Annotated[int, tyro.conf.Fixed] = 128
+    width: int = 128
     """Image width in pixels, likewise. Taken from the data by train_vqvae."""
     strides: tuple[int, ...] = (2, 4)
     """Downsampling of each level against the next finer one (the last: against the image), top first, each >= 2."""

@@ -56,7 +56,7 @@ def _head(stage: str) -> list[str]:
         target = [str(script.with_name(f"{stage.replace('-', '_')}.py"))]
     elif script.name == "vqvae2":
         target, python = [_as_typed(script), stage], []
-    elif python[-1:] == ["-m"] and script.name == "__main__.py":
+    elif python[-1:] == ["-m"] and script.parts[-2:] == ("vqvae2", "__main__.py"):
         target = ["vqvae2", stage]
     else:  # called from Python
         target, python = ["vqvae2", stage], ["python", "-m"]

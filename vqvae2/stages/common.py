@@ -18,7 +18,8 @@ from vqvae2.training import Outcome, TrainingConfig
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAEConfig
 
-_ONCE = ("resume", "overwrite", "dry_run")  # flags that say nothing of how a run was made
+_PLACES = ("run", "level", "out")  # flags that say where a result lies, as its folder does
+_ONCE = ("resume", "overwrite", "dry_run")  # flags that say nothing of how a result was made
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def record_of(line: CommandLine, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was typed, for run.json: with --resume, on top of what was typed before."""
     typed = {name: files.plain(value) for name, value in line.given.items()}
     before = kept.get("arguments", {}) if line.given.get("resume") else {}
-    return {**before, **{name: typed[name] for name in typed if name not in ("run", "level", *_ONCE)}}
+    return {**before, **{name: value for name, value in typed.items() if name not in _PLACES and name not in _ONCE}}
 
 
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:

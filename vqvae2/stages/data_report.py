@@ -1,4 +1,4 @@
-"""The data report as files: what a training was given, in words, in JSON, as a sheet of images, and who was where."""
+"""The data report as files: text, JSON, a contact sheet of each split, and the split of every subject."""
 
 import csv
 import io
@@ -47,7 +47,9 @@ def write_data_report(data: ImageData, folder: Path) -> None:
         "notes": data.notes,
         "skipped": [{"path": path, "reason": reason} for path, reason in data.skipped],
     }
-    files.write_json(folder / DATA_REPORT, record)  # first: it keeps the sheet from being taken for data
+    files.write_json(
+        folder / DATA_REPORT, record
+    )  # first: it marks the folder, so that the sheet is never read as data
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(["subject", "split", "images"])
@@ -60,19 +62,19 @@ def write_data_report(data: ImageData, folder: Path) -> None:
 
 
 def check_subjects(data: ImageData, folder: Path) -> None:
-    """Compare splits with those that a training began with; new people may have come, but nobody may have moved.
+    """Check that every subject is still in the split in which it was when the VQ-VAE was trained; new ones may come.
 
     Args:
-        data: of the run, read again.
+        data: the run's data, read again.
         folder: of the run's data report.
 
     Raises:
-        UserError: somebody is in another split now.
+        UserError: a subject is in another split now.
     """
     path = folder / _SUBJECTS
     if not path.is_file():  # of a run of an earlier version
         return
-    with files.told_as("cannot read who was trained on", path):
+    with files.told_as("cannot read the subjects of the training", path):
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     before = {row["subject"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
     now = {subject: split for split, images in data.splits.items() for subject in images.subjects}
@@ -81,7 +83,7 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         one = moved[0]
         raise UserError(
             f"{len(moved):,} subjects are in another split than when the VQ-VAE was trained, such as {one}: "
-            f"{now[one]}, then {before[one]}",
+            f"{before[one]} then, {now[one]} now",
             data.name,
-            "Give the data that it was trained on, or train it again",
+            "Restore the data that it was trained on, or train it again",
         )

@@ -149,7 +149,10 @@ def _measure(
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
     found["missing"] = models.missing
     found["summary"], found["warnings"] = report.summary(found), report.warnings(found)
-    found["commands"], found["hashes"] = commands(run, record, sets[0].how if sets else None), models.hashes
+    found["commands"], found["hashes"] = (
+        commands(run, record, {found_set.folder: found_set.how for found_set in sets}),
+        models.hashes,
+    )
     files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
     _print_figures(found)

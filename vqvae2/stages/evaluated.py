@@ -108,22 +108,23 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     return Evaluated(images, name, data, False, like, known.get("train"), known.get("val"))
 
 
-def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[str, Any] | None) -> list[str]:
+def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     """Return the commands that repeat a run, from the arguments that each stage stored.
 
     Args:
         run: the run folder.
         record: its run.json.
-        samples: samples.json, if there is one.
+        samples: samples.json by folder.
     """
-    stages: list[tuple[str, dict[str, str], Any]] = [
+    stages: list[tuple[str, dict[str, Any], Any]] = [
         ("train-vqvae", {}, record.get("train_vqvae")),
         ("extract-codes", {}, record.get("extract_codes")),
     ]
     for name in record:
         if name.startswith("train_prior_"):
             stages.append(("train-prior", {"level": name.removeprefix("train_prior_")}, record[name]))
-    stages.append(("sample", {}, samples))
+    for folder, how in samples.items():
+        stages.append(("sample", {} if folder.name == "samples" else {"out": folder}, how))
     lines = [
         command(stage, *flags_of({"run": run.path, **where, **kept["arguments"]}))
         for stage, where, kept in stages
