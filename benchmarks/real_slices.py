@@ -32,6 +32,7 @@ JUDGED = 16
 def main() -> int:
     parser = stages_parser(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/real-slices"), help="run folder (default: %(default)s)")
+    parser.add_argument("--labels", help="FILE:COLUMN[,COLUMN] that condition the priors (default: none)")
     parser.add_argument("--num", type=int, default=64, help="samples (default: %(default)s)")
     arguments = parser.parse_args()
     run = arguments.run
@@ -45,6 +46,7 @@ def main() -> int:
         arguments.data,
         "--preset",
         arguments.preset,
+        *(("--labels", arguments.labels) if arguments.labels else ()),
     )
     if not (run / "codes" / "data.mdb").exists():
         stage("extract_codes.py", run)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = [
     "Samples",
     "Sharpness",
     "check_priors",
+    "draw_labels",
     "label_rows",
     "log_probabilities",
     "sample",
@@ -344,3 +346,30 @@ def label_rows(
             )
         rows[:, list(classes).index(name)] = classes[name].index(value)
     return rows
+
+
+def draw_labels(wanted: Tensor, known: Tensor, seed: int) -> Tensor:
+    """Fill in the attributes that were not asked for as the training images have them together.
+
+    Each row takes the labels of a training image, drawn at random from those with all the classes asked for. So samples
+    without a label follow the training set's labels, rather than those of images whose labels are missing. The first
+    rows of a longer draw are the same.
+
+    Args:
+        wanted: (num, A) classes asked for, -1 for any; the same in every row.
+        known: (N, A) labels of the training images, -1 missing.
+        seed: of the draws, >= 0.
+
+    Returns:
+        (num, A) int64; ``wanted`` where no training image has all the classes asked for.
+
+    Example:
+        >>> draw_labels(torch.tensor([[1, -1]]), torch.tensor([[0, 0], [1, 2]]), seed=0)
+        tensor([[1, 2]])
+    """
+    asked = wanted[0] if len(wanted) else wanted.new_empty(wanted.shape[1])
+    fitting = known[((known == asked) | (asked < 0)).all(1)]
+    if not len(fitting):
+        return wanted
+    uniform = torch.from_numpy(np.random.default_rng(seed).random(len(wanted)))
+    return fitting[(uniform * len(fitting)).long()].long()

@@ -20,13 +20,13 @@ from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.report.album import Album
-from vqvae2.sampling import label_rows, sharpness_by_level
+from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample import check_out, describe, draw, write_samples
+from vqvae2.stages.sample import check_out, describe, draw, labels_to_sample, write_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -380,7 +380,7 @@ def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     priors = [models.priors[level] for level in models.vqvae.levels]
     num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
     print(f"there are no samples in {run.path}/samples: drawing {num}")
-    label = label_rows(priors[0].config.attributes, None, num)
+    label = labels_to_sample(run, priors[0].config.attributes, {}, num, seed)
     sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
     how = {"num": num, **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)}
     how["arguments"] = {"num": num, "seed": seed}

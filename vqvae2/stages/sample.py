@@ -21,7 +21,7 @@ from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
-from vqvae2.sampling import KeptChunks, Samples, Sharpness, label_rows, sample_rows, sharpness_by_level
+from vqvae2.sampling import KeptChunks, Samples, Sharpness, draw_labels, label_rows, sample_rows, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, record_of
 from vqvae2.stages.flags import CommandLine
@@ -43,7 +43,7 @@ class Arguments:
     """Number of images."""
     label: tuple[str, ...] = ()
     """Class of an attribute, as ATTRIBUTE=CLASS, such as sex=F; CLASS alone if there is one attribute. Several may be
-    given."""
+    given. Attributes that are not given are drawn as the training images have them."""
     temperature: tuple[float, ...] = (1.0,)
     """Logits are divided by it, > 0; one value, or one for each level, top first."""
     top_k: tuple[int, ...] = (0,)
@@ -85,7 +85,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
-    label = label_rows(attributes, wanted, arguments.num)
+    label = labels_to_sample(run, attributes, wanted, arguments.num, arguments.compute.seed)
     sharpness = _sharpness(arguments, len(priors))
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
@@ -106,6 +106,17 @@ def _story(line: CommandLine[Arguments]) -> None:
         distributed.on_main(kept.remove)
     print(f"wrote {out}/grid.png, {arguments.num:,} images, codes.npz and samples.json")
     print(f"next: {command('evaluate', '--run', run.path)}")
+
+
+def labels_to_sample(
+    run: RunFolder, attributes: tuple[tuple[str, tuple[str, ...]], ...], wanted: dict[str, str], num: int, seed: int
+) -> Tensor:
+    """Return the labels of a set of samples, (num, A): those asked for, the others drawn from the training images."""
+    rows = label_rows(attributes, wanted, num)
+    if not attributes:
+        return rows
+    store = CodeStore(run.codes)
+    return draw_labels(rows, torch.from_numpy(store.labels[store.indices("train")]), seed)
 
 
 def _sharpness(arguments: Arguments, levels: int) -> list[Sharpness]:
