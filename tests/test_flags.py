@@ -156,6 +156,25 @@ def test_a_flag_may_be_required_unless_resumed():
     assert line("--run", "x", "--resume", required=["rate"]).settings().part.rate == 0.5
 
 
+def test_one_value_or_one_for_each_level(tmp_path):
+    @dataclass(frozen=True)
+    class Widths:
+        """A stage."""
+
+        widths: int | tuple[int, ...] = 8
+        """Channels."""
+        part: Section = field(default_factory=Section)
+        config: Path | None = None
+        """JSON file."""
+
+    def widths(*argv: str) -> object:
+        return CommandLine("sample", Widths, {"all": ("widths", "part")}, argv).settings().widths
+
+    assert [widths(), widths("--widths", "3"), widths("--widths", "3", "4")] == [8, 3, (3, 4)]
+    with pytest.raises(UserError, match="--widths needs an integer, got 'b'"):
+        widths("--widths", "3", "b")
+
+
 def test_typed_flags_are_written_as_they_are_read():
     argv = ["--run", "a b", "--shapes", "4", "5", "--label", ">=60", "a,b", "--no-position-logits", "--resume"]
     assert flags_of(line(*argv).given) == argv

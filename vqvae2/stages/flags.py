@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vqvae2 import files
 from vqvae2.errors import UserError
@@ -38,6 +38,7 @@ class _Flag:
     section: str
     kind: type
     many: bool
+    lone: bool  # one word is taken as a value, not as a tuple of one
     optional: bool
     choices: tuple[str, ...]
 
@@ -63,12 +64,13 @@ class _Flag:
         """Convert a value of a config file."""
         if value is None and self.optional:
             return None
-        if (self.kind is bool) != isinstance(value, bool) or self.many != isinstance(value, list):
+        listed = isinstance(value, list) or (self.lone and not isinstance(value, bool))
+        if (self.kind is bool) != isinstance(value, bool) or self.many != listed:
             wanted = "true or false" if self.kind is bool else "a list" if self.many else "one value"
             raise UserError(f"{self.name} needs {wanted}, got {value!r}", where, "Change the file")
         if self.kind is bool:
             return value
-        return tuple(self.read(str(item)) for item in value) if self.many else self.read(str(value))
+        return tuple(self.read(str(item)) for item in value) if isinstance(value, list) else self.read(str(value))
 
     @property
     def usage(self) -> str:
@@ -176,7 +178,7 @@ class CommandLine(Generic[T]):
                 given[flag.name] = positive
             elif not values:
                 raise UserError(f"{flag.text} has no value", how=f"Give {flag.usage}")
-            elif flag.many:
+            elif flag.many and not (flag.lone and len(values) == 1):
                 read = tuple(map(flag.read, values))
                 # Texts add up, as in --label sex=F --label age=old; numbers are those of the last flag.
                 given[flag.name] = given.get(flag.name, ()) + read if flag.kind is str else read
@@ -245,12 +247,13 @@ def _flags(arguments: type, sections: Mapping[str, type], fixed: Sequence[str]) 
             if f"{section}.{field.name}" in fixed or (not section and field.name in sections):
                 continue
             hint = hints[field.name]
-            optional = NoneType in get_args(hint)
-            hint = next(one for one in get_args(hint) if one is not NoneType) if optional else hint
-            many = get_origin(hint) is tuple
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            optional = NoneType in kinds
+            *rest, hint = (one for one in kinds if one is not NoneType)
+            many, lone = get_origin(hint) is tuple, bool(rest)
             one = get_args(hint)[0] if many else hint
             choices = get_args(one) if get_origin(one) is Literal else ()
-            yield _Flag(field.name, section, str if choices else one, many, optional, choices)
+            yield _Flag(field.name, section, str if choices else one, many, lone, optional, choices)
 
 
 def _default(field: Any) -> Any:
@@ -279,4 +282,4 @@ def _shown(value: Any, flag: _Flag) -> str:
         return f" On by default; --no-{flag.text[2:]} turns it off." if value else ""
     if value is None or value == ():
         return ""
-    return f" (default: {' '.join(map(str, value)) if flag.many else value})"
+    return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
