@@ -37,6 +37,11 @@ class Preset:
     fit: Fit = "shrink"
     phantom_images: int = 2000
 
+    def prior(self, index: int) -> tuple[PriorConfig, TrainingConfig]:
+        """Return the settings of level ``index``, 0 the top; levels beyond the preset's take those of its last."""
+        last = len(self.priors) - 1
+        return self.priors[min(index, last)], self.prior_training[min(index, last)]
+
 
 _OURS = VQVAEConfig(
     height=128,
