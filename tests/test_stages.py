@@ -205,13 +205,16 @@ def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run,
         "top 4x4 of 16",
         "bottom 8x8 of 16",
         "memory",
+        "budget     VQ-VAE",
+        "budget     prior of top",
+        "budget     prior of bottom",
         "ends after 3 steps",
     ):
         assert told in ended.out
     before = contents(run)
     stages = [
         (extract_codes.main, ["--overwrite"], "60 images"),
-        (train_prior.main, ["--level", "bottom", *PRIOR_FLAGS], "parameters"),
+        (train_prior.main, ["--level", "bottom", *PRIOR_FLAGS], "budget     prior of bottom"),
         (sample.main, ["--num", "9", "--overwrite"], "9 images of 16 top + 64 bottom"),
     ]
     for main, flags, told in stages:

@@ -38,6 +38,11 @@ class Preset:
     fit: Fit = "shrink"
     phantom_images: int = 2000
 
+    def prior(self, index: int) -> tuple[PriorConfig, TrainingConfig]:
+        """Return the settings of level ``index``, 0 the top; levels beyond the preset's take those of its last."""
+        last = len(self.priors) - 1
+        return self.priors[min(index, last)], self.prior_training[min(index, last)]
+
 
 _OURS = VQVAEConfig(
     height=128,
@@ -117,7 +122,7 @@ _BRAIN = Preset(
         strides=(2, 2, 2),
         num_embeddings=(512, 512, 128),
         embedding_dim=(64, 64, 8),
-        rate_weight=(0.0, 0.0, 0.2),
+        rate_weight=(0.0, 0.0, 0.35),
         hidden_channels=(128, 96, 64),
         residual_channels=(64, 48, 32),
         level_dropout=0.4,
@@ -125,7 +130,7 @@ _BRAIN = Preset(
         foreground_weight=5.0,
     ),
     # Limits in steps, so that every machine trains the same model; minutes are an upper bound for slow ones.
-    vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=8000, max_minutes=60, evaluations=8),
+    vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=5600, max_minutes=60, evaluations=8),
     sharpening={"sharpen_share": 0.1, "code_noise": 0.1, "adversarial_weight": 0.0},
     priors=(
         _PRIOR,

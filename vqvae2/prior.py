@@ -10,8 +10,8 @@ conditioned on the top through a residual stack of its own). Blocks and streams 
 Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R residual channels, A label attributes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,33 @@ class PriorConfig:
     def shape(self) -> tuple[int, int]:
         """Cells of the level (h, w)."""
         return self.height, self.width
+
+    def for_level(
+        self,
+        index: int,
+        levels: Sequence[str],
+        shapes: Sequence[tuple[int, int]],
+        num_embeddings: Sequence[int],
+        attributes: Mapping[str, Sequence[str]],
+    ) -> "PriorConfig":
+        """Fill in what follows from the codes: those of level ``index``, given all coarser ones and the labels.
+
+        Args:
+            index: of the level, 0 the top.
+            levels, shapes, num_embeddings: names, (h, w) and K of all levels, top first.
+            attributes: of the labels, with the names of their classes.
+        """
+        return replace(
+            self,
+            level=levels[index],
+            height=shapes[index][0],
+            width=shapes[index][1],
+            num_embeddings=num_embeddings[index],
+            condition_levels=tuple(levels[:index]),
+            condition_shapes=tuple(shapes[:index]),
+            condition_num_embeddings=tuple(num_embeddings[:index]),
+            attributes=tuple((name, tuple(classes)) for name, classes in attributes.items()),
+        )
 
 
 class ConditionStack(nn.Module):

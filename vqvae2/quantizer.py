@@ -222,8 +222,8 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("cluster_size", torch.ones(num_embeddings))
         self.register_buffer("embedding_sum", self.embedding.clone())
         # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
-        self.register_buffer("updates", torch.tensor(-1 if init_vectors else 0))
-        self._updates = int(self.updates)
+        self._updates = -1 if init_vectors else 0
+        self.register_buffer("updates", torch.tensor(self._updates))
         self.gathered: list[Tensor] = []  # encoder outputs that the start has seen so far
         self.pending: list[_Assigned] = []  # training passes since the last update
         self.register_load_state_dict_post_hook(_recall_updates)

@@ -1,6 +1,6 @@
 """Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step)."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from vqvae2 import checkpoint
 from vqvae2.batches import check_divides
+from vqvae2.budget import budget, table
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
@@ -67,7 +68,8 @@ class Arguments:
     overwrite: bool = False
     """Start again; the level's prior in the run folder is deleted."""
     dry_run: bool = False
-    """Print the codes' report, the model's size and a memory estimate, and exit."""
+    """Print the codes' report, the model's size, a memory estimate and the budget of its parts (multiply-adds, time),
+    and exit."""
 
 
 _GROUPS = {
@@ -182,17 +184,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     index = _level_index(store, arguments.level)
     device, precision = arguments.compute.resolve()
     check_fingerprints(run, store)
-    config = replace(
-        arguments.model,
-        level=arguments.level,
-        height=store.shapes[index][0],
-        width=store.shapes[index][1],
-        num_embeddings=store.num_embeddings[index],
-        condition_levels=tuple(store.levels[:index]),
-        condition_shapes=tuple(store.shapes[:index]),
-        condition_num_embeddings=tuple(store.num_embeddings[:index]),
-        attributes=tuple((name, tuple(classes)) for name, classes in store.attributes.items()),
-    )
+    config = arguments.model.for_level(index, store.levels, store.shapes, store.num_embeddings, store.attributes)
     for split in ("train", "selection", "val"):
         if not store.indices(split):
             raise UserError(f"the split {split} is empty", run.codes, "Train and extract with images of more subjects")
@@ -201,6 +193,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     prior = Prior(config)
     _describe(prior, arguments.training, store)
     if arguments.dry_run:
+        print(table(f"prior of {config.level}", budget(config, device, precision)))
         print(arguments.training.describe_limit())
         return
     with locked(run.prior(arguments.level)):
@@ -263,12 +256,8 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     run, level = RunFolder(line.given["run"]), line.given["level"]
     record = run.read()
     index = _level_index(CodeStore(run.codes), level)
-    chosen = PRESETS[record["preset"]]
-    configs: dict[str, Any] = {
-        "model": chosen.priors[min(index, len(chosen.priors) - 1)],
-        "training": chosen.prior_training[min(index, len(chosen.prior_training) - 1)],
-        "compute": Compute(),
-    }
+    model, training = PRESETS[record["preset"]].prior(index)
+    configs: dict[str, Any] = {"model": model, "training": training, "compute": Compute()}
     usual = configs["training"].evaluations
     kept = record.get(f"train_prior_{level}", {}) if line.given.get("resume") else {}
     if kept:

@@ -10,6 +10,7 @@ import torch
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.batches import check_divides
+from vqvae2.budget import budget, table
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
@@ -63,8 +64,8 @@ class Arguments:
     overwrite: bool = False
     """Start again; the VQ-VAE in the run folder is deleted."""
     dry_run: bool = False
-    """Write the data report and its contact sheet, print it with the model's size, code shapes and a memory estimate,
-    and exit."""
+    """Write the data report and its contact sheet, print it with the model's size, code shapes, a memory estimate and
+    the budget of the VQ-VAE's levels and of the preset's priors (multiply-adds, time), and exit."""
 
 
 _GROUPS = {
@@ -129,6 +130,11 @@ def _story(line: CommandLine[Arguments]) -> None:
         under_way = (run.vqvae / "stats.jsonl").exists()
         if not (under_way or is_trained(run.vqvae)):  # else the report is that training's
             distributed.on_main(lambda: write_data_report(data, run.data_report))
+        print(table("VQ-VAE", budget(config, device, precision)))
+        codes = config.levels, config.shapes, config.num_embeddings, data.attributes
+        for index, level in enumerate(config.levels):
+            prior = PRESETS[arguments.preset].prior(index)[0].for_level(index, *codes)
+            print(table(f"prior of {level}", budget(prior, device, precision)))
         print(arguments.training.describe_limit())
         if arguments.sharpening.sharpen_share:
             print(_shares(*_parts(arguments)))
