@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from vqvae2.data import AugmentedSet, ImageData
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
+from vqvae2.report import spread_out
 from vqvae2.training import Sums
 from vqvae2.vqvae import VQVAE
 
@@ -102,8 +102,7 @@ class VQVAETask:
             codebook.gathered = [part.to(self.device) for part in rows]
 
     def _rows(self, split: str, count: int) -> list[int]:
-        length = len(self.data.splits[split])
-        return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+        return spread_out(len(self.data.splits[split]), count)
 
     def _scores(self, split: str) -> dict[str, float]:
         """Reconstruction errors and code statistics of a split."""
