@@ -64,7 +64,7 @@ def test_an_error_inside_is_not_taken_for_the_lock_s(tmp_path):
         ("vqvae", train_vqvae.main, [*VQVAE_FLAGS, "--overwrite"]),
         ("codes", extract_codes.main, ["--overwrite", "--allow-collapse"]),
         ("prior-top", train_prior.main, ["--level", "top", "--resume"]),
-        ("samples", sample.main, ["--num", "1"]),
+        ("samples", sample.main, ["--num", "1", "--overwrite"]),
         ("report", evaluate.main, []),
         # Codes that are made of a VQ-VAE under way would belong to none.
         ("vqvae", extract_codes.main, ["--overwrite", "--allow-collapse"]),

@@ -86,8 +86,7 @@ def _compared(report: Report) -> list[tuple[str, float, Mapping[str, float]]]:
         return []
     errors = [("MSE", report["reconstruction"]["mse"]["mean"], report["own"]["mse"])]
     return errors + [
-        (f"NLL {level} in nats per code", report["levels"][level]["nll"], nll)
-        for level, nll in report["own"]["nll"].items()
+        (f"NLL {level}", report["levels"][level]["nll"], nll) for level, nll in report["own"]["nll"].items()
     ]
 
 
@@ -163,7 +162,7 @@ def _split_warnings(report: Report) -> Iterator[str]:
 def _unlike_warnings(report: Report) -> Iterator[str]:
     """Compare means with the 95th percentile of the run's own held-out images."""
     beyond = [
-        f"{name} {here:.3g}, {own['mean']:.3g} on the run's own val images"
+        f"{name} {here:.3g} (on the run's own val images {own['mean']:.3g})"
         for name, here, own in _compared(report)
         if here > own["p95"]
     ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from vqvae2.data import AugmentedSet, ImageData, ImageSet
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
+from vqvae2.report import spread_out
 from vqvae2.training import Sums
 from vqvae2.vqvae import VQVAE
 
@@ -109,8 +109,7 @@ class VQVAETask:
             codebook.gathered = [part.to(self.device) for part in rows]
 
     def _rows(self, split: str, count: int) -> list[int]:
-        length = len(self.data.splits[split])
-        return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+        return spread_out(len(self.data.splits[split]), count)
 
     @functools.cached_property
     def background(self) -> float | None:
