@@ -78,6 +78,8 @@ class PriorConfig:
     """1x1 residual blocks before the logits."""
     condition_layers: int = 4
     """Residual blocks of the stack over the coarser levels."""
+    condition_channels: int = 0
+    """Channels of that stack, which works at the coarser resolution, so that width costs little there; 0: C."""
     dropout: float = 0.1
     """Dropout in each gated block, in [0, 1)."""
     attention_dropout: float = 0.0
@@ -108,7 +110,7 @@ class PriorConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("attention_every", "output_layers", "condition_layers"):
+        for name in ("attention_every", "output_layers", "condition_layers", "condition_channels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if self.kernel_size < 2:
@@ -170,7 +172,7 @@ class ConditionStack(nn.Module):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        channels = config.channels
+        channels = config.condition_channels or config.channels
         self.shape = config.condition_shapes[-1]
         self.factors = (config.height // self.shape[0], config.width // self.shape[1])
         dim = config.embedding_dim
@@ -180,14 +182,14 @@ class ConditionStack(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.SiLU(),
-                nn.Conv2d(channels, config.residual_channels, 3, padding=1),
+                nn.Conv2d(channels, config.condition_channels or config.residual_channels, 3, padding=1),
                 nn.SiLU(),
                 nn.Dropout(config.dropout),
-                nn.Conv2d(config.residual_channels, channels, 1),
+                nn.Conv2d(config.condition_channels or config.residual_channels, channels, 1),
             )
             for _ in range(config.condition_layers)
         )
-        self.unfold = nn.Linear(channels, channels * self.factors[0] * self.factors[1])
+        self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
 
     def forward(self, codes: list[Tensor]) -> Tensor:
         """Map codes (B, h', w') by level, top first, to (B, h, w, C)."""
