@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from vqvae2.metrics.features import WEIGHTS
+from vqvae2.metrics.pretrained import WEIGHTS
 
 
 def random_weights(torch_home: Path) -> nn.Module:

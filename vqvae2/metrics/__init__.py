@@ -4,7 +4,7 @@
 - ``sharpness``: the same in the foreground, power and coherence by wavelength, the blur of equal score.
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
 - ``sets``: one set of images held against another: nearest neighbours, kernel distance (KID).
-- ``features``: what a pretrained network makes of images, for distances between sets.
+- ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
 (B, h, w). Likelihoods are in nats per code.
@@ -21,8 +21,8 @@ from vqvae2.metrics.codes import (
     unigram_nll,
     usage,
 )
-from vqvae2.metrics.features import features
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
+from vqvae2.metrics.pretrained import features
 from vqvae2.metrics.sets import kernel_distance, nearest
 from vqvae2.metrics.sharpness import (
     BANDS,

@@ -94,10 +94,11 @@ def foreground_scores(y: Tensor, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
 class Bands:
     """Power and coherence of a set of images beside its originals by band of wavelengths, counted over batches.
 
-    Spectra are summed over the set in rings of equal frequency, one cycle per frame wide. Within a ring, coherence is
-    the sum of Re(conj(X) Y) over sqrt(sum |X|^2 sum |Y|^2), known as Fourier ring correlation; a band's coherence is
-    the mean of its rings, weighted by the originals' power. Ring by ring a blur, which changes powers alone, has
-    coherence 1; taken over a whole band at once (``pooled``) it would lose some, as its power falls within the band.
+    Spectra are summed over the set in rings of equal frequency, one cycle per frame wide. A ring's coherence is the sum
+    of ``Re(conj(X) Y)`` over the root of the product of the sums of ``|X|^2`` and ``|Y|^2`` (Fourier ring correlation),
+    a band's the mean of its rings', weighted by the originals' power. Ring by ring a blur, which changes powers alone,
+    has coherence 1; taken over a whole band at once (:meth:`pooled`) it would lose some, as its power falls within the
+    band.
 
     Args:
         shape: (H, W) of the images.
