@@ -10,9 +10,10 @@ import numpy as np
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode
-from vqvae2.data.layout import Layout, read_layout
+from vqvae2.data.layout import read_layout
 from vqvae2.data.reading import Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
+from vqvae2.data.selection import Layout
 from vqvae2.data.slicing import config_of, cut_volumes
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern

@@ -101,9 +101,9 @@ class Table:
         solved: dict[str, set[str]] = defaultdict(set)
         for key, subject in zip(keys, subjects, strict=True):
             row, own = agreed.get(subject), exact.get(f"{subject} at visit {visit_of(key)}")
-            by_visit += bool(row and own)
             if row and own:
-                row = {name: own[name] or row[name] for name in row}
+                by_visit += 1
+                row = {name: own[name] or cell for name, cell in row.items()}
                 for name in own:
                     if own[name]:
                         solved[name].add(subject)
@@ -273,8 +273,8 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
         notes.append(
-            f"{path.name}: {len(odd):,} rows have not {len(columns)} cells as the first: {shown}; they are left out, and "
-            "their labels count as missing"
+            f"{path.name}: {len(odd):,} rows have not {len(columns)} cells as the first: {shown}; they are left out, "
+            "and their labels count as missing"
         )
     return columns, rows, notes
 
@@ -297,9 +297,9 @@ def _blank(rows: list[Row], column: str) -> Counter[str]:
 def parse_labels(text: str, folder: Path) -> list[tuple[Table, tuple[str, ...]]]:
     """Read FILE:COLUMN[,COLUMN], FILE relative to here or to the data.
 
-    FILE may be a pattern, such as ``sub-*/sub-*_sessions.tsv``, of tables that are read as one. A column is given by its
-    name, in quotes if it holds commas, or by its number, from 1. A column that ``participants.tsv`` lacks is looked for
-    in BIDS's tables of sessions.
+    FILE may be a pattern, such as ``sub-*/sub-*_sessions.tsv``, of tables that are read as one. A column is given by
+    its name, in quotes if it holds commas, or by its number, from 1. A column that ``participants.tsv`` lacks is looked
+    for in BIDS's tables of sessions.
 
     Returns:
         Tables, with the columns that are wanted of each.
