@@ -18,6 +18,7 @@ from vqvae2.data.subjects import guess_subjects, is_mask, known_subject, words_o
 from vqvae2.data.tables import join
 from vqvae2.data.volumes import SliceConfig, cut
 from vqvae2.errors import UserError
+from vqvae2.stages.data_report import check_subjects, write_data_report
 
 
 @pytest.fixture(autouse=True)
@@ -577,6 +578,7 @@ def test_ixi_s_table_is_joined_by_number_and_its_columns_may_hold_commas(tmp_pat
         (["1", "2"], ["P1_2", "P2_1"], [None, None]),  # 1 may be the first or the second number
         (["1", "01"], ["sub-001", "sub-002"], [None, None]),  # two rows for one person
         (["a1"], ["A1", "A01"], [None]),
+        (["1.0", "12.0"], ["sub-001", "IXI012-HH-1211"], ["sub-001", "IXI012-HH-1211"]),
         (["anna"], ["ben"], [None]),
     ],
 )
@@ -609,6 +611,36 @@ def test_links_of_git_annex_and_tables_that_are_pointers_say_what_to_run(tmp_pat
     (folder / "t.csv").write_text(case_trees.POINTER)
     with pytest.raises(UserError, match="git lfs pull"):
         open_data(DataConfig(data=str(folder), labels="t.csv:sex"))
+
+
+def test_a_table_of_files_finds_the_slices_of_each_volume(tmp_path):
+    volumes(tmp_path / "data", [f"{'ab'[p % 2]}/p{p}.nii.gz" for p in range(8)])
+    rows = "".join(f"/home/me/{'ab'[p % 2]}/p{p}.nii.gz,{'MF'[p // 2 % 2]}\n" for p in range(8))
+    (tmp_path / "data/t.csv").write_text(f"filename,sex\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path / "data"), size="32x32", labels="t.csv:sex"))
+    assert all(labels[-1] == "MF"[int(key[3]) // 2 % 2] for key, labels in labels_of(data).items())
+
+
+def test_of_several_makings_of_a_volume_one_is_taken_and_said(tmp_path):
+    ends = ["T1w", "desc-preproc_T1w", "rec-norm_T1w", "part-phase_T1w", "space-MNI_res-1_T1w", "space-MNI_res-2_T1w"]
+    layout = lay(tmp_path, [f"sub-{p:02}/anat/sub-{p:02}_{end}.nii.gz" for p in range(4) for end in ends])
+    assert {key.split("/")[-1][7:] for key in layout.keys} == {"T1w.nii.gz"}
+    assert [doubt.split(":")[0] for doubt in layout.doubts] == [
+        f"volumes differ in {name}" for name in ("space", "desc", "rec", "part")
+    ]
+    one = read_layout(tmp_path, Choice(entities=(("space", "MNI"), ("res", "2"))))
+    assert {key.split("/")[-1][7:] for key in one.keys} == {"space-MNI_res-2_T1w.nii.gz"}
+
+
+def test_a_run_refuses_data_whose_people_are_called_otherwise_now(tmp_path):
+    data = opened(case_trees.mask_folders, tmp_path)
+    write_data_report(data, tmp_path / "report")
+    check_subjects(data, tmp_path / "report")
+    (tmp_path / "report/subjects.csv").write_text(
+        "subject,split,images\n" + "".join(f"p{p:02}_week_0,train,2\n" for p in range(10))
+    )
+    with pytest.raises(UserError, match="called otherwise"):
+        check_subjects(data, tmp_path / "report")
 
 
 def test_words_that_say_nothing_are_missing_labels(tmp_path):

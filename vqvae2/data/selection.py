@@ -13,6 +13,7 @@ from vqvae2.data.subjects import is_mask, kind_of, stem_of
 from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
+_ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
 _DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
 _PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
 _ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
@@ -143,27 +144,30 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
 
 
 def _choose_entities(layout: Layout, wanted: dict[str, str]) -> None:
-    """Take the volumes whose names have the wanted ``key-value`` parts, and of several spaces one."""
-    parts = [
-        dict(part.split("-", 1) for part in key.rsplit("/", 1)[-1].split("_") if "-" in part) for key in layout.keys
-    ]
-    spaces = Counter(part.get("space", "") for part, key in zip(parts, layout.keys, strict=True) if "sub-" in key)
-    if "space" not in wanted and len(spaces) > 1:
-        chosen = "" if "" in spaces else spaces.most_common(1)[0][0]
-        wanted = {**wanted, "space": chosen}
-        told = ", ".join(f"{space or 'none named'} ({count:,})" for space, count in spaces.most_common())
-        layout.doubts.append(
-            f"volumes lie in several spaces: {told}; taken: {chosen or 'those that name none'}; "
-            "--bids-entity space=NAME takes another"
-        )
-    for name, value in wanted.items():
-        rows = [i for i, part in enumerate(parts) if part.get(name, "") == value]
+    """Take the volumes whose names have the wanted ``key-value`` parts, and of several spaces or makings one."""
+    for name in (*wanted, *(name for name in _ONE_OF if name not in wanted)):
+        names = [key.rsplit("/", 1)[-1] for key in layout.keys]
+        parts = [dict(part.split("-", 1) for part in stem_of(n).split("_") if "-" in part).get(name, "") for n in names]
+        there = Counter(part for part, n in zip(parts, names, strict=True) if n.startswith("sub-"))
+        value = wanted.get(name, "")
+        if name not in wanted:
+            if len(there) < 2:
+                continue
+            value = "" if "" in there else min(there, key=lambda value: (-there[value], value))
+            told = ", ".join(f"{value or 'none'} ({count:,})" for value, count in there.most_common(5))
+            layout.doubts.append(
+                f"volumes differ in {name}: {told}; taken: {value or 'those without'}, such as "
+                f"{next(n for n, part in zip(names, parts, strict=True) if part == value)}; --bids-entity {name}=NAME takes "
+                "another"
+            )
+        rows = [i for i, part in enumerate(parts) if part == value]
         if not rows:
-            there = ", ".join(sorted({part.get(name) or "none" for part in parts})[:6])
-            raise UserError(f"no volume has {name}-{value}", "--bids-entity", f"There are: {there}")
+            told = ", ".join(sorted({part or "none" for part in parts})[:6])
+            raise UserError(f"no volume has {name}-{value}", "--bids-entity", f"There are: {told}")
         if len(rows) < len(parts):
-            layout.skipped.append((f"{len(parts) - len(rows):,} volumes", f"not {name}={value} (--bids-entity)"))
-        parts = [parts[i] for i in rows]
+            layout.skipped.append(
+                (f"{len(parts) - len(rows):,} volumes", f"not {name}={value or 'none'} (--bids-entity)")
+            )
         keep(layout, rows)
 
 
