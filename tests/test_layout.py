@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 
 from vqvae2.data import DataConfig, ImageData, open_data
-from vqvae2.data.layout import Choice, read_layout
+from vqvae2.data.layout import read_layout
+from vqvae2.data.selection import Choice
 from vqvae2.data.splits import assign, overlap, unit_hash
 from vqvae2.data.subjects import guess_subjects
 from vqvae2.errors import UserError

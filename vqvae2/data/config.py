@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from vqvae2.data.layout import Choice, LayoutChoice
+from vqvae2.data.selection import Choice, LayoutChoice
 from vqvae2.data.volumes import SliceConfig
 from vqvae2.errors import UserError
 

@@ -68,7 +68,7 @@ def decode(path: Path) -> Picture:
 
 
 def no_content(path: Path) -> str:
-    """Say why a file cannot hold what its name says: it is no file, or stands for one that is elsewhere; "" if it may."""
+    """Say why a file cannot hold what its name says: it is none, or stands for one that is elsewhere; "" if it may."""
     if not path.is_file():  # a pipe would be waited for, a link may lead nowhere
         annexed = path.is_symlink() and ".git/annex" in os.readlink(path)
         return _POINTERS[b"/annex/objects/"].replace("pointer", "link") if annexed else "not a regular file"
@@ -181,7 +181,11 @@ def decode_all(
 def read_all(
     paths: Sequence[S], read: Callable[[S], T], doing: str, threads: int
 ) -> Iterator[tuple[int, T | UnreadableError]]:
-    """Read files, or groups of files, in a pool of threads, at most 16, with a progress bar; yields (index, result or why not) in order."""
+    """Read files, or groups of files, in a pool of threads, at most 16, with a progress bar.
+
+    Yields:
+        (index, result or why not), in order.
+    """
 
     def one(path: S) -> T | UnreadableError:
         try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqvae2.data.decoding import UnreadableError, read_all
+from vqvae2.data.decoding import UnreadableError, no_content, read_all
 from vqvae2.data.subjects import pseudonym
 from vqvae2.errors import UserError
 
@@ -45,6 +45,8 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         raise UserError("DICOM needs pydicom and SimpleITK", paths[0], "Run pip install pydicom SimpleITK") from None
 
     def header(path: Path) -> Any:
+        if reason := no_content(path):
+            raise UnreadableError(reason)
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         except Exception as error:  # whatever a reader of files from everywhere may raise
@@ -66,7 +68,8 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
     taken: set[str] = set()
     for (place, _), members in sorted(groups.items(), key=lambda item: item[1][0][0]):
         head = members[0][1]
-        stem = (place.relative_to(folder) / f"S{int(head.get('SeriesNumber') or 0):03d}").as_posix()
+        name = f"S{int(head.get('SeriesNumber') or 0):03d}" if len(members) > 1 else members[0][0].name
+        stem = (place.relative_to(folder) / name).as_posix()
         key = next(name for n in range(len(groups) + 1) if (name := f"{stem}_{n}" if n else stem) not in taken)
         taken.add(key)
         try:
@@ -77,11 +80,14 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         patient = str(head.get("PatientID") or "").strip()
         pseudonyms.setdefault(patient, pseudonym(patient))
         series[files[0]] = Series(files, key, pseudonyms[patient])
+    if not series:
+        first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""
+        raise UserError(f"none of {len(paths):,} DICOM files can be read{first}", folder)
     return series
 
 
 def _in_order(members: list[tuple[Path, Any]]) -> tuple[Path, ...]:
-    """The files of a series along its axis; UnreadableError where they lie in several directions, or twice in a place."""
+    """The files of a series along its axis; UnreadableError if they lie in several directions, or twice in a place."""
     if len(members) == 1:
         return (members[0][0],)
     if any("LOCALIZER" in [str(word).upper() for word in head.get("ImageType") or ()] for _, head in members):

@@ -1,21 +1,18 @@
-"""What a folder of images says by its shape: files, splits, classes and subjects."""
+"""What a folder of images says by its shape: splits, classes and subjects."""
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
-from vqvae2.data import decoding, rules, volumes
-from vqvae2.data.dicom import read_series
-from vqvae2.data.sources import Found, find_files, nothing_found, select
+from vqvae2.data import rules
+from vqvae2.data.selection import Choice, Layout, LayoutChoice, choose_kind, gather, is_bids, keep
+from vqvae2.data.sources import find_files
 from vqvae2.data.subjects import (
     guess_subjects,
-    is_mask,
-    kind_of,
     known_subject,
     person_of,
+    spaced,
     stem_of,
     uninformative,
     without_counters,
@@ -23,47 +20,7 @@ from vqvae2.data.subjects import (
 )
 from vqvae2.errors import UserError
 
-LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
-_DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
-_PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
-_ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
-
 Folders = list[tuple[str, ...]]
-
-
-@dataclass
-class Layout:
-    """The files of a folder and what their places say; lists run alongside."""
-
-    words: str
-    paths: list[Path]
-    keys: list[str]  # relative, with forward slashes
-    splits: list[str | None]
-    subjects: list[str]
-    folder: Path
-    attributes: dict[str, list[str]] = field(default_factory=dict)  # by the folders; "" where a folder says nothing
-    volumes: bool = False  # the files are volumes, or slices of them
-    series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)  # of a DICOM series' first file: all
-    told_by: str = "the names of the files"  # what says whom an image shows
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)  # readings that are uncertain, with the flag that settles them
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which files are taken, as `DataConfig` describes it."""
-
-    layout: LayoutChoice = "auto"
-    suffix: str | None = None
-    entities: tuple[tuple[str, str], ...] = ()
-    exclude: tuple[str, ...] = ()
-    include_masks: bool = False
-
-
-def key_of(path: Path, folder: Path) -> str:
-    """The path relative to a folder, with forward slashes, in characters that every file format can hold."""
-    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def read_layout(source: Path, choice: Choice | None = None) -> Layout:
@@ -74,12 +31,10 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     """
     choice = choice or Choice()
     folder, found = find_files(source)
-    layout = _gather(folder, found, choice)
-    tree = layout.volumes and (
-        choice.layout == "bids" or (choice.layout == "auto" and _is_bids(folder, [*layout.keys]))
-    )
+    layout = gather(folder, found, choice)
+    tree = layout.volumes and (choice.layout == "bids" or (choice.layout == "auto" and is_bids(folder, layout.keys)))
     if layout.volumes:
-        _choose_kind(layout, choice, tree)
+        choose_kind(layout, choice, tree)
     folders: Folders = _read_splits(layout, source, choice.layout)
     if tree:
         folders = [()] * len(layout.keys)
@@ -90,131 +45,9 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     return layout
 
 
-def _gather(folder: Path, found: Found, choice: Choice) -> Layout:
-    """Choose between images and volumes, and leave out masks and what --exclude names."""
-    skipped = found.skipped
-    images, scans, dicom = (
-        select(paths, folder, choice.exclude, skipped) for paths in (found.images, found.volumes, found.dicom)
-    )
-    series = (
-        read_series(dicom, folder, skipped) if dicom and (choice.layout in ("volumes", "bids") or not images) else {}
-    )
-    scans += series
-    described = (folder / "dataset_description.json").is_file()  # pictures in a BIDS tree are of its quality control
-    cut = choice.layout in ("volumes", "bids") or bool(scans and (described or not images))
-    if not (scans if cut else images):
-        raise nothing_found(
-            folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volumes.SUFFIXES
-        )
-    if cut and images:
-        skipped.append((f"{len(images):,} images", "left aside for the volumes; --exclude '*.nii*' reads them"))
-    if (scans or dicom) and not cut:
-        skipped.append(
-            (f"{len(scans) + len(dicom):,} volumes", "left aside for the images; --layout volumes reads them")
-        )
-    paths = scans if cut else images
-    keys = [series[path].key if path in series else key_of(path, folder) for path in paths]
-    layout = Layout("volumes" if cut else "", paths, keys, [], [], folder, volumes=cut, skipped=skipped)
-    layout.series = {path: one.files for path, one in series.items()}
-    layout.subjects = [series[path].patient if path in series else "" for path in paths]
-    if not choice.include_masks:
-        _leave_out_masks(layout)
-    return layout
-
-
-def _keep(layout: Layout, rows: list[int]) -> None:
-    layout.paths, layout.keys = [layout.paths[i] for i in rows], [layout.keys[i] for i in rows]
-    layout.subjects = [layout.subjects[i] for i in rows]
-
-
-def _leave_out_masks(layout: Layout) -> None:
-    masks = []
-    for key in layout.keys:
-        *folders, name = key.split("/")
-        masks.append(is_mask(stem_of(name)) or any(is_mask(part, folder=True) for part in folders))
-    if all(masks):
-        layout.doubts.append(f"all names say that these are masks, such as {layout.keys[0]}; they are taken as images")
-    elif any(masks):
-        shown = ", ".join([key for key, mask in zip(layout.keys, masks, strict=True) if mask][:3])
-        layout.skipped.append(
-            (f"{sum(masks):,} masks", f"left out by their names ({shown}); --include-masks takes them")
-        )
-        _keep(layout, [i for i, mask in enumerate(masks) if not mask])
-
-
-def _choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
-    """Take the volumes of one kind, where that is asked for or this is a BIDS tree, and of one space."""
-    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
-    suffix = choice.suffix or "T1w"
-    if tree:
-        layout.words = f"BIDS tree, {suffix}"
-        kinds = Counter(stem.rsplit("_", 1)[-1] for stem in stems)
-        rows = [
-            i
-            for i, (stem, key) in enumerate(zip(stems, layout.keys, strict=True))
-            if stem.rsplit("_", 1)[-1] == suffix and not _DERIVED.search(key)
-        ]
-        if not rows:
-            told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
-            raise UserError(
-                f"no volume of the BIDS tree is called ..._{suffix}", layout.folder, f"--bids-suffix: {told}"
-            )
-        reason = f"derived, or not called ..._{suffix} (--bids-suffix)"
-    else:
-        rows = list(range(len(stems)))
-        if choice.suffix:
-            ends = [re.split(r"[_\-. ]", stem)[-1] for stem in stems]
-            rows = [i for i in rows if ends[i] == suffix] or [i for i in rows if ends[i].lower() == suffix.lower()]
-            if not rows:
-                layout.doubts.append(f"no volume is called ...{suffix} (--bids-suffix); all kinds are taken")
-                rows = list(range(len(stems)))
-        reason = f"not called ...{suffix} (--bids-suffix)"
-    if len(rows) < len(stems):
-        layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
-    _keep(layout, rows)
-    _choose_entities(layout, dict(choice.entities))
-    kinds = Counter(filter(None, (kind_of(stem_of(key.rsplit("/", 1)[-1])) for key in layout.keys)))
-    if not tree and len(kinds) > 1:
-        told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
-        layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")
-
-
-def _choose_entities(layout: Layout, wanted: dict[str, str]) -> None:
-    """Take the volumes whose names have the wanted ``key-value`` parts, and of several spaces one."""
-    parts = [
-        dict(part.split("-", 1) for part in key.rsplit("/", 1)[-1].split("_") if "-" in part) for key in layout.keys
-    ]
-    spaces = Counter(part.get("space", "") for part, key in zip(parts, layout.keys, strict=True) if "sub-" in key)
-    if "space" not in wanted and len(spaces) > 1:
-        chosen = "" if "" in spaces else spaces.most_common(1)[0][0]
-        wanted = {**wanted, "space": chosen}
-        told = ", ".join(f"{space or 'none named'} ({count:,})" for space, count in spaces.most_common())
-        layout.doubts.append(
-            f"volumes lie in several spaces: {told}; taken: {chosen or 'those that name none'}; "
-            "--bids-entity space=NAME takes another"
-        )
-    for name, value in wanted.items():
-        rows = [i for i, part in enumerate(parts) if part.get(name, "") == value]
-        if not rows:
-            there = ", ".join(sorted({part.get(name) or "none" for part in parts})[:6])
-            raise UserError(f"no volume has {name}-{value}", "--bids-entity", f"There are: {there}")
-        if len(rows) < len(parts):
-            layout.skipped.append((f"{len(parts) - len(rows):,} volumes", f"not {name}={value} (--bids-entity)"))
-        parts = [parts[i] for i in rows]
-        _keep(layout, rows)
-
-
-def _is_bids(folder: Path, keys: list[str]) -> bool:
-    """Whether the volumes lie in folders of subjects as BIDS has them, or a file of BIDS lies beside those folders."""
-    raw = [key for key in keys if not _DERIVED.search(key)]
-    described = any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv"))
-    pattern = _PERSON_FOLDER if described else _ANATOMY_FOLDER
-    return bool(raw) and all(map(pattern.search, raw))
-
-
 def _split_of(name: str) -> str | None:
     """The split that a folder is: ``train``, ``keras_png_slices_validate``, ``imagesTr``; None for none."""
-    words = re.split(r"[_\-. ]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    words = re.split(r"[_\-. ]+", spaced(name).lower())
     found = [(word, split) for word in words for split, pattern in rules.SPLITS.items() if pattern.fullmatch(word)]
     rest = [word for word in words if not any(pattern.fullmatch(word) for pattern in rules.SPLITS.values())]
     plain = all(map(rules.NEUTRAL.fullmatch, rest))
@@ -234,7 +67,7 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
             for key, split in zip(layout.keys, splits, strict=True)
             if split is None
         ]
-        _keep(layout, kept)
+        keep(layout, kept)
         splits = [splits[i] for i in kept]
         folders = [tuple(name for name in folders[i] if not _split_of(name)) for i in kept]
         named = "/".join(name for name in ("train", "val", "test") if name in splits) + " folders"
@@ -384,7 +217,7 @@ def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str])
 
 def _half(names: set[str], pattern: re.Pattern[str]) -> bool:
     """Whether a part of at least half of the names fits."""
-    parts = [re.split(r"[_\-. ]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names]
+    parts = [re.split(r"[_\-. ]+", spaced(name).lower()) for name in names]
     return 2 * sum(any(map(pattern.fullmatch, words)) for words in parts) >= len(names)
 
 
@@ -432,7 +265,7 @@ def _numbered(names: set[str]) -> bool:
 
 
 def _look_like_people(names: set[str]) -> bool:
-    """Whether names are numbered as people are: padded with zeros, of three digits or more, above 20, or of few stems."""
+    """Whether names are numbered as people are: padded with zeros, of three digits, above 20, or several of a stem."""
     if not _numbered(names):
         return False
     if len(names) > 20:
@@ -453,8 +286,8 @@ def _warn_of_copies(layout: Layout) -> None:
     loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
     if originals and loose:
         layout.doubts.append(
-            f"{len(loose):,} images are changed copies of others by their names, such as {layout.keys[loose[0]]}, and do "
-            "not tell whose; copies of held-out people may be among the training images; "
+            f"{len(loose):,} images are changed copies of others by their names, such as {layout.keys[loose[0]]}, and "
+            "do not tell whose; copies of held-out people may be among the training images; "
             f"--exclude '{copies[loose[0]]}' leaves them out"
         )
 
@@ -463,7 +296,7 @@ def _copy_pattern(key: str) -> str:
     """A pattern for the folders or names that tell a copy, as this one does; "" if it does not."""
     *folders, name = key.split("/")
     for part in (*folders, stem_of(name)):
-        for word in words_of(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part)):
+        for word in words_of(spaced(part)):
             if word.role == "copy" and not word.text.startswith("("):
                 return part if part in folders else f"*{word.text}*"
     return ""
@@ -472,10 +305,14 @@ def _copy_pattern(key: str) -> str:
 def _warn_of_few(layout: Layout) -> None:
     """Say so where names tell a few words instead of people: ``cat.0.jpg``, ``dog.0.jpg``."""
     counts = Counter(layout.subjects)
-    if layout.told_by == "the names of the files" and not layout.volumes and 1 < len(counts) < 10:
-        if not any(re.search(r"\d", who) for who in counts) and len(layout.keys) >= 8 * len(counts):
-            shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
-            layout.doubts.append(
-                f"the names tell {len(counts)} people: {shown}; if these are kinds of images, "
-                "--subject-pattern '.+' counts each image as a person"
-            )
+    by_words = (
+        layout.told_by == "the names of the files"
+        and not layout.volumes
+        and not any(_numbered({who}) for who in counts)
+    )
+    if by_words and 1 < len(counts) < 10 and len(layout.keys) >= 8 * len(counts):
+        shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
+        layout.doubts.append(
+            f"the names tell {len(counts)} people: {shown}; if these are kinds of images, "
+            "--subject-pattern '.+' counts each image as a person"
+        )

@@ -10,9 +10,10 @@ import numpy as np
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode
-from vqvae2.data.layout import Layout, read_layout
+from vqvae2.data.layout import read_layout
 from vqvae2.data.reading import Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
+from vqvae2.data.selection import Layout, key_of
 from vqvae2.data.slicing import config_of, cut_volumes
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern
@@ -188,13 +189,14 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
         if said := table.blanks[column]:
             told = ", ".join(f"{cell} ({count:,})" for cell, count in said.most_common(6))
             layout.notes.append(f"{column}: cells that say nothing count as missing: {told}")
-    found = table.match(layout.keys, subjects, people=layout.volumes)
+    files = [key_of(path, layout.folder) for path in layout.paths] if layout.volumes else layout.keys
+    found = table.match(files, subjects, people=layout.volumes)
     lacking = sum(row is None for row in found.rows)
     if lacking == len(found.rows):
         raise UserError(
             "no row of the table names an image of the data",
             table.path,
-            f"An image is called {layout.keys[0]}, its subject {subjects[0]}",
+            f"An image is called {files[0]}, its subject {subjects[0]}",
         )
     if found.by_visit:
         layout.notes.append(f"{found.by_visit:,} images have the labels of their visit in {name}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
-from vqvae2.data.layout import Layout
+from vqvae2.data.selection import Layout
 from vqvae2.data.storage import PixelStore
 from vqvae2.data.subjects import stem_of
 from vqvae2.data.volumes import REMARKS, SliceConfig, cut_all

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = [
     "known_subject",
     "person_of",
     "pseudonym",
+    "spaced",
     "stem_of",
     "subjects_by_pattern",
     "uninformative",
@@ -49,7 +51,8 @@ class Token(NamedTuple):
     role: str
 
 
-def words_of(name: str) -> list[Token]:
+@lru_cache(maxsize=100_000)
+def words_of(name: str) -> tuple[Token, ...]:
     """Split a name at ``_``, ``-``, dots and blanks, and tell what each part means.
 
     >>> [token.role for token in words_of("case_004_week_0_T1_slice_3")]
@@ -75,7 +78,7 @@ def words_of(name: str) -> list[Token]:
             role, taken = "", ""  # a letter that begins a name is the person's
         of_number = taken
         tokens.append(Token(text, start, start + len(text), role))
-    return tokens
+    return tuple(tokens)
 
 
 def _begins(before: list[Token]) -> bool:
@@ -114,7 +117,7 @@ def person_of(stem: str, volume: bool = False) -> str:
         return known
     tokens = words_of(stem)
     while len(tokens) > 1 and tokens[-1].role == "copy":
-        tokens.pop()
+        tokens = tokens[:-1]
     if not volume and len(tokens) > 1 and _is_slice(tokens):
         tokens = tokens[:-1]
     named = [token for token in tokens if token.role in ("", "number")]
@@ -134,7 +137,7 @@ def person_of(stem: str, volume: bool = False) -> str:
     return whole if inside == person else "_".join(token.text for token in person)
 
 
-def _is_slice(tokens: list[Token]) -> bool:
+def _is_slice(tokens: Sequence[Token]) -> bool:
     """Whether the last part is a slice's number, which no word says: ``388206_78``, ``P01_b12``."""
     last, before = tokens[-1], tokens[:-1]
     if last.role == "number":
@@ -259,6 +262,11 @@ def _visit(text: str) -> str:
     return "-".join(str(int(number)) for number in numbers) or text
 
 
+def spaced(name: str) -> str:
+    """Part the words of a name that only capitals part: ``labels_Tr``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+
+
 def is_mask(name: str, folder: bool = False) -> bool:
     """Tell by its name whether a file, or all files of a folder, are masks or label maps and not images.
 
@@ -267,8 +275,7 @@ def is_mask(name: str, folder: bool = False) -> bool:
     >>> [is_mask(name, folder=True) for name in ("labelsTr", "keras_png_slices_seg_train", "with_mask", "label_3")]
     [True, True, False, False]
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
-    tokens = words_of(spaced)
+    tokens = words_of(spaced(name))
     for place, token in enumerate(tokens):
         if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
             continue

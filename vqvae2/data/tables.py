@@ -64,7 +64,7 @@ class Table:
         the subject agree on.
 
         Args:
-            keys: relative paths of the images.
+            keys: relative paths of the images, or of the volumes that they were cut from.
             subjects: whom they show.
             people: go by the subject where the table has both.
         """
@@ -76,7 +76,9 @@ class Table:
             if row[self.file_column]:
                 groups[_clean(row[self.file_column])].append(row)
         merged, conflicts = self._merged(groups)
-        names = _files(keys, merged)
+        files = list(dict.fromkeys(keys))  # of a volume all slices have one
+        found = dict(zip(files, _files(files, merged), strict=True))
+        names = [found[key] for key in keys]
         return Matches([merged.get(name) for name in names], "files", len(merged.keys() - set(names)), conflicts)
 
     def _match_people(self, keys: Sequence[str], subjects: Sequence[str]) -> Matches:
@@ -101,9 +103,9 @@ class Table:
         solved: dict[str, set[str]] = defaultdict(set)
         for key, subject in zip(keys, subjects, strict=True):
             row, own = agreed.get(subject), exact.get(f"{subject} at visit {visit_of(key)}")
-            by_visit += bool(row and own)
             if row and own:
-                row = {name: own[name] or row[name] for name in row}
+                by_visit += 1
+                row = {name: own[name] or cell for name, cell in row.items()}
                 for name in own:
                     if own[name]:
                         solved[name].add(subject)
@@ -151,13 +153,13 @@ def join(ids: Sequence[str], subjects: Sequence[str]) -> tuple[dict[str, str], s
     rest = [name for name in ids if name not in found]
     left = [who for who in subjects if who not in set(found.values())]
     found |= _unique({name: _plain(name) for name in rest}, {who: _plain(who) for who in left})
-    rest = [name for name in rest if name not in found and name.isdecimal()]
+    rest = [name for name in rest if name not in found and _person(name).isdecimal()]
     left = [who for who in left if who not in set(found.values())]
     numbers = {who: [str(int(number)) for number in re.findall(r"\d+", who)] for who in left}
     tried = []
     for place in range(-3, 3):
         at_place = {who: all_of[place] for who, all_of in numbers.items() if -len(all_of) <= place < len(all_of)}
-        tried.append(_unique({name: str(int(name)) for name in rest}, at_place))
+        tried.append(_unique({name: str(int(_person(name))) for name in rest}, at_place))
     best = max(tried, key=len)
     if all(one == best for one in tried if len(one) == len(best)):
         found |= best
@@ -177,7 +179,8 @@ def _unique(names: dict[str, str], subjects: dict[str, str], several: bool = Fal
 
 
 def _person(name: str) -> str:
-    return (known_subject(name) or name).removeprefix("sub-")
+    whole = re.sub(r"^(\d+)\.0+$", r"\1", name)  # as a table with gaps is saved
+    return (known_subject(whole) or whole).removeprefix("sub-")
 
 
 def _plain(name: str) -> str:
@@ -273,8 +276,8 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
         notes.append(
-            f"{path.name}: {len(odd):,} rows have not {len(columns)} cells as the first: {shown}; they are left out, and "
-            "their labels count as missing"
+            f"{path.name}: {len(odd):,} rows have not {len(columns)} cells as the first: {shown}; they are left out, "
+            "and their labels count as missing"
         )
     return columns, rows, notes
 
@@ -297,9 +300,9 @@ def _blank(rows: list[Row], column: str) -> Counter[str]:
 def parse_labels(text: str, folder: Path) -> list[tuple[Table, tuple[str, ...]]]:
     """Read FILE:COLUMN[,COLUMN], FILE relative to here or to the data.
 
-    FILE may be a pattern, such as ``sub-*/sub-*_sessions.tsv``, of tables that are read as one. A column is given by its
-    name, in quotes if it holds commas, or by its number, from 1. A column that ``participants.tsv`` lacks is looked for
-    in BIDS's tables of sessions.
+    FILE may be a pattern, such as ``sub-*/sub-*_sessions.tsv``, of tables that are read as one. A column is given by
+    its name, in quotes if it holds commas, or by its number, from 1. A column that ``participants.tsv`` lacks is looked
+    for in BIDS's tables of sessions.
 
     Returns:
         Tables, with the columns that are wanted of each.

@@ -119,8 +119,8 @@ class Cut:
 
 
 REMARKS = {
-    "unoriented": "do not say how they lie{}; their axes are taken to run to the left, to the front and upwards (LAS), as "
-    "nibabel does",
+    "unoriented": "do not say how they lie{}; their axes are taken to run to the left, to the front and upwards (LAS), "
+    "as nibabel does",
     "complex": "hold complex numbers{}; their magnitude is read",
     "background": "have values below that of their background{}, as after a z-score; the background, the value of the "
     "corners, is black",
@@ -174,10 +174,9 @@ def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterato
         UserError: a package that reads them is not installed.
     """
     itk = next((files for files in sources if len(files) > 1 or not files[0].name.lower().endswith(_NIBABEL)), None)
-    for package, files in (("nibabel", sources[0]), ("SimpleITK", itk)):
+    for package, files in [("nibabel", sources[0])] + ([("SimpleITK", itk)] if itk else []):
         try:
-            if files:
-                importlib.import_module(package)
+            importlib.import_module(package)
         except ImportError:
             raise UserError(f"volumes of this format need {package}", files[0], f"Run pip install {package}") from None
     return read_all(sources, lambda files: _cached(files, config), "cutting volumes", min(8, os.cpu_count() or 1))
@@ -295,7 +294,7 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
 
     files = source if isinstance(source, tuple) else (source,)
     try:
-        image = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
+        image: Any = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
         shape = image.shape
         if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
             raise UnreadableError(f"{' x '.join(map(str, shape))} voxels cannot be meant")

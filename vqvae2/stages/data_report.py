@@ -69,7 +69,7 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         folder: of the run's data report.
 
     Raises:
-        UserError: a subject is in another split now.
+        UserError: a subject is in another split now, or most subjects have other names.
     """
     path = folder / _SUBJECTS
     if not path.is_file():  # of a run of an earlier version
@@ -78,6 +78,14 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     before = {row["subject"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
     now = {subject: split for split, images in data.splits.items() for subject in images.subjects}
+    if before and 2 * len(before.keys() & now.keys()) < min(len(before), len(now)):
+        one, other = min(before), min(now)
+        raise UserError(
+            f"the people are called otherwise than when the VQ-VAE was trained, such as {other}, then {one}, so that it "
+            "cannot be told who was trained on",
+            data.name,
+            "Give the data that it was trained on, or --subject-pattern as then, or train it again",
+        )
     moved = sorted(subject for subject, split in now.items() if before.get(subject, split) != split)
     if moved:
         one = moved[0]

@@ -1,0 +1,179 @@
+"""Which of the files that lie there are taken: images or volumes, no masks, one kind, one space."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vqvae2.data import decoding, volumes
+from vqvae2.data.dicom import read_series
+from vqvae2.data.sources import Found, nothing_found, select
+from vqvae2.data.subjects import is_mask, kind_of, stem_of
+from vqvae2.errors import UserError
+
+LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
+_ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
+_DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
+_PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
+_ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
+
+
+@dataclass
+class Layout:
+    """The files of a folder and what their places say; lists run alongside."""
+
+    words: str
+    paths: list[Path]
+    keys: list[str]  # relative, with forward slashes
+    splits: list[str | None]
+    subjects: list[str]
+    folder: Path
+    attributes: dict[str, list[str]] = field(default_factory=dict)  # by the folders; "" where a folder says nothing
+    volumes: bool = False  # the files are volumes, or slices of them
+    series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)  # of a DICOM series' first file: all
+    told_by: str = "the names of the files"  # what says whom an image shows
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # readings that are uncertain, with the flag that settles them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which files are taken, as `DataConfig` describes it."""
+
+    layout: LayoutChoice = "auto"
+    suffix: str | None = None
+    entities: tuple[tuple[str, str], ...] = ()
+    exclude: tuple[str, ...] = ()
+    include_masks: bool = False
+
+
+def key_of(path: Path, folder: Path) -> str:
+    """The path relative to a folder, with forward slashes, in characters that every file format can hold."""
+    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+def gather(folder: Path, found: Found, choice: Choice) -> Layout:
+    """Choose between images and volumes, and leave out masks and what --exclude names."""
+    skipped = found.skipped
+    images, scans, dicom = (
+        select(paths, folder, choice.exclude, skipped) for paths in (found.images, found.volumes, found.dicom)
+    )
+    series = (
+        read_series(dicom, folder, skipped) if dicom and (choice.layout in ("volumes", "bids") or not images) else {}
+    )
+    scans += series
+    described = (folder / "dataset_description.json").is_file()  # pictures in a BIDS tree are of its quality control
+    cut = choice.layout in ("volumes", "bids") or bool(scans and (described or not images))
+    if not (scans if cut else images):
+        raise nothing_found(
+            folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volumes.SUFFIXES
+        )
+    if cut and images:
+        skipped.append((f"{len(images):,} images", "left aside for the volumes; --exclude '*.nii*' reads them"))
+    if (scans or dicom) and not cut:
+        skipped.append(
+            (f"{len(scans) + len(dicom):,} volumes", "left aside for the images; --layout volumes reads them")
+        )
+    paths = scans if cut else images
+    keys = [series[path].key if path in series else key_of(path, folder) for path in paths]
+    layout = Layout("volumes" if cut else "", paths, keys, [], [], folder, volumes=cut, skipped=skipped)
+    layout.series = {path: one.files for path, one in series.items()}
+    layout.subjects = [series[path].patient if path in series else "" for path in paths]
+    if not choice.include_masks:
+        _leave_out_masks(layout)
+    return layout
+
+
+def keep(layout: Layout, rows: list[int]) -> None:
+    layout.paths, layout.keys = [layout.paths[i] for i in rows], [layout.keys[i] for i in rows]
+    layout.subjects = [layout.subjects[i] for i in rows]
+
+
+def _leave_out_masks(layout: Layout) -> None:
+    masks = []
+    for key in layout.keys:
+        *folders, name = key.split("/")
+        masks.append(is_mask(stem_of(name)) or any(is_mask(part, folder=True) for part in folders))
+    if all(masks):
+        layout.doubts.append(f"all names say that these are masks, such as {layout.keys[0]}; they are taken as images")
+    elif any(masks):
+        shown = ", ".join([key for key, mask in zip(layout.keys, masks, strict=True) if mask][:3])
+        layout.skipped.append(
+            (f"{sum(masks):,} masks", f"left out by their names ({shown}); --include-masks takes them")
+        )
+        keep(layout, [i for i, mask in enumerate(masks) if not mask])
+
+
+def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
+    """Take the volumes of one kind, where that is asked for or this is a BIDS tree, and of one space."""
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    suffix = choice.suffix or "T1w"
+    if tree:
+        layout.words = f"BIDS tree, {suffix}"
+        kinds = Counter(stem.rsplit("_", 1)[-1] for stem in stems)
+        rows = [
+            i
+            for i, (stem, key) in enumerate(zip(stems, layout.keys, strict=True))
+            if stem.rsplit("_", 1)[-1] == suffix and not _DERIVED.search(key)
+        ]
+        if not rows:
+            told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
+            raise UserError(
+                f"no volume of the BIDS tree is called ..._{suffix}", layout.folder, f"--bids-suffix: {told}"
+            )
+        reason = f"derived, or not called ..._{suffix} (--bids-suffix)"
+    else:
+        rows = list(range(len(stems)))
+        if choice.suffix:
+            ends = [re.split(r"[_\-. ]", stem)[-1] for stem in stems]
+            rows = [i for i in rows if ends[i] == suffix] or [i for i in rows if ends[i].lower() == suffix.lower()]
+            if not rows:
+                layout.doubts.append(f"no volume is called ...{suffix} (--bids-suffix); all kinds are taken")
+                rows = list(range(len(stems)))
+        reason = f"not called ...{suffix} (--bids-suffix)"
+    if len(rows) < len(stems):
+        layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
+    keep(layout, rows)
+    _choose_entities(layout, dict(choice.entities))
+    kinds = Counter(filter(None, (kind_of(stem_of(key.rsplit("/", 1)[-1])) for key in layout.keys)))
+    if not tree and len(kinds) > 1:
+        told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
+        layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")
+
+
+def _choose_entities(layout: Layout, wanted: dict[str, str]) -> None:
+    """Take the volumes whose names have the wanted ``key-value`` parts, and of several spaces or makings one."""
+    for name in (*wanted, *(name for name in _ONE_OF if name not in wanted)):
+        names = [key.rsplit("/", 1)[-1] for key in layout.keys]
+        parts = [dict(part.split("-", 1) for part in stem_of(n).split("_") if "-" in part).get(name, "") for n in names]
+        there = Counter(part for part, n in zip(parts, names, strict=True) if n.startswith("sub-"))
+        value = wanted.get(name, "")
+        if name not in wanted:
+            if len(there) < 2:
+                continue
+            value = "" if "" in there else min(there, key=lambda value: (-there[value], value))
+            told = ", ".join(f"{value or 'none'} ({count:,})" for value, count in there.most_common(5))
+            layout.doubts.append(
+                f"volumes differ in {name}: {told}; taken: {value or 'those without'}, such as "
+                f"{next(n for n, part in zip(names, parts, strict=True) if part == value)}; --bids-entity {name}=NAME takes "
+                "another"
+            )
+        rows = [i for i, part in enumerate(parts) if part == value]
+        if not rows:
+            told = ", ".join(sorted({part or "none" for part in parts})[:6])
+            raise UserError(f"no volume has {name}-{value}", "--bids-entity", f"There are: {told}")
+        if len(rows) < len(parts):
+            layout.skipped.append(
+                (f"{len(parts) - len(rows):,} volumes", f"not {name}={value or 'none'} (--bids-entity)")
+            )
+        keep(layout, rows)
+
+
+def is_bids(folder: Path, keys: list[str]) -> bool:
+    """Whether the volumes lie in folders of subjects as BIDS has them, or a file of BIDS lies beside those folders."""
+    raw = [key for key in keys if not _DERIVED.search(key)]
+    described = any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv"))
+    pattern = _PERSON_FOLDER if described else _ANATOMY_FOLDER
+    return bool(raw) and all(map(pattern.search, raw))
