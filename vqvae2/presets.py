@@ -135,12 +135,21 @@ _BRAIN = Preset(
     priors=(
         _PRIOR,
         replace(_PRIOR, num_layers=8, attention_every=0),
-        replace(_PRIOR, channels=64, residual_channels=64, num_layers=6, attention_every=0),
+        # What the coarser levels say is worked out at their resolution, where width is cheap.
+        replace(
+            _PRIOR,
+            channels=64,
+            residual_channels=64,
+            num_layers=6,
+            attention_every=0,
+            condition_channels=128,
+            dropout=0.1,
+        ),
     ),
     prior_training=(
         replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=20),
-        replace(_PRIOR_TRAINING, max_steps=4000, max_minutes=30),
-        replace(_PRIOR_TRAINING, max_steps=4000, max_minutes=40),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=30, evaluations=10),
+        replace(_PRIOR_TRAINING, max_steps=2600, max_minutes=50, evaluations=8),
     ),
     size="128x128",
 )
