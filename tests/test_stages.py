@@ -345,7 +345,7 @@ def test_a_short_run_is_eager_evaluated_twice_and_says_how_it_is_shared(tmp_path
     shown = [line for line in ended.out.splitlines() if " min  " in line]
     assert len(shown) == 2
     assert max(map(len, shown)) < 100
-    words = r"\* step 21  \d+\.\d min  loss 0\.\d{4}  SSIM 0\.\d{3}  perplexity top \d+, bottom \d+"
+    words = r"\* step 21  \d+\.\d min  loss \d\.\d{4}  SSIM -?\d\.\d{3}  perplexity top \d+, bottom \d+"
     assert re.fullmatch(words, shown[0])
     assert "* marks the lowest selection/loss so far: that model is kept" in ended.out
 
