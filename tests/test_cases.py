@@ -179,6 +179,12 @@ NAMES: dict[str, tuple[list[str], int, dict[str, set[str]]]] = {
         8,
         {"visit": {"week0", "week1"}},
     ),
+    "numbers like years": ([f"{2010 + p}/{k}.png" for p in EIGHT for k in (0, 1)], 8, {}),
+    "splits with years": (
+        [f"{s}2017/P{p:02}_3.png" for s, ps in (("train", range(6)), ("val", (6, 7))) for p in ps],
+        8,
+        {},
+    ),
     "sides": ([f"P{p:02}_{side}_{k}.png" for p in EIGHT for side in "LR" for k in range(3)], 8, {}),
     "changed copies": (
         [

@@ -92,7 +92,7 @@ def keep(layout: Layout, rows: list[int]) -> None:
 
 
 def _leave_out_masks(layout: Layout) -> None:
-    """Leave out what its name or a folder's tells to be a mask; a folder that holds both, by its files, tells nothing."""
+    """Leave out what names tell to be masks; a folder that holds both, by the names in it, tells nothing."""
     places = [key.split("/") for key in layout.keys]
     masks = [is_mask(stem_of(parts[-1])) for parts in places]
     for depth in range(max(map(len, places)) - 1, 0, -1):
