@@ -179,6 +179,12 @@ NAMES: dict[str, tuple[list[str], int, dict[str, set[str]]]] = {
         8,
         {"visit": {"week0", "week1"}},
     ),
+    "numbers like years": ([f"{2010 + p}/{k}.png" for p in EIGHT for k in (0, 1)], 8, {}),
+    "splits with years": (
+        [f"{s}2017/P{p:02}_3.png" for s, ps in (("train", range(6)), ("val", (6, 7))) for p in ps],
+        8,
+        {},
+    ),
     "sides": ([f"P{p:02}_{side}_{k}.png" for p in EIGHT for side in "LR" for k in range(3)], 8, {}),
     "changed copies": (
         [
@@ -198,6 +204,7 @@ NAMES: dict[str, tuple[list[str], int, dict[str, set[str]]]] = {
         8,
         {},
     ),
+    "capitals": ([f"{'Pp'[k]}{p:02}_{k}.png" for p in EIGHT for k in (0, 1)], 8, {}),
     "kinds first": ([f"{kind}_{p:03}.nii.gz" for p in EIGHT for kind in ("T1", "FLAIR")], 8, {}),
     "kinds between": ([f"HC_{kind}_P{p:02}_{k}.png" for p in EIGHT for kind in ("T1", "T2") for k in (3, 4)], 8, {}),
     "numbers after groups": ([f"{group}_{p:02}.nii.gz" for p in EIGHT for group in ("AD", "NC")], 16, {}),
@@ -297,6 +304,14 @@ MASKS = {
     ),
     "ISLES": (["sub-{:02}/dwi/sub-{:02}_dwi.nii.gz"], ["derivatives/sub-{:02}/sub-{:02}_msk.nii.gz"]),
     "LiTS": (["volume-{}.nii"], ["segmentation-{}.nii"]),
+    "a folder's name for both": (
+        ["lgg-mri-segmentation/TCGA_CS_{:04}_1.tif"],
+        ["lgg-mri-segmentation/TCGA_CS_{:04}_1_mask.tif"],
+    ),
+    "a folder's name for both kinds of folders": (
+        ["seg_data/train/images/p{:02}_0.png"],
+        ["seg_data/train/labels/p{:02}_0.png"],
+    ),
     "CelebAMask": (["CelebA-HQ-img/{}.jpg"], ["CelebAMask-HQ-mask-anno/0/{:05}_hair.png"]),
 }
 

@@ -44,6 +44,8 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
     except ImportError:
         raise UserError("DICOM needs pydicom and SimpleITK", paths[0], "Run pip install pydicom SimpleITK") from None
 
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # values are only compared
+
     def header(path: Path) -> Any:
         if reason := no_content(path):
             raise UnreadableError(reason)

@@ -143,6 +143,8 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         elif classes:
             for i in uninformative(subjects, classes, layout.splits):
                 subjects[i] = layout.keys[i]
+    one: dict[str, str] = {}  # P01 and p01 are one person
+    subjects = [one.setdefault(who.lower(), who) for who in subjects]
     layout.subjects = [header or who for header, who in zip(layout.subjects, subjects, strict=True)]
 
 

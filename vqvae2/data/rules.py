@@ -135,14 +135,14 @@ GROUP_WORDS = re.compile(
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
 SPLITS = {
-    "train": re.compile(r"train(?:ing)?|tr"),
-    "val": re.compile(r"val(?:id|idat(?:e|ion))?|dev"),
-    "test": re.compile(r"test(?:ing)?|ts"),
+    "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
+    "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|dev"),
+    "test": re.compile(r"test(?:ing)?(?:20\d\d)?|ts"),
 }
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
 NEUTRAL = re.compile(
-    r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|x|"
-    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*|20[012]\d"
+    r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|"
+    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*"
 )
 """Words of folders that tell nothing."""
 ATTRIBUTES = (

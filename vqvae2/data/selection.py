@@ -1,7 +1,7 @@
 """Which of the files that lie there are taken: images or volumes, no masks, one kind, one space."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -92,10 +92,18 @@ def keep(layout: Layout, rows: list[int]) -> None:
 
 
 def _leave_out_masks(layout: Layout) -> None:
-    masks = []
-    for key in layout.keys:
-        *folders, name = key.split("/")
-        masks.append(is_mask(stem_of(name)) or any(is_mask(part, folder=True) for part in folders))
+    """Leave out what names tell to be masks; a folder that holds both, by the names in it, tells nothing."""
+    places = [key.split("/") for key in layout.keys]
+    masks = [is_mask(stem_of(parts[-1])) for parts in places]
+    for depth in range(max(map(len, places)) - 1, 0, -1):
+        inside: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for i, parts in enumerate(places):
+            if len(parts) > depth and is_mask(parts[depth - 1], folder=True):
+                inside[tuple(parts[:depth])].append(i)
+        for rows in inside.values():
+            if len({masks[i] for i in rows}) == 1:
+                for i in rows:
+                    masks[i] = True
     if all(masks):
         layout.doubts.append(f"all names say that these are masks, such as {layout.keys[0]}; they are taken as images")
     elif any(masks):
@@ -157,8 +165,8 @@ def _choose_entities(layout: Layout, wanted: dict[str, str]) -> None:
             told = ", ".join(f"{value or 'none'} ({count:,})" for value, count in there.most_common(5))
             layout.doubts.append(
                 f"volumes differ in {name}: {told}; taken: {value or 'those without'}, such as "
-                f"{next(n for n, part in zip(names, parts, strict=True) if part == value)}; --bids-entity {name}=NAME takes "
-                "another"
+                f"{next(n for n, part in zip(names, parts, strict=True) if part == value)}; "
+                f"--bids-entity {name}=NAME takes another"
             )
         rows = [i for i, part in enumerate(parts) if part == value]
         if not rows:

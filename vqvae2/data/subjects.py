@@ -236,7 +236,7 @@ def visit_of(key: str) -> str:
         text = " ".join(token.text.lower() for token in words)
         if oasis := re.search(r"(?:OAS\d_\d+_MR|OAS\d+_.*?d)(\d+)", name):
             return str(int(oasis[1]))
-        session = re.search(r"ses(?:sion)?[ _-]?([a-z0-9]+)", name, re.IGNORECASE)
+        session = re.search(r"(?<![A-Za-z])ses(?:sion)?[ _-]?([a-z0-9]+)", name, re.IGNORECASE)
         if session and not session[1].startswith("sion"):
             return _visit(session[1].lower())
         text = rules.NO_VISIT.sub("", text).strip()

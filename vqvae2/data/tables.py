@@ -102,14 +102,14 @@ class Table:
         by_visit = 0
         solved: dict[str, set[str]] = defaultdict(set)
         for key, subject in zip(keys, subjects, strict=True):
-            row, own = agreed.get(subject), exact.get(f"{subject} at visit {visit_of(key)}")
-            if row and own:
+            best, own = agreed.get(subject), exact.get(f"{subject} at visit {visit_of(key)}")
+            if best and own:
                 by_visit += 1
-                row = {name: own[name] or cell for name, cell in row.items()}
+                best = {name: own[name] or cell for name, cell in best.items()}
                 for name in own:
                     if own[name]:
                         solved[name].add(subject)
-            rows.append(row)
+            rows.append(best)
         for name, whose in conflicts.items():
             conflicts[name] = [who for who in whose if who not in solved[name]]
         for name, whose in at_visit.items():

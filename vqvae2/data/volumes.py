@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -35,6 +36,7 @@ _DICOM = (".dcm", ".dicom", ".ima")
 SUFFIXES = _NIBABEL + _SIMPLEITK
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
 _FORMAT = 3  # of the cache
+_PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _END = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(mm|%)\s*")
@@ -196,7 +198,7 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     settings = json.dumps([_FORMAT, content, slice_settings(config)], sort_keys=True)
     kept = cache_folder() / "slices" / f"{hashlib.sha256(settings.encode()).hexdigest()}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as stored:
+        with _PARSING, np.load(kept, allow_pickle=False) as stored:
             return Cut(stored["pixels"], **_tuples(json.loads(str(stored["record"]))))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):  # absent, or cut short
         pass

@@ -81,8 +81,8 @@ def check_subjects(data: ImageData, folder: Path) -> None:
     if before and 2 * len(before.keys() & now.keys()) < min(len(before), len(now)):
         one, other = min(before), min(now)
         raise UserError(
-            f"the people are called otherwise than when the VQ-VAE was trained, such as {other}, then {one}, so that it "
-            "cannot be told who was trained on",
+            f"the people are called otherwise than when the VQ-VAE was trained, such as {other}, then {one}, so that "
+            "it cannot be told who was trained on",
             data.name,
             "Give the data that it was trained on, or --subject-pattern as then, or train it again",
         )
