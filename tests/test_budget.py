@@ -48,8 +48,9 @@ def prior_by_hand(config: PriorConfig) -> dict[str, int]:
     found = {}
     if config.condition_levels:
         *_, (h, w) = sizes = config.condition_shapes
-        embedded = sum(rows * columns * e * c for rows, columns in sizes)
-        found["condition stack"] = embedded + config.condition_layers * h * w * 10 * c * r + cells * c * c
+        s, inside = config.condition_channels or c, config.condition_channels or r
+        embedded = sum(rows * columns * e * s for rows, columns in sizes)
+        found["condition stack"] = embedded + config.condition_layers * h * w * 10 * s * inside + cells * s * c
     rows = (reach + 1) * (2 * reach + 1) * c * v + v * 2 * c + c * r + conditional * c * (v + r)
     columns = (reach + 1) * c * r + r * 2 * c
     attentions = layers // config.attention_every if config.attention_every else 0
@@ -92,6 +93,7 @@ def test_levels_cost_their_convolutions_and_distances():
     [
         {},
         {"attributes": ()},
+        {"condition_channels": 10, "output_layers": 0},
         {"vertical_channels": 5, "kernel_size": 4, "attention_every": 1},
         {"condition_levels": (), "condition_shapes": (), "condition_num_embeddings": (), "attention_every": 0},
         {"recompute": True},
