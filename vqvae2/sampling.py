@@ -117,7 +117,7 @@ def sample_codes(
 
     Args:
         prior: of the level, in evaluation mode.
-        uniform: (B, P) random numbers in [0, 1), float64, one for each position in raster order.
+        uniform: (B, P) random numbers in [0, 1), float64, one for each position in raster order, on any device.
         condition: codes of the coarser levels, top first, (B, h', w').
         label: (B, A) int64, -1 missing; None: all missing.
         sharpness: None: the prior's own distribution.
@@ -138,7 +138,10 @@ def sample_codes(
         own = log_p if plain else logits.to(widest(logits.device)).log_softmax(-1)
         return codes[:, 0], own.gather(-1, codes)[:, 0]
 
-    maps = uniform.view(-1, *prior.config.shape)
+    device = next(prior.parameters()).device
+    uniform = uniform.to(device, widest(device))
+    # Rounding to float32 may reach 1.
+    maps = uniform.clamp_max(1 - torch.finfo(uniform.dtype).eps).view(-1, *prior.config.shape)
     codes, log_p = prior.generate(draw, maps, condition, label, progress)
     return codes, -log_p / uniform.shape[1]
 
@@ -169,10 +172,8 @@ def sample_chunk(
     for i, prior in enumerate(priors):
         positions = prior.config.height * prior.config.width
         rows = np.stack([np.random.default_rng([seed, index, i]).random(positions) for index in indices])
-        uniform = torch.from_numpy(rows).to(device, widest(device))
-        uniform.clamp_max_(1 - torch.finfo(uniform.dtype).eps)  # rounding to float32 may reach 1
         level, level_nll = sample_codes(
-            prior, uniform, list(codes), label.to(device), sharpness[i] if sharpness else None, progress
+            prior, torch.from_numpy(rows), list(codes), label.to(device), sharpness[i] if sharpness else None, progress
         )
         codes.append(level)
         nll.append(level_nll)

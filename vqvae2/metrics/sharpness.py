@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vqvae2 import distributed
+from vqvae2.device import widest
 from vqvae2.metrics.images import gaussian_blur, ssim_map
 
 BANDS = ((2, 4), (4, 8), (8, 16))
@@ -82,12 +83,12 @@ def foreground_scores(y: Tensor, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
         mask: (B, H, W) bool, of the originals.
 
     Returns:
-        (B,) each, in double precision: ``ssim_foreground``, the map of SSIM (see :func:`ssim_map`) averaged over the
-        mask, and ``psnr_foreground_db``, of the squared error in the mask (peak 2; infinite for equal images). NaN
-        where the mask is empty.
+        (B,) each, in double precision where the device has it: ``ssim_foreground``, the map of SSIM (see
+        :func:`ssim_map`) averaged over the mask, and ``psnr_foreground_db``, of the squared error in the mask (peak 2;
+        infinite for equal images). NaN where the mask is empty.
     """
     maps = torch.stack([ssim_map(y, x), (y.float() - x.float()).square().mean(1)])
-    similarity, error = (maps * mask).sum((2, 3), dtype=torch.float64) / mask.sum((1, 2))
+    similarity, error = (maps * mask).sum((2, 3), dtype=widest(mask.device)) / mask.sum((1, 2))
     return {"ssim_foreground": similarity, "psnr_foreground_db": 10 * torch.log10(4 / error)}
 
 

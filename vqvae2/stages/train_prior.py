@@ -141,7 +141,7 @@ class PriorTask:
         uniform = torch.rand(
             len(batch["label"]), positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
-        codes, _ = sample_codes(self.prior, uniform.to(self.device), coarser, batch["label"].to(self.device))
+        codes, _ = sample_codes(self.prior, uniform, coarser, batch["label"].to(self.device))
         images = self.model.decode([*coarser, codes])
         k, size = self.prior.config.num_embeddings, (self.model.config.height, self.model.config.width)
         pictures = [to_picture(image) for image in images] + [code_map(level, k, size) for level in codes]
