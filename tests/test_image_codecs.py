@@ -14,6 +14,7 @@ from vqvae2.metrics import image_scores
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import image_codecs
+import real_slices
 
 
 def test_mosaics_are_laid_out_in_raster_order_and_cut_apart_again():
@@ -53,3 +54,13 @@ def test_a_rate_is_interpolated_in_its_logarithm_and_never_beyond_the_curve():
     assert image_codecs.rate_at(curve, 0.925) == pytest.approx(2.0)
     assert math.isnan(image_codecs.rate_at(curve, 0.96))
     assert math.isnan(image_codecs.rate_at(curve, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("measured", "over", "word"),
+    [(0.95, True, "moonshot"), (0.85, True, "bar"), (0.7, True, "no"), (0.85, False, "bar"), (None, True, "")],
+)
+def test_a_claim_is_held_against_bar_and_moonshot_by_its_direction(measured, over, word):
+    bar, moonshot = (0.8, 0.9) if over else (0.9, 0.8)
+    assert real_slices.met({"measured": measured, "bar": bar, "moonshot": moonshot, "over": over}) == word
+    assert real_slices.met({"measured": measured, "bar": None, "moonshot": None, "over": over}) == ""
