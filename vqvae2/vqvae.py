@@ -102,7 +102,8 @@ class VQVAEConfig:
     spectrum_weight: float = 0.0
     """Weight of the mean absolute error of the Fourier amplitudes (Tudosiu et al. 2022, arXiv 2209.03177), >= 0."""
     foreground_weight: float = 1.0
-    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1."""
+    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1; for images
+    on a black background."""
 
     def __post_init__(self) -> None:
         levels = len(self.strides)
@@ -187,27 +188,32 @@ class VQVAEConfig:
         )
 
     def reconstruction_loss(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh the errors of reconstructions y of images x, both (B, C, H, W): ``(loss, terms)``, terms unweighted."""
-        weight = None
+        """Weigh the errors of reconstructions y of images x, both (B, C, H, W).
+
+        Returns:
+            ``(loss, terms)``: the loss, a mean over images; and its terms by name, over the whole frame and unweighted.
+        """
+        maps = {"mse": (y - x).square()}
+        if self.l1_weight:
+            maps["l1"] = (y - x).abs()
+        terms = {name: errors.mean() for name, errors in maps.items()}
+        if self.ssim_weight:
+            terms["ssim"] = ssim(y, x).mean()
+        weighted = terms
         if self.foreground_weight > 1:
+            if self.ssim_weight:
+                maps["ssim"] = ssim_map(y, x)[:, None]
             weight = 1 + (self.foreground_weight - 1) * (x.amax(1, keepdim=True) > _BRIGHT).to(x.dtype)
             weight = weight / weight.mean((1, 2, 3), keepdim=True)  # each image counts as much as the others
-        difference = y - x
-
-        def mean(errors: Tensor) -> Tensor:
-            return errors.mean() if weight is None else (weight * errors).mean()
-
-        terms = {"mse": mean(difference.square())}
-        loss = self.mse_weight * terms["mse"]
+            weighted = {name: (weight * errors).mean() for name, errors in maps.items()}
+        loss = self.mse_weight * weighted["mse"]
         if self.l1_weight:
-            terms["l1"] = mean(difference.abs())
-            loss = loss + self.l1_weight * terms["l1"]
+            loss = loss + self.l1_weight * weighted["l1"]
         if self.ssim_weight:
-            terms["ssim"] = ssim(y, x).mean() if weight is None else (weight[:, 0] * ssim_map(y, x)).mean()
-            loss = loss + self.ssim_weight * (1 - terms["ssim"])
+            loss = loss + self.ssim_weight * (1 - weighted["ssim"])
         if self.spectrum_weight:
             amplitudes = [torch.fft.rfft2(images.float(), norm="ortho").abs() for images in (y, x)]
-            terms["spectrum"] = F.l1_loss(*amplitudes)
+            terms = {**terms, "spectrum": F.l1_loss(*amplitudes)}
             loss = loss + self.spectrum_weight * terms["spectrum"]
         return loss, terms
 
