@@ -149,7 +149,7 @@ _BRAIN = Preset(
     prior_training=(
         replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=20),
         replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=30, evaluations=10),
-        replace(_PRIOR_TRAINING, max_steps=2600, max_minutes=50, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=2200, max_minutes=50, evaluations=6),
     ),
     size="128x128",
 )
