@@ -12,8 +12,9 @@ Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R res
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from einops import rearrange, repeat
@@ -34,6 +35,9 @@ from vqvae2.causal import (
 from vqvae2.device import recorded, records, widest
 
 __all__ = ["Prior", "PriorConfig"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long as two or three
 
@@ -161,6 +165,24 @@ class PriorConfig:
             condition_num_embeddings=tuple(num_embeddings[:index]),
             attributes=tuple((name, tuple(classes)) for name, classes in attributes.items()),
         )
+
+
+def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a module's method run in evaluation mode; each part is given its own mode back."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        module = args[0]
+        assert isinstance(module, nn.Module)
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            for part in training:
+                part.training = True
+
+    return run
 
 
 class ConditionStack(nn.Module):
@@ -309,6 +331,7 @@ class Prior(nn.Module):
         return self._at_positions(logits, self.position_table).permute(0, 3, 1, 2)
 
     @torch.no_grad()
+    @_in_evaluation_mode
     def generate(
         self,
         draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
@@ -318,6 +341,8 @@ class Prior(nn.Module):
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one position at a time, in raster order (the incremental form).
+
+        Nothing is dropped, whatever the prior's mode.
 
         Args:
             draw: called as ``draw(logits, uniform)`` with (B, K) and (B,), returns ``(codes, log_p)``, (B,) each. On
