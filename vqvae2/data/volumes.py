@@ -36,6 +36,7 @@ _DICOM = (".dcm", ".dicom", ".ima")
 SUFFIXES = _NIBABEL + _SIMPLEITK
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
 _FORMAT = 3  # of the cache
+_DATA_FILE = re.compile(rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 _PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -187,7 +188,8 @@ def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterato
 def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     """Cut a volume, or find what was cut of the same bytes with the same settings before."""
     content = []
-    for path in (*files, *_beside(files[0])):
+    beside = _beside(files[0])
+    for path in (*files, *(beside or ())):
         if reason := no_content(path):
             raise UnreadableError(reason)
         try:
@@ -195,6 +197,8 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
                 content.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from None
+    if beside is None:
+        return cut(files, config)
     settings = json.dumps([_FORMAT, content, slice_settings(config)], sort_keys=True)
     kept = cache_folder() / "slices" / f"{hashlib.sha256(settings.encode()).hexdigest()}.npz"
     try:
@@ -212,11 +216,27 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     return found
 
 
-def _beside(path: Path) -> list[Path]:
-    """The other file of a pair of header and image."""
-    ends = {".img": ".hdr", ".mhd": ".raw", ".nhdr": ".raw"}
-    other = path.with_suffix(ends.get(path.suffix.lower(), path.suffix))
-    return [other] if other != path and other.is_file() else []
+def _beside(path: Path) -> list[Path] | None:
+    """The other files that hold a volume: header or voxels; None where they cannot be told, as of a list of files."""
+    name = path.name.lower()
+    if name.endswith((".img", ".img.gz")):
+        stem = re.sub(r"\.img(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+        return [other for end in (".hdr", ".HDR", ".hdr.gz") if (other := path.with_name(stem + end)).is_file()] or None
+    if not name.endswith(_SIMPLEITK):
+        return []
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(65536)
+    except OSError:
+        return None
+    nrrd = name.endswith((".nrrd", ".nhdr"))
+    named = _DATA_FILE.search(re.split(rb"\n\r?\n", begin)[0] if nrrd else begin)  # after an empty line come voxels
+    if named is None:
+        return [] if name.endswith(".nrrd") else None
+    if named[1].lower() == b"local":
+        return []
+    other = path.parent / os.fsdecode(named[1])
+    return [other] if other.is_file() else None
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:
