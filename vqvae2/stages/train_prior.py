@@ -110,9 +110,10 @@ class PriorTask:
         for split, indices in self.splits.items():
             sums, own = torch.zeros(2, dtype=torch.float64), distributed.own_part(indices)
             for start in range(0, len(own), 32):
-                logits, target = self._predict(self.store.__getitems__(own[start : start + 32]))
+                batch = own[start : start + 32]
+                logits, target = self._predict(self.store.__getitems__(batch))
                 nll, right = F.cross_entropy(logits.float(), target), (logits.argmax(1) == target).float().mean()
-                sums += torch.tensor([float(nll), float(right)], dtype=torch.float64) * (len(target) / len(indices))
+                sums += torch.tensor([float(nll), float(right)], dtype=torch.float64) * (len(batch) / len(indices))
             figures[f"{split}/nll"], figures[f"{split}/accuracy"] = distributed.all_reduce_sum(sums).tolist()
         return {
             **figures,
@@ -149,9 +150,10 @@ class PriorTask:
             )
 
     def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the logits (B h w, K) and the codes (B h w): in this form the loss runs along memory."""
         codes = [level.to(self.device) for level in batch["codes"][: self.index + 1]]
         logits = self.prior(codes[-1], condition=codes[:-1], label=batch["label"].to(self.device))
-        return logits, codes[-1]
+        return logits.permute(0, 2, 3, 1).flatten(0, 2), codes[-1].long().flatten()
 
     def _some(self, split: str) -> list[int]:
         indices = self.store.indices(split)
