@@ -234,7 +234,7 @@ class VectorQuantizer(nn.Module):
         return self._updates >= 0
 
     @property
-    def count_updates(self) -> int:
+    def num_updates(self) -> int:
         """Updates made since the codebook was initialised, -1 before; known without asking the device."""
         return self._updates
 

@@ -460,7 +460,7 @@ class VQVAE(nn.Module):
         # By the number of updates alone, and for the images of all passes since and of all processes: micro-batches and
         # processes draw as one large batch would.
         codebook = self.codebooks[0]
-        generator = torch.Generator().manual_seed(2**31 + codebook.count_updates)
+        generator = torch.Generator().manual_seed(2**31 + codebook.num_updates)
         everyone, first = batch * distributed.world_size(), batch * distributed.rank()
         uniform = torch.rand((len(codebook.pending) + 1) * everyone, 2, generator=generator)[-everyone:][first:][:batch]
         kept = torch.where(uniform[:, 0] < self.config.level_dropout, 1 + (uniform[:, 1] * (count - 1)).long(), count)
