@@ -319,6 +319,8 @@ class Prior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one position at a time, in raster order (the incremental form).
 
+        In any mode: nothing is dropped.
+
         Args:
             draw: called as ``draw(logits, uniform)`` with (B, K) and (B,), returns ``(codes, log_p)``, (B,) each. On
                 CUDA it is recorded: it may look at nothing but its arguments, and wait for nothing.
@@ -330,6 +332,22 @@ class Prior(nn.Module):
         Returns:
             ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
         """
+        training = [part for part in self.modules() if part.training]
+        self.eval()
+        try:
+            return self._generate(draw, uniform, condition, label, progress)
+        finally:
+            for part in training:
+                part.training = True
+
+    def _generate(
+        self,
+        draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        uniform: Tensor,
+        condition: list[Tensor] | None,
+        label: Tensor | None,
+        progress: Callable[[int], object] | None,
+    ) -> tuple[Tensor, Tensor]:
         (height, width), batch, device = self.config.shape, len(uniform), uniform.device
         context = self._context(condition, label, batch, device)
         row = torch.zeros(1, dtype=torch.int64, device=device)

@@ -116,7 +116,7 @@ def sample_codes(
     """Sample one level.
 
     Args:
-        prior: of the level, in evaluation mode.
+        prior: of the level.
         uniform: (B, P) random numbers in [0, 1), float64, one for each position in raster order, on any device.
         condition: codes of the coarser levels, top first, (B, h', w').
         label: (B, A) int64, -1 missing; None: all missing.
