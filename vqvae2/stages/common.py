@@ -180,13 +180,17 @@ def record_of(line: CommandLine, kept: Mapping[str, Any]) -> dict[str, Any]:
     return {**before, **{name: value for name, value in typed.items() if name not in _PLACES and name not in _ONCE}}
 
 
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def prepare_folder(folder: Path, line: CommandLine) -> None:
     """Refuse a folder with a training unless --resume or --overwrite is given; --overwrite empties it.
+
+    Then a state in the folder is of the training of this command line, see `CommandLine.prepared`.
 
     Raises:
         UserError: the folder holds a training and neither flag was given, or both.
     """
+    resume, overwrite = (line.given.get(name, False) for name in ("resume", "overwrite"))
     distributed.on_main(lambda: _prepare(folder, resume, overwrite))
+    line.prepared = True
 
 
 def is_trained(folder: Path) -> bool:
