@@ -61,7 +61,7 @@ class Samples:
         images: (N, C, H, W) in [-1, 1].
         codes: by level, top first, (N, h, w) int64.
         nll: (N, levels) in nats per code under the priors themselves, whatever the sharpness.
-        label: (N, A) int64, -1 where none was asked for.
+        label: (N, A) int64, those that the priors were given, -1 missing.
     """
 
     images: Tensor
