@@ -246,6 +246,20 @@ class VQVAE(nn.Module):
         >>> codes = model.encode(torch.zeros(2, 1, 32, 32))
         >>> [tuple(c.shape) for c in codes], tuple(model.decode(codes).shape)
         ([(2, 4, 4), (2, 8, 8)], (2, 1, 32, 32))
+
+        A training loop; until `init_vectors` vectors have been seen (8,192 by default) nothing is quantised.
+
+        >>> small = {"num_embeddings": (16, 16), "hidden_channels": 8, "residual_channels": 4, "init_vectors": 256}
+        >>> model = VQVAE(VQVAEConfig(height=32, width=32, **small))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> for images in torch.rand(4, 8, 1, 32, 32) * 2 - 1:
+        ...     loss, terms, reconstruction = model.loss(images)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     model.update_codebooks()
+        >>> model.initialized
+        True
     """
 
     def __init__(self, config: VQVAEConfig) -> None:

@@ -212,7 +212,7 @@ def _work(
     """Train, and report the result."""
     config, run = prior.config, RunFolder(arguments.run)
     folder = run.prior(arguments.level)
-    prepare_folder(folder, arguments.resume, arguments.overwrite)
+    prepare_folder(folder, line)
     stage = f"train_prior_{arguments.level}"
     kept = run.read().get(stage, {})
     if arguments.resume and kept:

@@ -187,7 +187,7 @@ def _work(
 ) -> None:
     """Train, and report the result."""
     config, run = model.config, RunFolder(arguments.run)
-    prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
+    prepare_folder(run.vqvae, line)
     kept = run.read()["train_vqvae"] if arguments.resume else {}
     if arguments.resume:
         check_resumed(kept["model"], config, run)
