@@ -21,7 +21,7 @@ COHORTS = (
     Cohort(r"(sub-[A-Za-z0-9]+)", "sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz", "sub-01", "BIDS"),
     Cohort(r"(OAS[123]_?\d{4,5})", "OAS1_0001_MR1_mpr-1_100.jpg", "OAS1_0001", "OASIS-1 and 2: MR1 is the visit"),
     Cohort(r"(OAS[123]_?\d{4,5})", "OAS30001_MR_d0129_T1w.nii.gz", "OAS30001", "OASIS-3: d0129 is the day"),
-    Cohort(r"(\d{3}_S_\d{4,5})", "ADNI_002_S_0295_MR_MPR_Br_20070319_S118671_I118673.nii", "002_S_0295", "ADNI"),
+    Cohort(r"(\d{3}_(?-i:S)_\d{4,5})", "ADNI_002_S_0295_MR_MPR_Br_20070319_S118671_I118673.nii", "002_S_0295", "ADNI"),
     Cohort(r"(IXI\d{3}-[A-Z]+-\d{4})", "IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211", "IXI"),
     Cohort(r"(BraTS-[A-Z]+-\d{4,5})", "BraTS-GLI-00001-001-t1c.nii.gz", "BraTS-GLI-00001", "BraTS 2023: 001 is a scan"),
     Cohort(r"(BraTS2021_\d{5})", "BraTS2021_00495_flair.nii.gz", "BraTS2021_00495", "BraTS 2021"),
@@ -40,7 +40,11 @@ COHORTS = (
     ),
     Cohort(r"(\d{7})_2\d{4}_\d_\d", "1000012_20252_2_0.nii.gz", "1000012", "UK Biobank: field, visit, array"),
     Cohort(
-        r"[A-Z]+_(?:[A-Z0-9]_)?(00\d{5})", "UM_1_0050272_anat.nii.gz", "0050272", "ABIDE, ADHD-200: a site before it"
+        r"(?:Caltech|CMU|KKI|Leuven|Max_?Mun|NYU|OHSU|Olin|Pitt(?:sburgh)?|SBL|SDSU|Stanford|Trinity|UCLA|UM|USM|Yale|Brown|"
+        r"NeuroIMAGE|Peking|WashU)_(?:[A-Z0-9]_)?(00\d{5})",
+        "UM_1_0050272_anat.nii.gz",
+        "0050272",
+        "ABIDE, ADHD-200: a site before it",
     ),
     Cohort(r"(\d{6})_[37]T", "100307_3T_T1w_MPR1.nii.gz", "100307", "Human Connectome Project"),
     Cohort(r"(MIRIAD_\d{3})", "miriad_188_AD_M_01_MR_1.nii.gz", "miriad_188", "MIRIAD"),
@@ -51,9 +55,17 @@ KNOWN = re.compile(
     "(?<![A-Za-z0-9])(?:" + "|".join(dict.fromkeys(c.pattern for c in COHORTS)) + ")(?![0-9])", re.IGNORECASE
 )
 
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)"
+)
+YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
+"""A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
 DATE = (
     r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])(?:[T_-]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
     r"|(?:0[1-9]|[12]\d|3[01])[-.](?:0[1-9]|1[0-2])[-.](?:19|20)\d\d"
+    rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d|(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
+    rf"|{YEAR_MONTH}(?![-.]?\d)"
 )
 
 
@@ -107,7 +119,8 @@ WORDS = (  # the first that fits decides
     ),
     Word(
         "visit",
-        r"bl|baseline|screening|sc|pre|post|before|after|(?:pre|post)op|follow|up|follow-?up|fu|rescan|retest",
+        r"bl|base(?:line)?|init(?:ial)?|final|screening|sc|pre|post|before|after|(?:pre|post)op|follow|up|follow-?up|fup?|"
+        r"rescan|retest|\d{1,3}(?:mos?|mths?|mons?|months?|wks?|weeks?|yrs?|years?|days?|[mwyd])",
         r"ses|sess|session|visit|time-?point|tp|time|week|wk|month|mon|year|yr|day|scan|exam|mr|run|acq|echo|repeat|rep|wave|"
         r"follow-?up|fu|[vmwdty]",
         "subj001_tp2_slice_10.png",
@@ -122,15 +135,15 @@ WORDS = (  # the first that fits decides
     ),
 )
 """The parts of a name that are not the person."""
-VISIT_BEGIN = {"bl", "baseline", "screening", "sc"}
+VISIT_BEGIN = {"bl", "base", "baseline", "init", "initial", "screening", "sc"}
 """Words for visit 0."""
 NO_VISIT = re.compile(r"(?:scan|run|acq|echo|rep|repeat|exam|mr)\D*\d+", re.IGNORECASE)
 """Several images of one visit."""
 GROUP_WORDS = re.compile(
-    r"(?:site|cent[er]{2}|scanner|hospital|group|grp|class|grade|data-?set|ds|fold|batch|part|cohort|set)\W*$",
+    r"(?:site|cent[er]{2}|scanner|hospital|group|grp|class|grade|data-?set|ds|fold|batch|part|cohort|set)[\W_]*\d*$",
     re.IGNORECASE,
 )
-"""Words before a number that names no person: the person's own number follows (``site1_012``)."""
+"""What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""

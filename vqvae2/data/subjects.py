@@ -38,7 +38,7 @@ _ROLES = [
     for word in rules.WORDS
 ]
 _COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
-_LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D])")
+_LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D]|[_\-. ][A-Za-z])")
 _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
 
 
@@ -60,11 +60,15 @@ def words_of(name: str) -> tuple[Token, ...]:
     """
     parts: list[tuple[str, int, bool]] = []
     for match in _TOKEN.finditer(name):
-        if match["date"]:
+        month_alone = re.fullmatch(rules.YEAR_MONTH, match[0])
+        if month_alone and not re.search(r"\d", name[: match.start()]):
+            year, month = match.start(), match.start() + len("2001-")
+            parts += [(name[year : month - 1], year, False), (name[month : match.end()], month, False)]
+        elif match["date"]:
             parts.append((match[0], match.start(), True))
-            continue
-        ends = [match.start(), *(match.start() + cut.start() for cut in _GLUED.finditer(match[0])), match.end()]
-        parts += [(name[a:b], a, False) for a, b in pairwise(ends)]
+        else:
+            ends = [match.start(), *(match.start() + cut.start() for cut in _GLUED.finditer(match[0])), match.end()]
+            parts += [(name[a:b], a, False) for a, b in pairwise(ends)]
     tokens: list[Token] = []
     of_number = ""  # the role of a word that the number after it belongs to
     for place, (text, start, date) in enumerate(parts):
@@ -74,7 +78,7 @@ def words_of(name: str) -> tuple[Token, ...]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?", text) and _begins(tokens):
+        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]", text) and _begins(tokens):
             role, taken = "", ""  # a letter that begins a name is the person's
         of_number = taken
         tokens.append(Token(text, start, start + len(text), role))
@@ -118,9 +122,10 @@ def person_of(stem: str, volume: bool = False) -> str:
     tokens = words_of(stem)
     while len(tokens) > 1 and tokens[-1].role == "copy":
         tokens = tokens[:-1]
-    if not volume and len(tokens) > 1 and _is_slice(tokens):
+    named = _apart_from_groups(tokens)
+    if not volume and len(tokens) > 1 and _is_slice(tokens) and named != [tokens[-1]]:
         tokens = tokens[:-1]
-    named = [token for token in tokens if token.role in ("", "number")]
+        named = _apart_from_groups(tokens)
     numbered = any(re.search(r"\d", token.text) for token in named)
     person: list[Token] = []
     found = False
@@ -135,6 +140,17 @@ def person_of(stem: str, volume: bool = False) -> str:
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
     return whole if inside == person else "_".join(token.text for token in person)
+
+
+def _apart_from_groups(tokens: Sequence[Token]) -> list[Token]:
+    """The parts that can name a person: not a site and its number, where another number follows."""
+    named = [token for token in tokens if token.role in ("", "number")]
+    for place, token in enumerate(named):
+        group = rules.GROUP_WORDS.fullmatch(token.text)
+        rest = named[place + 1 :] if group and token.text[-1].isdecimal() else named[place + 2 :]
+        if group and any(re.search(r"\d", one.text) for one in rest):
+            return named[:place] + rest
+    return named
 
 
 def _is_slice(tokens: Sequence[Token]) -> bool:

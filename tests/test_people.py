@@ -1,0 +1,76 @@
+"""Whom names show: people are neither torn over splits nor put together, and what is uncertain is said."""
+
+from pathlib import Path
+
+import pytest
+
+from vqvae2.data.layout import read_layout
+from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.subjects import guess_subjects, known_subject
+
+
+def lay(folder: Path, names: list[str], **choice: object) -> Layout:
+    """The layout of a folder of empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return read_layout(folder, Choice(**choice))
+
+
+VISITS = {
+    "year and month": ("sub{p:02}_{v}_T1", ("2019-01", "2020-02")),
+    "name of a month": ("P{p:02}_{v}_T1", ("Jan2019", "Feb2020")),
+    "month, then year": ("P{p:02}_{v}", ("march-2019", "2020_Sept")),
+    "day in words": ("P{p:02}_{v}", ("03Dec2019", "1-jan-2020")),
+    "months": ("P{p:02}_{v}_T1", ("0mo", "6mo", "12months")),
+    "weeks": ("P{p:02}-{v}", ("0wk", "6wk")),
+    "years": ("P{p:02}_{v}_FLAIR", ("1y", "2yr")),
+    "base": ("p{p}-{v}", ("base", "fup")),
+    "first and last": ("p{p}_{v}_T1", ("initial", "final")),
+}
+
+
+@pytest.mark.parametrize("end", [".nii.gz", "_1.png"])
+@pytest.mark.parametrize("form", VISITS)
+def test_visits_stay_with_their_person(form, end):
+    shape, visits = VISITS[form]
+    keys = {shape.format(p=p, v=v) + end: p for p in range(6) for v in visits}
+    whom = guess_subjects(list(keys), volumes=end == ".nii.gz")
+    assert len(set(zip(whom, keys.values(), strict=True))) == len(set(whom)) == 6
+
+
+@pytest.mark.parametrize(("key", "who"), [("2001-07.png", "2001"), ("12M_slice_3.png", "12M"), ("7d_3.png", "7d")])
+def test_a_person_that_begins_a_name_is_no_visit(key, who):
+    assert guess_subjects([key]) == [who]
+
+
+@pytest.mark.parametrize("shape", ["{p:03}_{v}_T1.nii.gz", "P{p}-{v}.nii.gz", "case{p}{v}.nii.gz"])
+def test_a_letter_counts_scans_and_is_asked_about(shape):
+    doubts: list[str] = []
+    keys = [shape.format(p=p, v=v) for p in range(6) for v in "AB"]
+    assert len(set(guess_subjects(keys, True, doubts))) == 6
+    assert "--subject-pattern" in doubts[0]
+
+
+@pytest.mark.parametrize("group", ["site1", "site_1", "Centre2", "scanner-3"])
+@pytest.mark.parametrize("rest", ["_T1_{p:03}.nii.gz", "_T1_{p:03}.png", "_{p:03}.png", "_{p:03}_T1_slice_7.png"])
+def test_a_site_is_not_one_person(group, rest):
+    keys = [group + rest.format(p=p) for p in range(6)]
+    assert len(set(guess_subjects(keys, volumes=rest.endswith("gz")))) == 6
+
+
+@pytest.mark.parametrize("shape", ["P{p:02}_img_{k:07}.png", "patient{p}_frame_{k:07}.png", "subj_{p}_s_{k:04}.png"])
+def test_counters_of_seven_digits_are_no_people(shape):
+    keys = {shape.format(p=p, k=k): p for p in range(9) for k in (1, 2, 11)}
+    whom = guess_subjects(list(keys))
+    assert len(set(zip(whom, keys.values(), strict=True))) == len(set(whom)) == 9
+
+
+def test_a_slice_s_number_does_not_make_an_adni_patient():
+    assert {known_subject(f"case_003_s_{k:04}.png") for k in range(3)} == {None}
+    assert len(set(guess_subjects([f"case_003_s_{k:04}.png" for k in range(3)]))) == 1
+
+
+@pytest.mark.parametrize("site", ["Pitt", "UM_1", "CMU_a", "KKI", "MaxMun_b", "caltech", "Peking_1"])
+def test_people_of_abide_have_the_site_before_them(site):
+    assert known_subject(f"{site}_0050003_func_preproc") == "0050003"
