@@ -376,6 +376,6 @@ def test_a_run_is_compiled_where_it_is_long_and_its_model_gains(tmp_path, monkey
     task = Plane()
     task.compiled_pays_on_cpu = pays
     with pytest.raises(InterruptedError):
-        train(task, tmp_path, replace(SHORT, max_steps=None, **limits), compile="auto")
+        train(task, tmp_path, replace(SHORT, **{"max_steps": None, **limits}), compile="auto")
     assert seen[0].startswith(told)
     assert bool(seen[0]) == bool(told)
