@@ -92,7 +92,7 @@ def our_steps(size: int) -> Iterator[float]:
     """Train step after step, as the stage does; yields the loss."""
     keep_freed_memory()
     prior, precision = our_prior(size), resolve_precision("auto", CPU)
-    print(compile_modules("auto", [prior], long_run=True))
+    print(compile_modules("auto", [prior]))
     training = TrainingConfig()
     parameters = list(prior.parameters())
     optimizer = make_optimizer(training, [prior], CPU)

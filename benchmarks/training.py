@@ -100,7 +100,7 @@ def our_steps(size: int, batch: int, device: str, fast: bool, seed: int = 0) -> 
     else:
         keep_freed_memory()
         precision = resolve_precision("auto", where)
-        print(compile_modules("auto", [*model.encoders, *model.decoders], long_run=True))
+        print(compile_modules("auto", [*model.encoders, *model.decoders]))
     training = TrainingConfig(batch_size=batch, learning_rate=3e-4)
     parameters = list(model.parameters())
     optimizer = make_optimizer(training, [model], where)

@@ -47,7 +47,7 @@ class Plane:
     """
 
     unit = "points_per_second"
-    rate_flag, restarts = "--learning-rate", False
+    rate_flag, restarts, compiled_pays_on_cpu = "--learning-rate", False, True
     score = "selection/loss"
 
     def __init__(

@@ -41,7 +41,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_compiler_is_probed_on_the_modules_device_forward_and_backward(probed, device, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
-    assert compile_modules("auto", [nn.Linear(2, 2, device=device)] * 2, long_run=True).startswith("compiled 2 modules")
+    assert compile_modules("auto", [nn.Linear(2, 2, device=device)] * 2).startswith("compiled 2 modules")
     assert [x.device.type for x in probed] == [device]
     assert probed[0].grad is not None
     assert probed[0].grad.shape == probed[0].shape
@@ -50,16 +50,21 @@ def test_the_compiler_is_probed_on_the_modules_device_forward_and_backward(probe
 def test_where_a_backward_pass_cannot_be_compiled_the_run_is_eager_with_one_line(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr(torch, "compile", lambda function: lambda x: function(FailingBackward.apply(x)))
-    line = compile_modules("auto", [nn.Linear(2, 2)], long_run=True)
+    line = compile_modules("auto", [nn.Linear(2, 2)])
     assert line == "eager: torch.compile does not work here (NotImplementedError)"
     with pytest.raises(UserError, match="NotImplementedError"):
-        compile_modules("on", [nn.Linear(2, 2)], long_run=True)
+        compile_modules("on", [nn.Linear(2, 2)])
+
+
+def test_auto_alone_heeds_what_speaks_against_compiling(probed):
+    assert compile_modules("auto", [nn.Linear(2, 2)], "it is too short") == "eager: it is too short"
+    assert compile_modules("on", [nn.Linear(2, 2)], "it is too short").startswith("compiled")
 
 
 def test_only_a_cpu_needs_a_cpp_compiler(probed, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert compile_modules("auto", [nn.Linear(2, 2)], long_run=True).endswith("(no C++ compiler found)")
-    assert compile_modules("auto", [nn.Linear(2, 2, device="meta")], long_run=True).startswith("compiled")
+    assert compile_modules("auto", [nn.Linear(2, 2)]).endswith("(no C++ compiler found)")
+    assert compile_modules("auto", [nn.Linear(2, 2, device="meta")]).startswith("compiled")
 
 
 @pytest.fixture

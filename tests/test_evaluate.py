@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,20 @@ from PIL import Image
 from random_weights import random_weights
 from tiny_runs import CHAIN, ROOT, contents
 
-from vqvae2 import VQVAE, CodeStore, Prior
+from vqvae2 import VQVAE, CodeStore, Prior, VQVAEConfig
 from vqvae2.data import DataConfig, from_unit, load_images, open_data
-from vqvae2.metrics import features, gaussian_blur, kernel_distance, positionwise_unigram_nll, unigram_nll
+from vqvae2.metrics import (
+    features,
+    foreground,
+    foreground_scores,
+    gaussian_blur,
+    kernel_distance,
+    positionwise_unigram_nll,
+    unigram_nll,
+)
+from vqvae2.report import background_of
 from vqvae2.stages import evaluate, sample
+from vqvae2.stages.evaluated import Evaluated
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -193,6 +204,7 @@ def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):
         found, text = report_of(out), (out / "index.html").read_text()
         assert found["own"]["count"] == 7
         assert set(found["own"]["nll"]) == {"top", "bottom"}
+        assert found["own"]["ssim_foreground"]["mean"] != found["own"]["ssim"]["mean"]  # not of the whole frame
         assert f"<title>run on {tmp_path / name}" in text
         assert "own val images" in ended.out
         told = [line for line in found["warnings"] if line.startswith("These images are unlike the training images")]
@@ -269,3 +281,19 @@ def test_parts_that_do_not_belong_together_are_refused(run, refused):
         next(model.parameters()).add_(1)
     model.save_pretrained(run / "vqvae", json.loads((run / "vqvae" / "config.json").read_text())["data"])
     assert "not made by the VQ-VAE in" in refused(evaluate.main, "--run", run)
+
+
+def test_own_images_are_scored_in_the_foreground_that_the_training_images_tell(started):
+    splits = open_data(DataConfig(phantom_images=40, size="32x32"), ["train", "val"]).splits
+    config = VQVAEConfig(height=32, width=32, hidden_channels=8, residual_channels=4, init_vectors=64)
+    model, val = started(config), splits["val"]
+    models = evaluate.Models(model, None, {}, {}, [])
+    evaluated = Evaluated(val, "all", "elsewhere", False, {}, splits["train"], val)
+    background = evaluate._background(evaluated)
+    found = evaluate._own_figures(models, val, background, evaluate.Arguments(Path("run")))
+    x = val.__getitems__(range(len(val)))["image"]
+    mask = foreground(x, background_of(splits["train"]))
+    assert 0.1 < float(mask.double().mean()) < 0.9
+    expected = foreground_scores(model.decode(model.encode(x)), x, mask)
+    for name in ("ssim_foreground", "psnr_foreground_db"):
+        assert found[name]["mean"] == pytest.approx(float(expected[name].mean()), rel=1e-5)

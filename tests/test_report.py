@@ -69,7 +69,9 @@ def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tin
     naive = report.mean_image(images)
     assert naive.numpy() == pytest.approx(to_unit(images.images, (0, 255)).mean(0).numpy(), abs=1e-6)
     made = []
-    found = report.scan(tiny_vqvae, images, naive, None, 3, lambda rows, y: made.append((list(rows), y)))
+    found = report.scan(
+        tiny_vqvae, images, naive=naive, batch_size=3, each=lambda rows, y: made.append((list(rows), y))
+    )
     x = images.__getitems__(range(7))["image"]
     codes = tiny_vqvae.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(found.codes, codes, strict=True))
@@ -106,7 +108,7 @@ def test_a_scan_tells_sharpness_of_every_decoding_beside_the_background_of_the_d
     train, val = phantom["train"], phantom["val"]
     naive, background = report.mean_image(train), report.background_of(train)
     assert background == pytest.approx(-1, abs=0.02)
-    found = report.scan(model, val, naive, background, batch_size=3)
+    found = report.scan(model, val, naive=naive, background=background, batch_size=3)
     x = val.__getitems__(range(len(val)))["image"]
     mask, codes = foreground(x, background), model.encode(x)
     assert found.foreground_share == pytest.approx(float(mask.float().mean()))
@@ -286,7 +288,7 @@ def test_every_level_count_and_both_colour_kinds_can_be_drawn(tmp_path, started)
         model: VQVAE = started(config)
         pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 16, 24)).astype(np.uint8)
         pair = ImageSet(pixels, ["a.png", "b.png"], ["a", "b"], np.zeros((2, 0), np.int64), (0, 255))
-        found = report.scan(model, pair, report.mean_image(pair))
+        found = report.scan(model, pair, naive=report.mean_image(pair))
         album = Album(tmp_path / f"{channels}")
         album.images(model, pair, found, report.level_figures(found, model))
         names = {"reconstructions", "ssim", "code_maps", "codebook_use"} | ({"levels"} if levels > 1 else set())

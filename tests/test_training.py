@@ -15,7 +15,7 @@ from plane import SHORT, Plane, flat, saved_weight, stats, train, watched_steps
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, training
 from vqvae2.batches import EpochBatches
 from vqvae2.errors import UserError
 from vqvae2.training import Interrupted, TrainingConfig
@@ -349,3 +349,33 @@ def test_each_module_is_clipped_by_itself(tmp_path):
     train(task, tmp_path / "two", config)
     train(alone, tmp_path / "one", config)
     assert torch.equal(task.model.weight, alone.model.weight)
+
+
+@pytest.mark.parametrize(
+    ("limits", "pays", "told"),
+    [
+        ({"max_minutes": 10.0}, True, ""),
+        ({"max_minutes": 9.0}, True, "torch.compile pays in runs of 10 minutes and 5,000 steps or more"),
+        ({"max_steps": 5000}, True, ""),
+        ({"max_steps": 4999}, True, "torch.compile pays in runs of 10 minutes and 5,000 steps or more"),
+        ({"max_steps": 5000, "max_minutes": 9.0}, True, "torch.compile pays in runs of"),
+        ({"max_steps": 5000, "max_minutes": 10.0}, True, ""),
+        ({}, True, ""),
+        ({"max_minutes": 600.0}, False, "on a CPU torch.compile makes this model no faster"),
+        ({}, False, "on a CPU torch.compile makes this model no faster"),
+    ],
+)
+def test_a_run_is_compiled_where_it_is_long_and_its_model_gains(tmp_path, monkeypatch, limits, pays, told):
+    seen: list[str] = []
+
+    def compile_modules(choice: str, modules: list[nn.Module], against: str) -> str:
+        seen.append(against)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "compile_modules", compile_modules)
+    task = Plane()
+    task.compiled_pays_on_cpu = pays
+    with pytest.raises(InterruptedError):
+        train(task, tmp_path, replace(SHORT, **{"max_steps": None, **limits}), compile="auto")
+    assert seen[0].startswith(told)
+    assert bool(seen[0]) == bool(told)

@@ -133,13 +133,13 @@ def recorded(work: Callable[[], None], begin: Callable[[], None], device: torch.
     return replay
 
 
-def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: bool) -> str:
+def compile_modules(choice: CompileChoice, modules: list[nn.Module], against: str = "") -> str:
     """Compile modules in place by torch.compile, where that works and pays.
 
     Args:
-        choice: ``auto`` compiles only when a compiler works and the run is long enough to earn it back.
+        choice: ``auto`` compiles only where a compiler works and nothing speaks against it.
         modules: compiled each by itself; state-dict names do not change.
-        long_run: whether the run takes more than some ten minutes.
+        against: why compiling would not pay; empty: it does.
 
     Returns:
         One line for the user: what was done and why.
@@ -149,8 +149,8 @@ def compile_modules(choice: CompileChoice, modules: list[nn.Module], long_run: b
     """
     if choice == "off":
         return "eager: --compile off"
-    if choice == "auto" and not long_run:
-        return "eager: the run is too short for torch.compile to pay"
+    if choice == "auto" and against:
+        return f"eager: {against}"
     problem = _compiler_problem(next(modules[0].parameters()).device)
     if problem and choice == "on":
         raise UserError(f"torch.compile does not work here ({problem})", "--compile on", "Use --compile auto")

@@ -51,6 +51,8 @@ class Task(Protocol):
     """Whether --resume starts it from the beginning when it has no state yet."""
     score: str
     """The figure of `validate` by which the best model is chosen, lower is better; empty: the latest model is kept."""
+    compiled_pays_on_cpu: bool
+    """Whether torch.compile makes its steps faster on a CPU, too."""
 
     @property
     def dataset(self) -> Any:
@@ -150,6 +152,7 @@ def fit(
     return _Run(task, config, folder, device, precision, seed, num_workers, say).go(resume, compile)
 
 
+_LEAST_MINUTES, _LEAST_STEPS = 10, 5000  # of a run in which compiling pays; a limit of either kind may end it earlier
 _MISFITS = (RuntimeError, ValueError, KeyError)  # raised on loading a state of another model or version
 
 
@@ -226,8 +229,7 @@ class _Run:
         elif distributed.rank():  # dropout differs between the processes
             torch.manual_seed(self.seed + 1_000_003 * distributed.rank())
         self.say(config.describe_limit())
-        minutes, steps = config.max_minutes or math.inf, config.max_steps or math.inf
-        self.say(compile_modules(compile, self.task.compilable(), minutes >= 10 and steps >= 5000))
+        self.say(compile_modules(compile, self.task.compilable(), self._against_compiling()))
         score = self.task.score
         self.say(f"* marks the lowest {score} so far: that model is kept" if score else "the latest model is kept")
         self.logbook = Logbook(self.folder, self.step) if distributed.is_main() else None
@@ -270,6 +272,15 @@ class _Run:
         self.say(f"{reason} at step {self.step:,} after {self.seconds / 60:.1f} minutes")
         self.say(f"kept the model of step {self.best_step:,}: {self.task.brief(self.best)}")
         return Outcome(self.step, self.seconds, self.best_step, self.best, reason)
+
+    def _against_compiling(self) -> str:
+        """Say why torch.compile, which itself takes a minute or two, would not pay; empty where it does."""
+        if self.device.type == "cpu" and not self.task.compiled_pays_on_cpu:
+            return "on a CPU torch.compile makes this model no faster"
+        minutes, steps = self.config.max_minutes or math.inf, self.config.max_steps or math.inf
+        if minutes < _LEAST_MINUTES or steps < _LEAST_STEPS:
+            return f"torch.compile pays in runs of {_LEAST_MINUTES} minutes and {_LEAST_STEPS:,} steps or more"
+        return ""
 
     @property
     def _out_of_patience(self) -> bool:

@@ -112,6 +112,7 @@ def background_of(images: ImageSet, count: int = 256) -> float | None:
 def scan(
     model: VQVAE,
     images: ImageSet,
+    *,
     naive: Tensor | None = None,
     background: float | None = None,
     batch_size: int = 32,

@@ -130,7 +130,7 @@ def _measure(
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
     if evaluated.val is not None:
-        found["own"] = _own_figures(models, evaluated.val, arguments)
+        found["own"] = _own_figures(models, evaluated.val, _background(evaluated), arguments)
     sets = _samples(found, run, models, evaluated, codes, arguments, album)
     if not distributed.is_main():  # the rest is drawing and writing
         return
@@ -209,8 +209,15 @@ def _images(
     keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
     work = len(distributed.own_part(range(len(images))))
     with tqdm(total=work, desc="reconstruct", unit="image", disable=distributed.quiet()) as bar:
-        background = report.background_of(images if evaluated.train is None else evaluated.train)
-        seen = report.scan(model, images, naive, background, arguments.batch_size, keep, bar.update)
+        seen = report.scan(
+            model,
+            images,
+            naive=naive,
+            background=_background(evaluated),
+            batch_size=arguments.batch_size,
+            each=keep,
+            progress=bar.update,
+        )
     found["reconstruction"] = report.reconstruction_figures(seen, images)
     found["levels"] = report.level_figures(seen, model)
     if not distributed.is_main():
@@ -268,7 +275,12 @@ def _priors(
         album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
 
 
-def _own_figures(models: Models, val: ImageSet, arguments: Arguments) -> dict[str, Any]:
+def _background(evaluated: Evaluated) -> float | None:
+    """Look for the background in the training images, as the training did; in those that are scored without them."""
+    return report.background_of(evaluated.images if evaluated.train is None else evaluated.train)
+
+
+def _own_figures(models: Models, val: ImageSet, background: float | None, arguments: Arguments) -> dict[str, Any]:
     """Measure the run's own held-out images, for comparison with other data: reconstruction, and NLL by level."""
     rows = report.spread_out(len(val), _COMPARED)
     images = replace(
@@ -278,7 +290,7 @@ def _own_figures(models: Models, val: ImageSet, arguments: Arguments) -> dict[st
         subjects=[val.subjects[i] for i in rows],
         labels=val.labels[rows],
     )
-    seen = report.scan(models.vqvae, images, None, arguments.batch_size)
+    seen = report.scan(models.vqvae, images, background=background, batch_size=arguments.batch_size)
     figures: dict[str, Any] = {name: report.spread(values) for name, values in seen.scores["all"].items()}
     labels = torch.from_numpy(images.labels)
     scores = {

@@ -62,7 +62,7 @@ class Arguments:
     config: Path | None = None
     """JSON file with settings by name; flags override it."""
     compile: CompileChoice = "auto"
-    """Whether to use torch.compile; auto: in long runs, if a compiler works."""
+    """Whether to use torch.compile; auto: in long runs on a GPU, if a compiler works."""
     resume: bool = False
     """Continue from the saved state, with the settings of the run."""
     overwrite: bool = False
@@ -87,6 +87,7 @@ class PriorTask:
 
     unit = "images_per_second"
     rate_flag, restarts = "--learning-rate", False
+    compiled_pays_on_cpu = False  # a light prior's step of 64x64 codes: 397 ms eager, 441 ms compiled
     score = "selection/nll"
 
     def __init__(self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any]) -> None:

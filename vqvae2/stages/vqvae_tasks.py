@@ -28,7 +28,7 @@ class VQVAETask:
     """What `fit` trains in this stage."""
 
     unit = "images_per_second"
-    rate_flag, restarts = "--learning-rate", False
+    rate_flag, restarts, compiled_pays_on_cpu = "--learning-rate", False, True
     score = "selection/loss"
 
     def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
