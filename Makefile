@@ -1,13 +1,14 @@
 # make demo     all five stages on the embedded phantom, from nothing to a report
-# make test     the test suite
+# make test     the test suite; make test TORCH=2.9 runs it with that version, in a virtual environment of its own
 # make lint     format, lint, types, the floors of the package
 # make docs     the documentation, in docs/_build/html
 # make venv     the virtual environment alone, with everything that the others need
 
 PYTHON ?= python3
-VENV := .venv
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt
 DEMO := runs/demo
 
 .PHONY: help venv demo test lint docs
@@ -21,6 +22,7 @@ venv: $(VENV)/.tools
 $(VENV)/.runtime: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python %d.%d is too old: $(PYTHON). Use 3.11 or newer: make PYTHON=python3.11." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),sed 's/^torch==.*/torch==$(TORCH).*/; /^torchvision==/d',cat) constraints.txt > $(VENV)/constraints.txt
 	$(PIP_INSTALL) -e .
 	@touch $@
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from vqvae2 import distributed
+from vqvae2 import VQVAE, VQVAEConfig, distributed, report
 from vqvae2.batches import EpochBatches
+from vqvae2.data import ImageSet
 from vqvae2.errors import UserError
 
 
@@ -25,7 +27,19 @@ def main() -> None:
             EpochBatches(100, 8, 0)
         except UserError as error:
             seen["batch"] = str(error)
+        seen["scan"] = scanned()
         Path(f"{rank}.json").write_text(json.dumps(seen))
+
+
+def scanned() -> dict[str, object]:
+    """Scan fewer images than there are processes."""
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig(height=16, width=16, hidden_channels=4, residual_channels=4, init_vectors=0)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 16)).astype(np.uint8)
+    images = ImageSet(pixels, ["0.png", "1.png"], ["a", "b"], np.zeros((2, 0), np.int64), (0, 255))
+    found = report.scan(model, images, naive=report.mean_image(images))
+    scores = {name: {figure: values.tolist() for figure, values in own.items()} for name, own in found.scores.items()}
+    return {"codes": [level.tolist() for level in found.codes], "scores": scores}
 
 
 def fail() -> None:

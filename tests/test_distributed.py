@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joined_collectives import scanned
 from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
 from torchrun import torchrun
 
@@ -50,6 +51,13 @@ def test_a_sum_is_the_same_everywhere(collectives):
 def test_what_the_main_process_returns_or_fails_with_reaches_all(collectives):
     assert all(seen["main"] == {"rank": 0} for seen in collectives)
     assert [seen["failure"] for seen in collectives] == ["ValueError", "Elsewhere", "Elsewhere"]
+
+
+def test_fewer_images_than_processes_are_scanned_as_in_one_process(collectives):
+    one = scanned()
+    for seen in collectives:
+        assert seen["scan"]["codes"] == one["codes"]
+        assert_near(seen["scan"]["scores"], one["scores"], "scores")
 
 
 def test_a_batch_that_does_not_divide_is_refused_everywhere(collectives):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 
@@ -152,6 +152,7 @@ def test_folders_without_usable_images_are_refused_in_one_line(tmp_path, make, m
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=60), st.integers(0, 5))
 def test_no_subject_is_ever_in_two_splits(who, seed):
     subjects = [f"s{k}" for k in who]
@@ -182,6 +183,7 @@ def trees(draw: st.DrawFn) -> dict[str, tuple[str, str, str]]:
     return tree
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(trees(), st.integers(0, 3))
 def test_any_tree_is_understood_as_it_was_made(tree, seed):
     with tempfile.TemporaryDirectory() as name:

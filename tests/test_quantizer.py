@@ -485,3 +485,13 @@ def test_a_rate_weight_lowers_the_entropy_of_the_codes_and_0_changes_nothing():
         distances = torch.cdist(x, quantizer.embedding).square()
         assert torch.equal(codes, (distances + weight * information).argmin(1))
     assert entropies[1] < entropies[0] - 0.1
+
+
+@pytest.mark.parametrize("init_vectors", [0, 8])
+def test_a_loop_that_never_updates_the_codebook_is_told_so(init_vectors):
+    quantizer = plain(4, 2, init_vectors=init_vectors)
+    step(quantizer, *normal(1000, 3, 2))  # so many batches may be accumulated
+    for x in normal(1000, 3, 2):
+        quantizer(x)
+    with pytest.raises(RuntimeError, match=r"1,000 .* update_codebooks\(\)"):
+        quantizer(normal(3, 2))

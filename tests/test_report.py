@@ -11,7 +11,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from vqvae2 import report
+from vqvae2 import distributed, report
 from vqvae2.data import DataConfig, ImageSet, open_data, to_unit
 from vqvae2.errors import UserError
 from vqvae2.metrics import Bands, foreground, foreground_scores, gaussian_blur, positionwise_unigram_nll
@@ -156,6 +156,29 @@ def test_a_priors_score_is_the_cross_entropy_of_a_naive_loop(tiny_prior_config):
     assert found.nll == pytest.approx(cells.mean((1, 2)), rel=1e-5)
     assert found.nll_map == pytest.approx(cells.mean(0), rel=1e-4)
     assert found.accuracy == right / cells.size
+
+
+@pytest.mark.parametrize("with_mean", [False, True])
+def test_a_process_without_images_joins_every_collective(tiny_vqvae, images, monkeypatch, with_mean):
+    """Its empty parts have the shapes and types of the others', for which the others would wait."""
+
+    def calls(count: int) -> list[tuple]:
+        made: list[tuple] = []
+
+        def note(name: str, first: int) -> None:
+            def call(tensor: Tensor) -> Tensor:
+                made.append((name, tuple(tensor.shape[first:]), tensor.dtype))
+                return tensor
+
+            monkeypatch.setattr(distributed, name, call)
+
+        note("all_gather_rows", 1)
+        note("all_reduce_sum", 0)
+        monkeypatch.setattr(distributed, "own_part", lambda items: items[:count])
+        report.scan(tiny_vqvae, images, naive=report.mean_image(images) if with_mean else None, background=-1.0)
+        return made
+
+    assert calls(0) == calls(7)
 
 
 def test_tables_of_counts_agree_with_the_metrics_and_the_gain_with_both():

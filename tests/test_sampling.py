@@ -108,6 +108,21 @@ def test_samples_of_a_set_differ_from_each_other(models):
     assert len({tuple(row.tolist()) for row in codes}) == 8
 
 
+def test_sampling_drops_nothing_and_leaves_every_part_in_its_mode():
+    model, priors = tiny_models()
+    settings = {"dropout": 0.5, "attention_dropout": 0.5, "input_dropout": 0.5, "label_dropout": 0.5}
+    dropping = []
+    for prior in priors:
+        dropping.append(Prior(replace(prior.config, **settings)))
+        dropping[-1].load_state_dict(prior.state_dict())
+        dropping[-1].train().blocks[0].eval()
+    label = {"diagnosis": "atrophy"}
+    assert equal(sample(model.train(), dropping, 5, label), sample(model.eval(), priors, 5, label))
+    for prior in dropping:
+        resting = set(prior.blocks[0].modules())
+        assert all(part.training != (part in resting) for part in prior.modules())
+
+
 @pytest.mark.parametrize("num", [1, 3, 4, 6])
 def test_sample_i_does_not_depend_on_how_many_are_made(models, num):
     many = sample(*models, num=9, seed=1, chunk_size=4)

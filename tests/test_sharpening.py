@@ -139,6 +139,7 @@ def test_the_discriminator_learns_before_the_decoder_is_to_deceive_it(tiny_image
         same = all(torch.allclose(a, b, atol=1e-7) for a, b in zip(told, alone, strict=False))
         assert same == (step <= 2)
         assert any(gradient.abs().sum() > 0 for gradient in told[len(decoder) :])
+        task.after_step()
 
 
 def test_codes_of_images_that_do_not_change_are_made_once(tiny_images, monkeypatch):

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqvae2.lean import Dropout, RMSNorm, gate
+
 __all__ = [
     "Cache",
     "CausalAttention",
@@ -244,7 +246,7 @@ class GatedBlock(nn.Module):
     ) -> None:
         super().__init__()
         vertical_channels = vertical_channels or residual_channels
-        self.norm_v, self.norm_h = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        self.norm_v, self.norm_h = RMSNorm(channels), RMSNorm(channels)
         self.rows = RowConv(channels, vertical_channels, kernel_size)
         self.columns = ColumnConv(channels, residual_channels, kernel_size)
         self.link = nn.Linear(channels, residual_channels, bias=False)
@@ -252,7 +254,7 @@ class GatedBlock(nn.Module):
         self.condition_h = nn.Linear(condition_channels, residual_channels, bias=False) if condition_channels else None
         self.out_v = nn.Linear(vertical_channels, 2 * channels)
         self.out_h = nn.Linear(residual_channels, 2 * channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for out in (self.out_v, self.out_h):  # the block starts as the identity
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
@@ -271,7 +273,7 @@ class GatedBlock(nn.Module):
         x = self.rows(self.norm_v(v), past)
         if condition is not None and self.condition_v is not None:
             x = x + self.condition_v(condition)
-        v = v + self._gate(self.out_v, x)
+        v = gate(v, x, self.out_v, self.dropout)
         link = self.link(v)
         if condition is not None and self.condition_h is not None:
             link = link + self.condition_h(condition)
@@ -279,10 +281,7 @@ class GatedBlock(nn.Module):
 
     def within(self, h: Tensor, link: Tensor, past: Past) -> Tensor:
         """Advance the horizontal stream: h (B, n, m, C), link (B, n, m, R) -> h."""
-        return h + self._gate(self.out_h, self.columns(self.norm_h(h), past) + link)
-
-    def _gate(self, out: nn.Linear, x: Tensor) -> Tensor:
-        return F.glu(out(self.dropout(F.silu(x))), -1)
+        return gate(h, self.columns(self.norm_h(h), past) + link, self.out_h, self.dropout)
 
 
 class CausalAttention(nn.Module):
@@ -299,7 +298,7 @@ class CausalAttention(nn.Module):
         if channels % num_heads:
             raise ValueError(f"channels must be a multiple of num_heads, got {channels} and {num_heads}")
         self.num_heads, self.dropout = num_heads, dropout
-        self.norm = nn.RMSNorm(channels, eps=1e-6)
+        self.norm = RMSNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)

@@ -149,14 +149,14 @@ _BRAIN = Preset(
     prior_training=(
         replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=20),
         replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=30, evaluations=10),
-        replace(_PRIOR_TRAINING, max_steps=2600, max_minutes=50, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=2200, max_minutes=50, evaluations=6),
     ),
     size="128x128",
 )
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
-        source="the settings of brain128, for any data; without a limit, by patience",
+        source="ours: two levels, for any data; without a limit, by patience",
         vqvae=_OURS,
         vqvae_training=_OURS_TRAINING,
         priors=(_PRIOR, _PRIOR),
@@ -165,13 +165,13 @@ PRESETS: dict[str, Preset] = {
     "brain128": _BRAIN,
     "brain128-long": replace(
         _BRAIN,
-        source="ours: brain128 trained five times as long, 7 hours on 2 CPU cores or half an hour on a GPU",
+        source="ours: brain128 trained five times as long; not yet run to the end",
         vqvae_training=_times(5, _BRAIN.vqvae_training),
         prior_training=tuple(_times(5, training) for training in _BRAIN.prior_training),
     ),
     "brain256": replace(
         _BRAIN,
-        source="ours: the hierarchy of brain128 for slices of 256x256, such as those of OASIS",
+        source="ours: the hierarchy of brain128 for slices of 256x256, such as those of OASIS; not yet run to the end",
         vqvae=replace(_BRAIN.vqvae, height=256, width=256, strides=(2, 2, 4), num_embeddings=(512, 512, 512)),
         vqvae_training=_times(2, _BRAIN.vqvae_training),
         prior_training=tuple(_times(2, training) for training in _BRAIN.prior_training),

@@ -12,8 +12,9 @@ Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R res
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from einops import rearrange, repeat
@@ -32,8 +33,12 @@ from vqvae2.causal import (
     shift_previous,
 )
 from vqvae2.device import recorded, records, widest
+from vqvae2.lean import Dropout, RMSNorm
 
 __all__ = ["Prior", "PriorConfig"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long as two or three
 
@@ -163,6 +168,24 @@ class PriorConfig:
         )
 
 
+def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a module's method run in evaluation mode; each part is given its own mode back."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        module = args[0]
+        assert isinstance(module, nn.Module)
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            for part in training:
+                part.training = True
+
+    return run
+
+
 class ConditionStack(nn.Module):
     """Turn the coarser levels' codes into features at the prior's resolution (not causal: they are all known).
 
@@ -184,7 +207,7 @@ class ConditionStack(nn.Module):
                 nn.SiLU(),
                 nn.Conv2d(channels, config.condition_channels or config.residual_channels, 3, padding=1),
                 nn.SiLU(),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout),
                 nn.Conv2d(config.condition_channels or config.residual_channels, channels, 1),
             )
             for _ in range(config.condition_layers)
@@ -193,16 +216,21 @@ class ConditionStack(nn.Module):
 
     def forward(self, codes: list[Tensor]) -> Tensor:
         """Map codes (B, h', w') by level, top first, to (B, h, w, C)."""
-        x = self.position.expand(len(codes[0]), -1, -1, -1)
+        inputs = []
         for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
             repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
             below = "b h w c -> b (h fy) (w fx) c"
-            x = x + repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1])
-        x = rearrange(x, "b h w c -> b c h w")
+            inputs.append(repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1]))
+        x = rearrange(_add(sum(inputs[1:], inputs[0]), self.position), "b h w c -> b c h w")
         for block in self.blocks:
             x = x + block(x)
         x = self.unfold(rearrange(x, "b c h w -> b h w c"))
         return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
+
+
+def _add(x: Tensor, parameter: Tensor) -> Tensor:
+    """Add a parameter to activations in their precision: float32 would widen all that follows under autocast."""
+    return x + parameter.to(x.dtype)
 
 
 class Prior(nn.Module):
@@ -255,15 +283,15 @@ class Prior(nn.Module):
         )
         self.output_blocks = nn.ModuleList(
             nn.Sequential(
-                nn.RMSNorm(channels, eps=1e-6),
+                RMSNorm(channels),
                 nn.Linear(channels, config.residual_channels),
                 nn.SiLU(),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout),
                 nn.Linear(config.residual_channels, channels),
             )
             for _ in range(config.output_layers)
         )
-        self.output_norm = nn.RMSNorm(channels, eps=1e-6)
+        self.output_norm = RMSNorm(channels)
         self.output = nn.Linear(channels, config.num_embeddings)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -309,6 +337,7 @@ class Prior(nn.Module):
         return self._at_positions(logits, self.position_table).permute(0, 3, 1, 2)
 
     @torch.no_grad()
+    @_in_evaluation_mode
     def generate(
         self,
         draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
@@ -318,6 +347,8 @@ class Prior(nn.Module):
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one position at a time, in raster order (the incremental form).
+
+        Nothing is dropped, whatever the prior's mode.
 
         Args:
             draw: called as ``draw(logits, uniform)`` with (B, K) and (B,), returns ``(codes, log_p)``, (B,) each. On
@@ -406,11 +437,11 @@ class Prior(nn.Module):
         for (_, classes), table, column in zip(config.attributes, self.labels, label.T, strict=True):
             rows.append(table(column.masked_fill(column < 0, len(classes))))
         x = torch.stack(rows).sum(0)[:, None, None, :]
-        return x.expand(-1, *config.shape, -1) if context is None else context + x
+        return x.expand(-1, *config.shape, -1) if context is None else _add(context, x)
 
     def _above(self, x: Tensor, position: Tensor, context: Tensor | None, past: Past) -> list[Tensor]:
         """Run the vertical stream over rows: the codes above (B, n, w, E) -> the link (B, n, w, R) of every block."""
-        v, links = self.input_v(x) + position, []
+        v, links = _add(self.input_v(x), position), []
         for block in self.blocks:
             assert isinstance(block, GatedBlock)
             v, link = self._run(block.above, v, context, past)
@@ -419,7 +450,7 @@ class Prior(nn.Module):
 
     def _within(self, x: Tensor, position: Tensor, links: list[Tensor], past: Past) -> Tensor:
         """Run the horizontal stream: the previous codes (B, n, m, E) and the links -> (B, n, m, K) logits."""
-        h = self.input_h(x) + position
+        h = _add(self.input_h(x), position)
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
             assert isinstance(block, GatedBlock)
             h = self._run(block.within, h, link, past)

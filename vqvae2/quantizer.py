@@ -22,6 +22,9 @@ Normalization = Literal["none", "layer"]
 _CPU_ELEMENTS, _ELEMENTS = 1 << 18, 1 << 24
 """Distances held at once: on a CPU 1 MiB in fp32, which its cache holds; elsewhere 64 MiB."""
 
+_MOST_PENDING = 1000
+"""Training passes that one update may follow."""
+
 _LEAST_WINDOW = 4
 """Vectors for each code that the moving average spans at least."""
 
@@ -234,7 +237,7 @@ class VectorQuantizer(nn.Module):
         return self._updates >= 0
 
     @property
-    def count_updates(self) -> int:
+    def num_updates(self) -> int:
         """Updates made since the codebook was initialised, -1 before; known without asking the device."""
         return self._updates
 
@@ -261,6 +264,7 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             ValueError: the last dimension is not D.
+            RuntimeError: no `update` has followed the last 1,000 passes.
         """
         if x.shape[-1] != self.embedding_dim:
             raise ValueError(f"expected vectors of {self.embedding_dim} dimensions, got shape {tuple(x.shape)}")
@@ -272,15 +276,23 @@ class VectorQuantizer(nn.Module):
             learning = self.training and torch.is_grad_enabled() and flat.numel() > 0
             if learning and not self.initialized:
                 codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-                self.pending.append(_Assigned(flat, codes.flatten(), flat.new_zeros(len(flat))))
+                self._note(_Assigned(flat, codes.flatten(), flat.new_zeros(len(flat))))
                 return Quantized(wide.to(x.dtype), codes, wide.new_zeros(()))
             codes, errors = nearest_codes(flat, self.embedding, cost=self._code_cost())
             if learning:
-                self.pending.append(_Assigned(flat, codes, errors))
+                self._note(_Assigned(flat, codes, errors))
             vectors = self.lookup(codes).view_as(wide)
             loss = self.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
             vectors = wide + (vectors - wide).detach()
             return Quantized(vectors.to(x.dtype), codes.view(x.shape[:-1]), loss)
+
+    def _note(self, assigned: _Assigned) -> None:
+        if len(self.pending) >= _MOST_PENDING:
+            raise RuntimeError(
+                f"{_MOST_PENDING:,} training passes, and no update of the codebook. After each step of the optimiser "
+                "call update_codebooks() of the VQVAE, or update() of a VectorQuantizer by itself"
+            )
+        self.pending.append(assigned)
 
     def _code_cost(self) -> Tensor | None:
         """What each code costs beside its squared distance, (K,): its information under the codes' frequencies."""

@@ -61,7 +61,7 @@ class Samples:
         images: (N, C, H, W) in [-1, 1].
         codes: by level, top first, (N, h, w) int64.
         nll: (N, levels) in nats per code under the priors themselves, whatever the sharpness.
-        label: (N, A) int64, -1 where none was asked for.
+        label: (N, A) int64, those that the priors were given, -1 missing.
     """
 
     images: Tensor
@@ -116,7 +116,7 @@ def sample_codes(
     """Sample one level.
 
     Args:
-        prior: of the level, in evaluation mode.
+        prior: of the level.
         uniform: (B, P) random numbers in [0, 1), float64, one for each position in raster order, on any device.
         condition: codes of the coarser levels, top first, (B, h', w').
         label: (B, A) int64, -1 missing; None: all missing.

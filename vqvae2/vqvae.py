@@ -102,7 +102,8 @@ class VQVAEConfig:
     spectrum_weight: float = 0.0
     """Weight of the mean absolute error of the Fourier amplitudes (Tudosiu et al. 2022, arXiv 2209.03177), >= 0."""
     foreground_weight: float = 1.0
-    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1."""
+    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1; for images
+    on a black background."""
 
     def __post_init__(self) -> None:
         levels = len(self.strides)
@@ -187,27 +188,32 @@ class VQVAEConfig:
         )
 
     def reconstruction_loss(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh the errors of reconstructions y of images x, both (B, C, H, W): ``(loss, terms)``, terms unweighted."""
-        weight = None
+        """Weigh the errors of reconstructions y of images x, both (B, C, H, W).
+
+        Returns:
+            ``(loss, terms)``: the loss, a mean over images; and its terms by name, over the whole frame and unweighted.
+        """
+        maps = {"mse": (y - x).square()}
+        if self.l1_weight:
+            maps["l1"] = (y - x).abs()
+        terms = {name: errors.mean() for name, errors in maps.items()}
+        if self.ssim_weight:
+            terms["ssim"] = ssim(y, x).mean()
+        weighted = terms
         if self.foreground_weight > 1:
+            if self.ssim_weight:
+                maps["ssim"] = ssim_map(y, x)[:, None]
             weight = 1 + (self.foreground_weight - 1) * (x.amax(1, keepdim=True) > _BRIGHT).to(x.dtype)
             weight = weight / weight.mean((1, 2, 3), keepdim=True)  # each image counts as much as the others
-        difference = y - x
-
-        def mean(errors: Tensor) -> Tensor:
-            return errors.mean() if weight is None else (weight * errors).mean()
-
-        terms = {"mse": mean(difference.square())}
-        loss = self.mse_weight * terms["mse"]
+            weighted = {name: (weight * errors).mean() for name, errors in maps.items()}
+        loss = self.mse_weight * weighted["mse"]
         if self.l1_weight:
-            terms["l1"] = mean(difference.abs())
-            loss = loss + self.l1_weight * terms["l1"]
+            loss = loss + self.l1_weight * weighted["l1"]
         if self.ssim_weight:
-            terms["ssim"] = ssim(y, x).mean() if weight is None else (weight[:, 0] * ssim_map(y, x)).mean()
-            loss = loss + self.ssim_weight * (1 - terms["ssim"])
+            loss = loss + self.ssim_weight * (1 - weighted["ssim"])
         if self.spectrum_weight:
             amplitudes = [torch.fft.rfft2(images.float(), norm="ortho").abs() for images in (y, x)]
-            terms["spectrum"] = F.l1_loss(*amplitudes)
+            terms = {**terms, "spectrum": F.l1_loss(*amplitudes)}
             loss = loss + self.spectrum_weight * terms["spectrum"]
         return loss, terms
 
@@ -240,6 +246,20 @@ class VQVAE(nn.Module):
         >>> codes = model.encode(torch.zeros(2, 1, 32, 32))
         >>> [tuple(c.shape) for c in codes], tuple(model.decode(codes).shape)
         ([(2, 4, 4), (2, 8, 8)], (2, 1, 32, 32))
+
+        A training loop; until `init_vectors` vectors have been seen (8,192 by default) nothing is quantised.
+
+        >>> small = {"num_embeddings": (16, 16), "hidden_channels": 8, "residual_channels": 4, "init_vectors": 256}
+        >>> model = VQVAE(VQVAEConfig(height=32, width=32, **small))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> for images in torch.rand(4, 8, 1, 32, 32) * 2 - 1:
+        ...     loss, terms, reconstruction = model.loss(images)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     model.update_codebooks()
+        >>> model.initialized
+        True
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -454,7 +474,7 @@ class VQVAE(nn.Module):
         # By the number of updates alone, and for the images of all passes since and of all processes: micro-batches and
         # processes draw as one large batch would.
         codebook = self.codebooks[0]
-        generator = torch.Generator().manual_seed(2**31 + codebook.count_updates)
+        generator = torch.Generator().manual_seed(2**31 + codebook.num_updates)
         everyone, first = batch * distributed.world_size(), batch * distributed.rank()
         uniform = torch.rand((len(codebook.pending) + 1) * everyone, 2, generator=generator)[-everyone:][first:][:batch]
         kept = torch.where(uniform[:, 0] < self.config.level_dropout, 1 + (uniform[:, 1] * (count - 1)).long(), count)

@@ -129,16 +129,17 @@ def scan(
         each: called with the indices and the reconstructions (B, C, H, W) of every batch.
         progress: called with the number of images done, after each batch.
 
-    In a distributed run each process sees its part of the images, and all return the whole.
+    In a distributed run each process sees its part of the images, which may be none, and all return the whole.
     """
     device = next(model.parameters()).device
     counts = [CodeCounts(k) for k in model.config.num_embeddings]
-    codes: list[list[Tensor]] = []
-    parts: dict[str, list[Scores]] = {}
     shape = images.images.shape[-2:]
     blur, marked = BlurScale(shape), torch.zeros((), dtype=torch.int64)
     names = ["all", *(f"upper.{name}" for name in model.levels[:-1]), *([] if naive is None else ["mean_image"])]
     sharpness = {name: Sharpness(shape, background, blur) for name in names}
+    # Each begins with no rows: a process without images joins the others' collectives, too.
+    codes = [[torch.zeros(0, *cells, dtype=torch.int64)] for cells in model.config.shapes]
+    parts = {name: [dict.fromkeys(_FIGURES, np.zeros(0))] for name in names}
     own = distributed.own_part(range(len(images)))
     for start in range(0, len(own), batch_size):
         rows = own[start : start + batch_size]
@@ -146,7 +147,8 @@ def scan(
         batch = model.encode(x.to(device))
         for count, level in zip(counts, batch, strict=True):
             count.update(level, ~constant_cells(x, level.shape[1:]).to(device))
-        codes.append([level.cpu() for level in batch])
+        for rows_of_level, level in zip(codes, batch, strict=True):
+            rows_of_level.append(level.cpu())
         mask = foreground(x, background)
         blur.update(x, mask)
         marked += mask.sum()
@@ -155,7 +157,7 @@ def scan(
         for name, y in zip(names, made, strict=True):
             inside = sharpness[name].update(y, x, mask)
             scores = image_scores(y, x) | {figure: values.numpy() for figure, values in inside.items()}
-            parts.setdefault(name, []).append(scores)
+            parts[name].append(scores)
         if each is not None:
             each(rows, made[0])
         if progress is not None:
@@ -171,7 +173,7 @@ def scan(
         kind.gather()
     bands = {name: kind.bands.pooled() | kind.figures() for name, kind in sharpness.items()}
     share = float(distributed.all_reduce_sum(marked)) / (len(images) * math.prod(shape))
-    gathered = [distributed.all_gather_rows(torch.cat(level)) for level in zip(*codes, strict=True)]
+    gathered = [distributed.all_gather_rows(torch.cat(level)) for level in codes]
     return Scan(gathered, by_method, bands, counts, share)
 
 

@@ -35,7 +35,7 @@ class SampleSet:
         folder: where they lie.
         codes: by level, top first, (N, h, w) int64.
         nll: (N, levels) nats per code.
-        labels: (N, A) int64, -1 where none was asked for.
+        labels: (N, A) int64, those that the priors were given, -1 missing.
         how: samples.json.
     """
 

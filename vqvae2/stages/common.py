@@ -19,6 +19,7 @@ from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAEConfig
 
 _PLACES = ("run", "level", "out")  # flags that say where a result lies, as its folder does
+_LIMITS = ("max_minutes", "max_steps")
 _ONCE = ("resume", "overwrite", "dry_run")  # flags that say nothing of how a result was made
 
 
@@ -171,19 +172,25 @@ def longer_training(run: RunFolder, least_steps: int = 0) -> str:
 
 
 def record_of(line: CommandLine, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was typed, for run.json: with --resume, on top of what was typed before."""
+    """Return what was typed, for run.json: with --resume, on top of what was typed before, see `limited`."""
     typed = {name: files.plain(value) for name, value in line.given.items()}
     before = kept.get("arguments", {}) if line.given.get("resume") else {}
+    replaced = _LIMITS if any(line.changed.get(name) for name in _LIMITS) else ()
+    before = {name: value for name, value in before.items() if name not in replaced}
     return {**before, **{name: value for name, value in typed.items() if name not in _PLACES and name not in _ONCE}}
 
 
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def prepare_folder(folder: Path, line: CommandLine) -> None:
     """Refuse a folder with a training unless --resume or --overwrite is given; --overwrite empties it.
+
+    Then a state in the folder is of the training of this command line, see `CommandLine.prepared`.
 
     Raises:
         UserError: the folder holds a training and neither flag was given, or both.
     """
+    resume, overwrite = (line.given.get(name, False) for name in ("resume", "overwrite"))
     distributed.on_main(lambda: _prepare(folder, resume, overwrite))
+    line.prepared = True
 
 
 def is_trained(folder: Path) -> bool:

@@ -108,12 +108,6 @@ def _story(line: CommandLine[Arguments]) -> None:
         print(f"would write {out}/index.html, report.json, scores.csv and figures/")
         print("\n".join(f"not measured: {line}" for line in models.missing))
         return
-    if len(evaluated.images) < distributed.world_size():
-        raise UserError(
-            f"{len(evaluated.images)} images cannot be shared among {distributed.world_size()} processes",
-            "torchrun",
-            "Start fewer processes",
-        )
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
         _measure(run, record, models, evaluated, arguments, out)

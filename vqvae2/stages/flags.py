@@ -98,6 +98,7 @@ class CommandLine(Generic[T]):
     Attributes:
         given: the flags that were typed, by field name.
         changed: the same, over the settings in the file that ``--config`` names.
+        prepared: whether the stage has its folder for itself, and ``--overwrite`` has been carried out.
 
     Raises:
         UserError: a flag is unknown, is missing, or has no value of its type.
@@ -114,6 +115,7 @@ class CommandLine(Generic[T]):
         required: Sequence[str] = (),
     ) -> None:
         self.stage, self.type, self.groups = stage, arguments, groups
+        self.prepared = False
         sections = {name: hint for name, hint in get_type_hints(arguments).items() if is_dataclass(hint)}
         self.sections: Mapping[str, type] = sections  # type: ignore[assignment]
         self.flags = {flag.name: flag for flag in _flags(arguments, self.sections, fixed)}

@@ -89,8 +89,9 @@ def _report(error: BaseException, line: CommandLine | None) -> int:
 
 
 def _continuation(line: CommandLine) -> str:
-    """Write the command that continues: --resume for a training that has a state, else the same command."""
-    if line.stage.startswith("train") and "run" in line.given:
+    """Write the command that continues: --resume for a training that has a state of its own, else the same command."""
+    earlier = "overwrite" in line.given and not line.prepared  # a state there is that of the training to be deleted
+    if line.stage.startswith("train") and "run" in line.given and not earlier:
         run, level = RunFolder(line.given["run"]), line.given.get("level")
         if checkpoint.has_state((run.prior(level) if level else run.vqvae) / "state"):
             where = {name: value for name, value in line.given.items() if name in ("run", "level")}

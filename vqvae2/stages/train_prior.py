@@ -162,9 +162,10 @@ class PriorTask:
             )
 
     def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the logits (B h w, K) and the codes (B h w): in this form the loss runs along memory."""
         codes = [level.to(self.device) for level in batch["codes"][: self.index + 1]]
         logits = self.prior(codes[-1], condition=codes[:-1], label=batch["label"].to(self.device))
-        return logits, codes[-1]
+        return logits.permute(0, 2, 3, 1).flatten(0, 2), codes[-1].long().flatten()
 
     def _some(self, split: str, count: int) -> dict[str, Any]:
         """Read the codes and labels of some images of a split, evenly spaced."""
@@ -211,7 +212,7 @@ def _work(
     """Train, and report the result."""
     config, run = prior.config, RunFolder(arguments.run)
     folder = run.prior(arguments.level)
-    prepare_folder(folder, arguments.resume, arguments.overwrite)
+    prepare_folder(folder, line)
     stage = f"train_prior_{arguments.level}"
     kept = run.read().get(stage, {})
     if arguments.resume and kept:

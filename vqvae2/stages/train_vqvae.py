@@ -147,8 +147,12 @@ def _check(arguments: Arguments, side: int) -> None:
     """Raise UserError for settings that would otherwise fail only after training has begun."""
     check_divides(arguments.training.batch_size)
     if arguments.sharpening.sharpen_share:
-        if side < 16:
-            raise UserError("images under 16x16 cannot be sharpened", "--sharpen-share", "Give 0, or larger images")
+        if side < 16 and arguments.sharpening.adversarial_weight:
+            raise UserError(
+                "images under 16x16 are too small for the patch discriminator",
+                "--sharpen-share",
+                "Give 0, --adversarial-weight 0, or larger images",
+            )
         _parts(arguments)
 
 
@@ -170,7 +174,7 @@ def _shares(first: TrainingConfig, second: TrainingConfig) -> str:
     amounts = [
         f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes" for part in (first, second)
     ]
-    return f"{amounts[0]} for the VQ-VAE, then {amounts[1]} for sharpening its decoder (--sharpen-share)"
+    return f"{amounts[0]} for the VQ-VAE, then {amounts[1]} for its decoder alone (--sharpen-share)"
 
 
 def _work(
@@ -183,7 +187,7 @@ def _work(
 ) -> None:
     """Train, and report the result."""
     config, run = model.config, RunFolder(arguments.run)
-    prepare_folder(run.vqvae, arguments.resume, arguments.overwrite)
+    prepare_folder(run.vqvae, line)
     kept = run.read()["train_vqvae"] if arguments.resume else {}
     if arguments.resume:
         check_resumed(kept["model"], config, run)
@@ -266,7 +270,8 @@ def _train(
     else:
         best = VQVAE.from_pretrained(start, device)
     resume = arguments.resume and checkpoint.has_state(folder / "state")
-    print(f"sharpening the image decoder with a patch discriminator; figures go to {folder}")
+    how = "against a patch discriminator" if sharpening.adversarial_weight else "without a discriminator"
+    print(f"training the image decoder alone, {how}; figures go to {folder}")
     return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=resume, **settings)
 
 

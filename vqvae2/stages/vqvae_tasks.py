@@ -175,7 +175,7 @@ def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SharpeningConfig:
-    """How the image's decoder is trained on against a patch discriminator; encoders and codebooks stay as they are."""
+    """How the image's decoder is trained on alone: on near codes, against a patch discriminator, or both."""
 
     sharpen_share: float = 0.0
     """Share of the training's limit (minutes or steps) spent on the image's decoder alone, in [0, 1); 0: none."""
@@ -226,7 +226,7 @@ class SharpeningConfig:
 
 
 class SharpeningTask(VQVAETask):
-    """What `fit` trains after the VQ-VAE: the image's decoder and a discriminator, on codes that do not change.
+    """What `fit` trains after the VQ-VAE: the image's decoder and perhaps a discriminator, on codes that do not change.
 
     Args:
         model: a trained VQ-VAE, in evaluation mode.
@@ -249,26 +249,28 @@ class SharpeningTask(VQVAETask):
     ) -> None:
         super().__init__(model, data, train)
         self.config, self.folder, self.steps = config, folder, 0
-        self.discriminator = PatchDiscriminator(model.config.channels).to(self.device)
-        self.discriminator.to(memory_format=torch.channels_last)
+        self.discriminator = None
+        if config.adversarial_weight:
+            self.discriminator = PatchDiscriminator(model.config.channels).to(self.device)
+            self.discriminator.to(memory_format=torch.channels_last)
         self.codes = None if train is not None else self._encoded(data.splits["train"])
 
     def modules(self) -> dict[str, nn.Module]:
         decoder = {"decoder": self.model.decoders[-1]}
-        return {**decoder, "discriminator": self.discriminator} if self.config.adversarial_weight else decoder
+        return decoder if self.discriminator is None else {**decoder, "discriminator": self.discriminator}
 
     def compilable(self) -> list[nn.Module]:
         return [self.model.decoders[-1]]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = batch["image"].to(self.device).contiguous(memory_format=torch.channels_last)
-        codes = [level[batch["index"]].to(self.device) for level in self.codes] if self.codes else self._encode(images)
+        rows = batch["index"].cpu()
+        codes = [level[rows].to(self.device) for level in self.codes] if self.codes else self.model.encode(images)
         made = self.model.decoders[-1](self.model.decoder_input(self.model.near_codes(codes, self.config.code_noise)))
-        if not self.config.adversarial_weight:
+        if self.discriminator is None:
             loss, terms = self.model.config.reconstruction_loss(made.float(), images)
             return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
-        self.steps += 1
-        weight = self.config.adversarial_weight * (self.steps > self.config.discriminator_warmup)
+        weight = self.config.adversarial_weight * (self.steps >= self.config.discriminator_warmup)
         y = made.detach().float().requires_grad_()
         reconstruction, terms = self.model.config.reconstruction_loss(y, images)
         scores = self.discriminator(y)
@@ -283,16 +285,16 @@ class SharpeningTask(VQVAETask):
         sums = {**terms, "discriminator": told, "penalty": penalty}
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
-        return self.model.encode(images)
-
     def _encoded(self, images: ImageSet) -> list[Tensor]:
         """Encode the training images, whose codes do not change any more: (N, h, w) of each level, top first."""
         parts = [
-            self._encode(images.__getitems__(range(start, min(start + 32, len(images))))["image"].to(self.device))
+            self.model.encode(images.__getitems__(range(start, min(start + 32, len(images))))["image"].to(self.device))
             for start in range(0, len(images), 32)
         ]
-        return [torch.cat(level).to(torch.int16).cpu() for level in zip(*parts, strict=True)]
+        return [torch.cat(level).to(torch.int32).cpu() for level in zip(*parts, strict=True)]
+
+    def after_step(self) -> None:
+        self.steps += 1
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "steps": self.steps}
