@@ -654,7 +654,7 @@ def test_a_run_refuses_data_whose_people_are_called_otherwise_now(tmp_path):
     (tmp_path / "report/subjects.csv").write_text(
         "subject,split,images\n" + "".join(f"p{p:02}_week_0,train,2\n" for p in range(10))
     )
-    with pytest.raises(UserError, match="called otherwise"):
+    with pytest.raises(UserError, match="cannot be told"):
         check_subjects(data, tmp_path / "report")
 
 

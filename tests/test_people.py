@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from case_trees import dicom_series, head
 
+from vqvae2.data import ImageData, ImageSet
 from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.subjects import guess_subjects, known_subject
+from vqvae2.data.tables import read_table
+from vqvae2.errors import UserError
+from vqvae2.stages.data_report import check_subjects
 
 
 def lay(folder: Path, names: list[str], **choice: object) -> Layout:
@@ -74,3 +80,67 @@ def test_a_slice_s_number_does_not_make_an_adni_patient():
 @pytest.mark.parametrize("site", ["Pitt", "UM_1", "CMU_a", "KKI", "MaxMun_b", "caltech", "Peking_1"])
 def test_people_of_abide_have_the_site_before_them(site):
     assert known_subject(f"{site}_0050003_func_preproc") == "0050003"
+
+
+def test_volumes_beside_their_dicom_series_are_taken_and_it_is_said(tmp_path):
+    pytest.importorskip("SimpleITK")
+    for p in range(3):
+        dicom_series(tmp_path / f"P{p:02}/dicom", f"H{p}", head(p, (4, 5, 3)).astype(np.int16))
+    names = [f"P{p:02}/T1{end}" for p, end in enumerate((".nii.gz", ".nii.gz", ".nrrd"))]
+    layout = lay(tmp_path, names)
+    assert layout.keys == names
+    assert set(layout.subjects) == {"P00", "P01", "P02"}
+    assert "3 DICOM series" in layout.doubts[0]
+    assert "--exclude '*.nii.gz' '*.nrrd'" in layout.doubts[0]
+    series = read_layout(tmp_path, Choice(exclude=("*.nii.gz", "*.nrrd")))
+    assert len(series.keys) == len(set(series.subjects)) == 3
+    assert series.doubts == []
+
+
+def test_a_series_without_a_patient_is_that_of_the_folder_s_other_series(tmp_path):
+    pytest.importorskip("SimpleITK")
+    for p in range(3):
+        for v, patient in enumerate((f"H{p}", "")):
+            dicom_series(tmp_path / f"P{p:02}/scan{v}", patient, head(p, (4, 5, 3)).astype(np.int16))
+    layout = read_layout(tmp_path)
+    whom = set(zip((key.split("/")[0] for key in layout.keys), layout.subjects, strict=True))
+    assert len(layout.keys) == 6
+    assert len(whom) == len({who for _, who in whom}) == 3
+
+
+def ready(names: dict[str, str]) -> ImageData:
+    """Data of an image each of people in their splits."""
+    splits = {
+        split: ImageSet(
+            np.zeros((len(people), 1, 4, 4), np.uint8), people, people, np.empty((len(people), 0), np.int64), (0, 255)
+        )
+        for split in ("train", "val")
+        if (people := [who for who, place in names.items() if place == split])
+    }
+    return ImageData("data", "flat folder", 1, 4, 4, (0, 255), {}, splits)
+
+
+@pytest.mark.parametrize("renamed", [1, 4, 10])
+def test_people_who_have_other_names_now_are_refused_however_few(tmp_path, renamed):
+    before = {f"P{p:02}": "val" if p == 9 else "train" for p in range(10)}
+    (tmp_path / "subjects.csv").write_text(
+        "subject,split,images\n" + "".join(f"{who},{split},1\n" for who, split in before.items())
+    )
+    people = list(before.items())
+    check_subjects(ready(before), tmp_path)
+    check_subjects(ready(dict(people[renamed:])), tmp_path)  # some left out
+    check_subjects(ready(before | {"P10": "val"}), tmp_path)  # more beside them
+    check_subjects(ready({"P09": "val", "P10": "val"}), tmp_path)  # the training images are not read
+    now = dict(people[renamed:]) | {f"{who}-b": "train" if k else "val" for k, (who, _) in enumerate(people[:renamed])}
+    with pytest.raises(UserError, match=rf"{renamed} of 10 people .* cannot be told"):
+        check_subjects(ready(now), tmp_path)
+
+
+def test_a_missing_label_of_a_visit_is_not_that_of_another_visit(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "subject,visit,sex,diagnosis\nP1,,F,\nP1,V1,,NC\nP1,V2,,n/a\nP2,,M,\nP2,V1,,NC\nP2,V2,,AD\n"
+    )
+    keys = [f"P{p}_V{v}.nii" for p in (1, 2) for v in (1, 2, 3)]
+    rows = read_table(tmp_path / "t.csv").match(keys, [key[:2] for key in keys]).rows
+    told = [(row["sex"], row["diagnosis"]) for row in rows if row]
+    assert told == [("F", "NC"), ("F", ""), ("F", "NC"), ("M", "NC"), ("M", "AD"), ("M", "")]

@@ -145,7 +145,24 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
                 subjects[i] = layout.keys[i]
     one: dict[str, str] = {}  # P01 and p01 are one person
     subjects = [one.setdefault(who.lower(), who) for who in subjects]
-    layout.subjects = [header or who for header, who in zip(layout.subjects, subjects, strict=True)]
+    layout.subjects = _with_headers(layout, subjects)
+
+
+def _with_headers(layout: Layout, subjects: list[str]) -> list[str]:
+    """Whom images show where only some have a header that tells it: a person by folder or name is one patient."""
+    patients: dict[str, set[str]] = {}
+    for header, who in zip(layout.subjects, subjects, strict=True):
+        patients.setdefault(who, set()).update({header} - {""})
+    torn = [who for header, who in zip(layout.subjects, subjects, strict=True) if not header and len(patients[who]) > 1]
+    if torn:
+        layout.doubts.append(
+            f"{len(torn):,} DICOM series name no patient, and others of {torn[0]} name several; "
+            "--subject-pattern tells whose they are"
+        )
+    return [
+        header or (min(patients[who]) if len(patients[who]) == 1 else who)
+        for header, who in zip(layout.subjects, subjects, strict=True)
+    ]
 
 
 def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice) -> list[str] | None:

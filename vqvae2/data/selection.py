@@ -60,9 +60,18 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     images, scans, dicom = (
         select(paths, folder, choice.exclude, skipped) for paths in (found.images, found.volumes, found.dicom)
     )
+    doubts: list[str] = []
     series = (
         read_series(dicom, folder, skipped) if dicom and (choice.layout in ("volumes", "bids") or not images) else {}
     )
+    if scans and series:
+        doubts.append(
+            f"{len(series):,} DICOM series lie beside {len(scans):,} volumes of other formats, which may be the same "
+            f"scans; the latter are taken, such as {key_of(scans[0], folder)}; "
+            f"--exclude {' '.join(sorted(_patterns(scans)))} takes the series"
+        )
+        skipped.append((f"{len(series):,} DICOM series", "left aside for the volumes of other formats"))
+        series = {}
     scans += series
     described = (folder / "dataset_description.json").is_file()  # pictures in a BIDS tree are of its quality control
     cut = choice.layout in ("volumes", "bids") or bool(scans and (described or not images))
@@ -78,12 +87,16 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
         )
     paths = scans if cut else images
     keys = [series[path].key if path in series else key_of(path, folder) for path in paths]
-    layout = Layout("volumes" if cut else "", paths, keys, [], [], folder, volumes=cut, skipped=skipped)
+    layout = Layout("volumes" if cut else "", paths, keys, [], [], folder, volumes=cut, skipped=skipped, doubts=doubts)
     layout.series = {path: one.files for path, one in series.items()}
     layout.subjects = [series[path].patient if path in series else "" for path in paths]
     if not choice.include_masks:
         _leave_out_masks(layout)
     return layout
+
+
+def _patterns(scans: list[Path]) -> set[str]:
+    return {f"'*{end}'" for path in scans for end in volumes.SUFFIXES if path.name.lower().endswith(end)}
 
 
 def keep(layout: Layout, rows: list[int]) -> None:

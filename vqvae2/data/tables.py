@@ -60,8 +60,8 @@ class Table:
 
         In a table of files it is the one with its path, or, where no row has just that, the only one whose path ends
         alike, or has its name where that is the name of one image alone, if that fits no other image. In a table of
-        subjects it is that of the image's subject (see `join`) and visit; where no row has the visit, what all rows of
-        the subject agree on.
+        subjects it is that of the image's subject (see `join`) and visit; where no row has the visit, or no row of a
+        visit has a column (``sex``), what all rows of the subject agree on. What another visit's row says is not taken.
 
         Args:
             keys: relative paths of the images, or of the volumes that they were cut from.
@@ -98,6 +98,7 @@ class Table:
                     visits[f"{subject} at visit {visit}"].append(row)
         agreed, conflicts = self._merged(groups)
         exact, at_visit = self._merged(visits)
+        of_visits = {name for name in self.columns if any(row[name] for rows in visits.values() for row in rows)}
         rows: list[Row | None] = []
         by_visit = 0
         solved: dict[str, set[str]] = defaultdict(set)
@@ -105,7 +106,7 @@ class Table:
             best, own = agreed.get(subject), exact.get(f"{subject} at visit {visit_of(key)}")
             if best and own:
                 by_visit += 1
-                best = {name: own[name] or cell for name, cell in best.items()}
+                best = {name: own[name] if name in of_visits else cell for name, cell in best.items()}
                 for name in own:
                     if own[name]:
                         solved[name].add(subject)

@@ -36,7 +36,9 @@ _DICOM = (".dcm", ".dicom", ".ima")
 SUFFIXES = _NIBABEL + _SIMPLEITK
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
 _FORMAT = 3  # of the cache
-_DATA_FILE = re.compile(rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+_DATA_FILE = re.compile(
+    rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE
+)
 _PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}

@@ -78,13 +78,18 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     before = {row["subject"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
     now = {subject: split for split, images in data.splits.items() for subject in images.subjects}
-    if before and 2 * len(before.keys() & now.keys()) < min(len(before), len(now)):
-        one, other = min(before), min(now)
+    gone, new = before.keys() - now.keys(), now.keys() - before.keys()
+    read = {split for split in before.values() if split in data.splits}
+    gone = {subject for subject in gone if before[subject] in read}  # of the others nothing was read
+    if gone and new:
+        one, other = min(gone), min(new)
         raise UserError(
-            f"the people are called otherwise than when the VQ-VAE was trained, such as {other}, then {one}, so that "
-            "it cannot be told who was trained on",
+            f"{len(gone):,} of {len(before):,} people of the VQ-VAE's training are not there, such as {one}, and "
+            f"{len(new):,} others are, such as {other}; whether these are the same under other names, and were trained "
+            "on, cannot be told",
             data.name,
-            "Give the data that it was trained on, or --subject-pattern as then, or train it again",
+            "Give the data that it was trained on, and more beside them, or --subject-pattern as then, or train it "
+            "again",
         )
     moved = sorted(subject for subject, split in now.items() if before.get(subject, split) != split)
     if moved:

@@ -86,7 +86,9 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     config = checkpoint.config_from(DataConfig, record["train_vqvae"]["data"], run.path)
     if data is None or _same(data, config.data):
         config = replace(config, data=data or config.data)
-        wanted = None if split == "all" else sorted({"train", *(("val", "test") if split is None else (split,))})
+        held_out = ("val", "test") if split is None else (split,)
+        # All that training saw is read, so that its people are known under other names too.
+        wanted = None if split == "all" else sorted({"train", "selection", *held_out})
         read = open_data(config, wanted, like)
         check_subjects(read, run.data_report)
         train = read.splits.get("train")
