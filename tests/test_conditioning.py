@@ -190,5 +190,5 @@ def test_a_class_alone_is_enough_where_there_is_one_attribute():
     for text in (">=60", "<60", "a, b"):
         assert parse_labels((text,), ages) == {"age": text}
     for text in ("F", ">=60", "sex"):
-        with pytest.raises(UserError, match=r"which attribute is meant.*sex, age"):
+        with pytest.raises(UserError, match=r"names no attribute.*sex, age"):
             parse_labels((text,), (("sex", ("F",)), *ages))

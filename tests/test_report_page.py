@@ -32,7 +32,7 @@ def good_report() -> dict:
         "data": {"height": 32, "width": 32, "channels": 1},
         "split": {
             "name": "val", "data": "slices", "images": 9, "subjects": 3, "held_out": True, "shared_subjects": 0,
-            "identical_images": 0,
+            "identical_images": 0, "own": True,
         },
         "reconstruction": {
             "count": 9, "subjects": 3, "foreground_share": 0.4, **scores(0.95),
