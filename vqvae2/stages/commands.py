@@ -19,6 +19,7 @@ STAGES = {
     "sample": "sample codes from the priors and decode them into new images",
     "evaluate": "measure a run and write its report",
 }
+"""What each stage does, by its name on the command line, in the order of the pipeline."""
 
 
 def command(stage: str, *arguments: object) -> str:
