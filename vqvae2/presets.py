@@ -115,7 +115,7 @@ def _times(factor: int, training: TrainingConfig) -> TrainingConfig:
 
 
 _BRAIN = Preset(
-    source="ours: 128x128 brain slices of about a hundred subjects, 90 minutes on 2 CPU cores",
+    source="ours: 128x128 brain slices of about a hundred subjects, about 75 minutes on 2 CPU cores",
     # A fine level at half the image's resolution holds the texture; few codes and narrow stacks keep it cheap.
     vqvae=replace(
         _OURS,

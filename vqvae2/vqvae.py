@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vqvae2 import checkpoint, distributed
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim, ssim_map
+from vqvae2.metrics.images import MARGIN
 from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
 from vqvae2.stacks import Decoder, Encoder
 
@@ -196,13 +197,14 @@ class VQVAEConfig:
         maps = {"mse": (y - x).square()}
         if self.l1_weight:
             maps["l1"] = (y - x).abs()
+        if self.ssim_weight and self.foreground_weight > 1:
+            maps["ssim"] = ssim_map(y, x)[:, None]
         terms = {name: errors.mean() for name, errors in maps.items()}
-        if self.ssim_weight:
-            terms["ssim"] = ssim(y, x).mean()
+        if self.ssim_weight:  # over the windows that lie inside the frame; the map has more
+            inner = slice(MARGIN, -MARGIN)
+            terms["ssim"] = maps["ssim"][..., inner, inner].mean() if "ssim" in maps else ssim(y, x).mean()
         weighted = terms
         if self.foreground_weight > 1:
-            if self.ssim_weight:
-                maps["ssim"] = ssim_map(y, x)[:, None]
             weight = 1 + (self.foreground_weight - 1) * (x.amax(1, keepdim=True) > _BRIGHT).to(x.dtype)
             weight = weight / weight.mean((1, 2, 3), keepdim=True)  # each image counts as much as the others
             weighted = {name: (weight * errors).mean() for name, errors in maps.items()}
@@ -418,14 +420,25 @@ class VQVAE(nn.Module):
         assert joined is not None
         return joined
 
+    def nearest_neighbours(self, count: int = 8) -> list[Tensor]:
+        """Return the nearest other codes of each code, by level, top first: (K, count) int64, or fewer columns."""
+        found = []
+        for codebook in (quantizer.embedding for quantizer in self.codebooks):
+            near = torch.cdist(codebook, codebook).topk(min(count + 1, len(codebook)), largest=False).indices
+            found.append(near[:, 1:] if len(codebook) > 1 else near)
+        return found
+
     @torch.no_grad()
-    def near_codes(self, codes: list[Tensor], share: float, count: int = 8) -> list[Tensor]:
+    def near_codes(
+        self, codes: list[Tensor], share: float, count: int = 8, neighbours: list[Tensor] | None = None
+    ) -> list[Tensor]:
         """Replace a share of the codes, drawn at random, by one of their nearest codes in the codebook.
 
         Args:
             codes: by level, top first, (B, h, w) integers.
             share: of the codes that are replaced, in [0, 1].
             count: nearest codes that a replacement is drawn from.
+            neighbours: what `nearest_neighbours` returned, where the codebooks do not change; None: found here.
 
         Returns:
             Codes like ``codes``, int64.
@@ -435,13 +448,8 @@ class VQVAE(nn.Module):
         if not share:
             return [level.long() for level in codes]
         changed = []
-        for quantizer, level in zip(self.codebooks, codes, strict=False):
-            near = torch.cdist(quantizer.embedding, quantizer.embedding).topk(
-                min(count + 1, quantizer.num_embeddings), largest=False
-            )
-            neighbours = near.indices[:, 1:] if quantizer.num_embeddings > 1 else near.indices
-            drawn = torch.randint(neighbours.shape[1], level.shape, device=level.device)
-            other = neighbours[level.long(), drawn]
+        for near, level in zip(neighbours or self.nearest_neighbours(count), codes, strict=False):
+            other = near[level.long(), torch.randint(near.shape[1], level.shape, device=level.device)]
             changed.append(torch.where(torch.rand(level.shape, device=level.device) < share, other, level.long()))
         return changed
 

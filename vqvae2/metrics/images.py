@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 _WINDOW = 11  # taps; scikit-image's truncate = 3.5 at sigma = 1.5
 _SIGMA = 1.5
+MARGIN = _WINDOW // 2
+"""Pixels along each border whose window of SSIM reaches beyond the image."""
 
 
 def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
@@ -55,7 +57,7 @@ def ssim_map(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     Raises:
         ValueError: shapes differ or images are smaller than the window.
     """
-    return _similarity(x, y, data_range, padding=_WINDOW // 2).mean(dim=1)
+    return _similarity(x, y, data_range, padding=MARGIN).mean(dim=1)
 
 
 def _similarity(x: Tensor, y: Tensor, data_range: float, padding: int = 0) -> Tensor:
@@ -70,7 +72,7 @@ def _similarity(x: Tensor, y: Tensor, data_range: float, padding: int = 0) -> Te
         x, y = (mirrored(images.to(dtype), padding) for images in (x, y))
         # The variances only enter as a sum, so four local means are enough.
         maps = torch.stack([x, y, x * x + y * y, x * y])
-        taps = _gaussian_taps(_SIGMA, _WINDOW // 2, x.device, dtype)
+        taps = _gaussian_taps(_SIGMA, MARGIN, x.device, dtype)
         means = convolve(maps, taps)
         mean_x, mean_y, mean_squares, mean_xy = means.unbind()
         product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y

@@ -253,6 +253,7 @@ class SharpeningTask(VQVAETask):
         if config.adversarial_weight:
             self.discriminator = PatchDiscriminator(model.config.channels).to(self.device)
             self.discriminator.to(memory_format=torch.channels_last)
+        self.neighbours = model.nearest_neighbours()
         self.codes = None if train is not None else self._encoded(data.splits["train"])
 
     def modules(self) -> dict[str, nn.Module]:
@@ -266,7 +267,8 @@ class SharpeningTask(VQVAETask):
         images = batch["image"].to(self.device).contiguous(memory_format=torch.channels_last)
         rows = batch["index"].cpu()
         codes = [level[rows].to(self.device) for level in self.codes] if self.codes else self.model.encode(images)
-        made = self.model.decoders[-1](self.model.decoder_input(self.model.near_codes(codes, self.config.code_noise)))
+        near = self.model.near_codes(codes, self.config.code_noise, neighbours=self.neighbours)
+        made = self.model.decoders[-1](self.model.decoder_input(near))
         if self.discriminator is None:
             loss, terms = self.model.config.reconstruction_loss(made.float(), images)
             return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
