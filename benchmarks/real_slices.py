@@ -33,6 +33,7 @@ def main() -> int:
     parser = stages_parser(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/real-slices"), help="run folder (default: %(default)s)")
     parser.add_argument("--labels", help="FILE:COLUMN[,COLUMN] that condition the priors (default: none)")
+    parser.add_argument("--bins", action="append", default=[], help="COLUMN=EDGE[,EDGE] of a label that is a number")
     parser.add_argument("--num", type=int, default=64, help="samples (default: %(default)s)")
     arguments = parser.parse_args()
     run = arguments.run
@@ -47,6 +48,7 @@ def main() -> int:
         "--preset",
         arguments.preset,
         *(("--labels", arguments.labels) if arguments.labels else ()),
+        *(("--bins", *arguments.bins) if arguments.bins else ()),
     )
     if not (run / "codes" / "data.mdb").exists():
         stage("extract_codes.py", run)
@@ -55,6 +57,8 @@ def main() -> int:
     if not (run / "samples" / "samples.json").exists():
         stage("sample.py", run, "--num", str(arguments.num))
     stage("evaluate.py", run)
+    if arguments.labels:
+        write_by_class(run, arguments.labels.rpartition(":")[2].split(",")[0])
 
     report = json.loads((run / "report" / "report.json").read_text())
     stored = json.loads((run / "run.json").read_text())
@@ -164,6 +168,20 @@ def met(claim: Mapping[str, Any]) -> str:
         if (claim["measured"] >= claim[name]) if claim["over"] else (claim["measured"] <= claim[name]):
             return word
     return "no"
+
+
+def write_by_class(run: Path, attribute: str, classes: int = 4, each: int = 8) -> None:
+    """Draw samples asked for as some classes of an attribute, spread over all, a row each."""
+    names = json.loads((run / "run.json").read_text())["data"]["attributes"][attribute]
+    rows, classes = [], min(classes, len(names))
+    for i in range(classes):
+        name = names[(2 * i + 1) * len(names) // (2 * classes)]
+        out = run / "samples-by-class" / str(i)
+        if not (out / "samples.json").exists():
+            stage("sample.py", run, "--num", str(each), "--label", f"{attribute}={name}", "--out", str(out))
+        rows.append(np.concatenate([np.asarray(Image.open(path)) for path in sorted(out.glob("[0-9]*.png"))], 1))
+    Image.fromarray(np.concatenate(rows)).save(run / "samples-by-class.png")
+    print(f"wrote {run / 'samples-by-class.png'}")
 
 
 def write_judgement(run: Path, held_out: ImageSet) -> None:

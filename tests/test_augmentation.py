@@ -12,6 +12,7 @@ from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, augment, o
 from vqvae2.data.duplicates import nearly_equal, thumbnail
 from vqvae2.errors import UserError
 from vqvae2.stages import extract_codes, train_prior, train_vqvae
+from vqvae2.stages.common import RunFolder
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -72,6 +73,25 @@ def test_shifts_stay_in_their_range_and_reach_its_ends():
     assert (np.abs(moved).max(0) > np.array([3.7, 5.6])).all()
 
 
+def test_shifts_are_whole_pixels_and_blur_nothing():
+    image = torch.rand(1, 1, 40, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    config = AugmentationConfig(augment_shift=0.05)  # 2 and 3 pixels
+    found = set()
+    for epoch in range(80):
+        moved = augment(image, config, 0, epoch, [0])[..., 4:-4, 4:-4]
+        down, right = next(
+            (y, x)
+            for y in range(-2, 3)
+            for x in range(-3, 4)
+            if torch.allclose(moved, image.roll((y, x), (2, 3))[..., 4:-4, 4:-4], atol=1e-3)
+        )
+        found.add((down, right))
+    assert {y for y, _ in found} == {-2, -1, 0, 1, 2}
+    assert {x for _, x in found} == {-3, -2, -1, 0, 1, 2, 3}
+    small = AugmentationConfig(augment_shift=0.001)  # less than a pixel
+    assert any((augment(image, small, 0, epoch, [0]) - image).abs().max() > 0.1 for epoch in range(9))
+
+
 def test_rotations_keep_the_distance_from_the_centre_in_pixels():
     config = AugmentationConfig(augment_rotate=30)
     ends = np.array([centre(augment(spot(20, 45), config, 0, epoch, [0])) for epoch in range(100)]) - (20, 30)
@@ -115,6 +135,31 @@ def test_copies_join_the_prior_s_training_and_nothing_else(tmp_path, call, refus
     ended = call(train_prior.main, "--run", run, "--level", "top", *PRIOR_FLAGS)
     assert ended.code == 0
     assert f"copies {len(copies)}" in ended.out
+
+
+def test_copies_and_changes_that_a_preset_brings_are_the_run_s(tmp_path, call):
+    run = tmp_path / "run"
+    flags = [*VQVAE_FLAGS, "--preset", "brain128", "--max-steps", 2]  # its channels are for three levels
+    flags += ["--num-residual-layers", 1, "--strides", 2, 2, "--rate-weight", 0]
+    assert call(train_vqvae.main, "--run", run, *flags).code == 0
+    record = RunFolder(run).read()["train_vqvae"]
+    assert (record["copies"], record["augmentation"]["augment_flip"]) == (4, 0.5)
+    assert call(train_vqvae.main, "--run", run, "--resume", "--max-steps", 3).code == 0
+    assert RunFolder(run).read()["train_vqvae"]["copies"] == 4
+    assert call(extract_codes.main, "--run", run, "--allow-collapse").code == 0
+    store = CodeStore(run / "codes")
+    assert len(store.indices("copies")) == 4 * len(store.indices("train"))
+    unchanged = ["--augment-flip", 0, "--augment-shift", 0]
+    still = call(extract_codes.main, "--run", run, "--allow-collapse", "--overwrite", *unchanged)
+    assert still.code == 0, still.err
+    assert not CodeStore(run / "codes").indices("copies")
+
+
+def test_slices_from_the_side_are_not_mirrored_by_a_preset(tmp_path, call):
+    flags = [*VQVAE_FLAGS, "--preset", "brain128", "--slice-axis", "sagittal", "--strides", 2, 2, "--rate-weight", 0]
+    assert call(train_vqvae.main, "--run", tmp_path / "run", *flags).code == 0
+    kept = RunFolder(tmp_path / "run").read()["train_vqvae"]["augmentation"]
+    assert (kept["augment_flip"], kept["augment_shift"]) == (0, 0.03)
 
 
 def test_copies_of_unchanged_images_are_refused(run, refused):

@@ -42,7 +42,8 @@ def vqvae_by_hand(config: VQVAEConfig) -> dict[str, int]:
 
 def prior_by_hand(config: PriorConfig) -> dict[str, int]:
     """Multiply-adds of each part of a prior."""
-    c, r, e, cells = config.channels, config.residual_channels, config.embedding_dim, config.height * config.width
+    c, r, e, p = config.channels, config.residual_channels, config.embedding_dim, config.patch
+    cells, in_patch = config.height * config.width // p**2, p * p  # patches of codes
     v, reach, layers = config.vertical_channels or r, config.kernel_size // 2, config.num_layers
     conditional = bool(config.condition_levels or config.attributes)
     found = {}
@@ -55,9 +56,15 @@ def prior_by_hand(config: PriorConfig) -> dict[str, int]:
     columns = (reach + 1) * c * r + r * 2 * c
     attentions = layers // config.attention_every if config.attention_every else 0
     attention = cells * (3 * c * c + c * c) + 2 * cells**2 * c
-    found["vertical stream"] = cells * e * c + layers * cells * rows
-    found["horizontal stream"] = cells * e * c + layers * cells * columns + attentions * attention
-    found["output"] = cells * (config.output_layers * 2 * c * r + c * config.num_embeddings)
+    found["vertical stream"] = cells * in_patch * e * c + layers * cells * rows
+    found["horizontal stream"] = cells * in_patch * e * c + layers * cells * columns + attentions * attention
+    found["output"] = cells * config.output_layers * 2 * c * r
+    if p == 1:
+        found["output"] += cells * c * config.num_embeddings
+    else:  # the head: unfolded, with the patch's own codes, then a gated layer for each code
+        m = config.patch_channels
+        found["output"] += cells * in_patch * m * (c + in_patch * e)
+        found["output"] += cells * in_patch * (3 * m * m + m * config.num_embeddings)
     return found
 
 
@@ -97,6 +104,7 @@ def test_levels_cost_their_convolutions_and_distances():
         {"vertical_channels": 5, "kernel_size": 4, "attention_every": 1},
         {"condition_levels": (), "condition_shapes": (), "condition_num_embeddings": (), "attention_every": 0},
         {"recompute": True},
+        {"patch": 2, "patch_channels": 5},
     ],
 )
 def test_parts_of_a_prior_cost_their_products(tiny_prior_config, changes):
@@ -119,7 +127,8 @@ def test_a_preset_builds_and_its_budget_is_as_printed(name):
     preset = PRESETS[name]
     config = preset.vqvae
     codes = config.levels, config.shapes, config.num_embeddings, {"sex": ("F", "M")}
-    priors = [preset.prior(i)[0].for_level(i, *codes) for i in range(len(config.levels))]
+    priors = [preset.prior_for(i, *codes) for i in range(len(config.levels))]
+    assert [prior.patch for prior in priors] == [preset.prior(i)[0].patch for i in range(len(config.levels))]
     assert len(preset.priors) == len(preset.prior_training) == len(config.levels)
     for settings, expected in [(config, vqvae_by_hand(config)), *((prior, prior_by_hand(prior)) for prior in priors)]:
         parts = budget(settings)

@@ -378,8 +378,48 @@ def test_a_counter_that_can_be_read_in_two_ways_is_asked_about_first(tmp_path):
 
 def test_a_few_words_in_the_place_of_people_are_asked_about(tmp_path):
     layout = lay(tmp_path, [f"{kind}.{k}.jpg" for kind in ("cat", "dog") for k in range(10)])
-    assert "cat (10 images), dog (10 images)" in layout.doubts[0]
-    assert "--subject-pattern" in layout.doubts[0]
+    assert "cat (10 images), dog (10 images)" in layout.subject_doubts[0]
+    assert "--subject-pattern" in layout.subject_doubts[0]
+
+
+def test_a_pattern_of_subjects_settles_whom_images_show_and_no_other_doubt(tmp_path):
+    spaces = [f"P{p}_S{p}/sub-{p}_space-{s}_T1w.nii.gz" for p in range(1, 9) for s in ("MNI", "orig")]
+    folder = volumes(tmp_path / "data", spaces)
+    data = open_data(DataConfig(data=str(folder), subject_pattern=r"sub-\d"))
+    (doubt,) = data.doubts
+    assert "--bids-entity space=NAME" in doubt
+
+
+def test_a_pattern_of_exclude_that_matches_nothing_is_told(tmp_path):
+    folder = slices(tmp_path / "data", [f"P{p:02}_{k}.png" for p in range(12) for k in range(2)])
+    data = open_data(DataConfig(data=str(folder), exclude=("*_0.png", "*.jpg")))
+    assert len(every(data)) == 12
+    assert [doubt.split(";")[0] for doubt in data.doubts] == ["--exclude *.jpg matches no file"]
+
+
+def test_a_kind_that_no_volume_is_called_by_is_refused_with_those_that_occur(tmp_path):
+    folder = volumes(tmp_path / "data", [f"P{p:02}_{kind}.nii.gz" for p in range(8) for kind in ("t1c", "t2w")])
+    with pytest.raises(UserError, match=r"no volume is called \.\.\.flair: .*t1c \(8\), t2w \(8\)"):
+        open_data(DataConfig(data=str(folder), bids_suffix="flair"))
+
+
+@pytest.mark.parametrize("names", [["KL0", "KL1", "KL2", "KL3", "KL4"], ["BI-RADS 1", "BI-RADS 2"], ["DR0", "DR1"]])
+def test_grades_of_a_disease_are_classes_and_not_people(tmp_path, names):
+    folder = slices(tmp_path / "data", [f"{name}/img{k:03}.png" for name in names for k in range(12)])
+    data = open_data(DataConfig(data=str(folder)))
+    assert classes(data) == {"class": set(names)}
+    assert len(people(data)) == 12 * len(names)
+
+
+def test_a_folder_that_may_be_of_masks_is_left_out_only_beside_images_of_the_same_names(tmp_path):
+    of_a_class = slices(tmp_path / "classes", [f"{c}/{c}{k:03}.png" for c in ("WMH", "healthy") for k in range(12)])
+    data = open_data(DataConfig(data=str(of_a_class)))
+    assert classes(data) == {"class": {"WMH", "healthy"}}
+    assert any("--exclude WMH" in doubt for doubt in data.doubts)
+    of_masks = slices(tmp_path / "masks", [f"{c}/P{k:03}.png" for c in ("gt", "images") for k in range(12)])
+    data = open_data(DataConfig(data=str(of_masks)))
+    assert {key.split("/")[0] for key in every(data)} == {"images"}
+    assert data.doubts == []
 
 
 @pytest.mark.parametrize("layout", ["flat", "classes", "subjects", "splits", "volumes", "auto"])

@@ -115,6 +115,16 @@ def test_code_counts_equal_a_loop_over_a_window_of_batches():
         counts.update(torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(1, 2, 3, dtype=torch.bool))
 
 
+def test_a_codebook_collapses_by_what_it_says_of_the_foreground():
+    air, tissue = torch.arange(8).repeat(4).view(1, 4, 8), torch.zeros(1, 4, 8, dtype=torch.int64)
+    for codes, collapsed in ((torch.cat([air, tissue]), True), (torch.cat([tissue, air]), False)):
+        counts = metrics.CodeCounts(8)
+        counts.update(codes, torch.tensor([False, True]).view(2, 1, 1).expand_as(codes))
+        assert counts.collapsed == collapsed
+        assert counts.perplexity > 4 - collapsed
+    assert metrics.CodeCounts(8).collapsed  # nothing was counted
+
+
 def test_constant_cells_equal_a_loop_over_blocks():
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 2, (2, 3, 6, 8), generator=generator).float()

@@ -89,6 +89,17 @@ def test_a_replayed_row_makes_the_same_codes(tapes, monkeypatch, shape, conditio
 
 
 @torch.no_grad()
+def test_a_replayed_row_of_patches_makes_the_same_codes(tapes, monkeypatch):
+    prior = tiny_prior((8, 6), ((4, 3),), labelled=True, attention_every=2, patch=2, patch_channels=5)
+    codes, nll = sampled(prior, 3)
+    assert len(tapes) == 1
+    monkeypatch.setattr(prior_module, "records", lambda device: False)
+    plain_codes, plain_nll = sampled(prior, 3)
+    assert torch.equal(codes, plain_codes)
+    torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 def test_sharpened_draws_can_be_recorded(tapes, monkeypatch):
     prior, sharpness = tiny_prior((4, 4)), Sharpness(temperature=0.7, top_k=4, top_p=0.9)
     codes, nll = sampled(prior, 2, sharpness)

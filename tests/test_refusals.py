@@ -40,9 +40,13 @@ OUT_OF_RANGE = {
         "--max-steps three",
         "--batch-size 0",
         "--ema-decay 1",
+        "--muon-learning-rate 0",
     ),
     "train-prior": (
         "--kernel-size 1",
+        "--patch 0",
+        "--patch 3",
+        "--patch-channels 0",
         "--num-heads 3 --attention-every 1",
         "--num-heads 0 --attention-every 1",
         "--num-layers 0",

@@ -78,7 +78,6 @@ def good_report() -> dict:
 DEFECTS = {
     "levels.top.collapsed": (True, "level top has collapsed"),
     "levels.bottom.usage": (0.1, "uses 10% of its codebook"),
-    "levels.top.perplexity_foreground": (1.5, "almost no information outside constant cells"),
     "levels.bottom.gain": (-0.1, "no better than a table of counts"),
     "levels.bottom.train_nll": (0.9, "level bottom overfits"),
     "reconstruction.ssim.mean": (0.4, "no better than the mean training image"),

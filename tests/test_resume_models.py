@@ -19,7 +19,7 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]
 
-CONFIG = TrainingConfig(batch_size=8, max_steps=12, evaluations=3, log_every=3)
+CONFIG = TrainingConfig(batch_size=8, optimizer="muon", max_steps=12, evaluations=3, log_every=3)
 CPU = torch.device("cpu")
 
 

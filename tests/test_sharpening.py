@@ -66,6 +66,8 @@ def test_hinge_loss_and_penalty():
 def test_a_limit_is_divided():
     first, second = SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig(max_steps=100, max_minutes=8))
     assert (first.max_steps, first.max_minutes, second.max_steps, second.max_minutes) == (75, 6, 25, 2)
+    by_muon = TrainingConfig(max_steps=100, optimizer="muon")  # the decoder's part has a rate of its own
+    assert [part.optimizer for part in SharpeningConfig(sharpen_share=0.25).divide(by_muon)] == ["muon", "adamw"]
     with pytest.raises(ValueError, match="limit"):
         SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig())
 

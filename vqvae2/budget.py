@@ -162,7 +162,7 @@ def _calls(model: VQVAE | Prior) -> Calls:
     calls += [("vertical stream", block, "above") for block in model.blocks]
     calls += [("horizontal stream", model.input_h, "forward")]
     calls += [("horizontal stream", layer, "within") for layer in (*model.blocks, *model.attention.values())]
-    output = (*model.output_blocks, model.output_norm, model.output)
+    output = (*model.output_blocks, *([model.head] if model.head is not None else []), model.output_norm, model.output)
     return calls + [("output", layer, "forward") for layer in output]
 
 

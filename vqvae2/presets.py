@@ -1,9 +1,10 @@
 """Settings by name, each with its source: the paper's, and ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vqvae2.data.augmentation import AugmentationConfig
 from vqvae2.data.config import Fit
 from vqvae2.prior import PriorConfig
 from vqvae2.training import TrainingConfig
@@ -22,6 +23,8 @@ class Preset:
         vqvae_training: how it is trained.
         priors: of each level, top first; level, shapes and labels are replaced by the code store's.
         prior_training: how they are trained.
+        augmentation: of the training images.
+        copies: augmented copies of each training image whose codes the priors are trained on besides.
         sharpening: settings of the decoder's last part of the training, by name; none: there is no such part.
         size: --size of the data where the user gives none; None: the data's own.
         fit: --fit of the data where the user gives none.
@@ -33,6 +36,8 @@ class Preset:
     vqvae_training: TrainingConfig
     priors: tuple[PriorConfig, ...]
     prior_training: tuple[TrainingConfig, ...]
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    copies: int = 0
     sharpening: Mapping[str, Any] = field(default_factory=dict)
     size: str | None = None
     fit: Fit = "shrink"
@@ -42,6 +47,25 @@ class Preset:
         """Return the settings of level ``index``, 0 the top; levels beyond the preset's take those of its last."""
         last = len(self.priors) - 1
         return self.priors[min(index, last)], self.prior_training[min(index, last)]
+
+    def prior_for(
+        self,
+        index: int,
+        levels: Sequence[str],
+        shapes: Sequence[tuple[int, int]],
+        num_embeddings: Sequence[int],
+        attributes: Mapping[str, Sequence[str]],
+    ) -> PriorConfig:
+        """Return the settings of a level's prior for given codes; without patches where those do not fit the levels.
+
+        Args: as of `PriorConfig.for_level`.
+        """
+        codes = index, levels, shapes, num_embeddings, attributes
+        settings, _ = self.prior(index)
+        try:
+            return settings.for_level(*codes)
+        except ValueError:
+            return replace(settings, patch=1).for_level(*codes)
 
 
 _OURS = VQVAEConfig(
@@ -59,7 +83,9 @@ _OURS = VQVAEConfig(
     l1_weight=0.2,
     ssim_weight=0.2,
 )
-_OURS_TRAINING = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=100, evaluations=12)
+_OURS_TRAINING = TrainingConfig(
+    batch_size=16, optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.005, warmup_steps=100, evaluations=12
+)
 _PRIOR = PriorConfig(
     embedding_dim=64,
     channels=128,
@@ -72,6 +98,7 @@ _PRIOR = PriorConfig(
 )
 _PRIOR_TRAINING = TrainingConfig(
     batch_size=8,
+    optimizer="muon",
     learning_rate=1e-3,
     warmup_steps=100,
     weight_decay=0.05,
@@ -122,7 +149,7 @@ _BRAIN = Preset(
         strides=(2, 2, 2),
         num_embeddings=(512, 512, 128),
         embedding_dim=(64, 64, 8),
-        rate_weight=(0.0, 0.0, 0.35),
+        rate_weight=(0.0, 1.0, 0.4),
         hidden_channels=(128, 96, 64),
         residual_channels=(64, 48, 32),
         level_dropout=0.4,
@@ -130,26 +157,29 @@ _BRAIN = Preset(
         foreground_weight=5.0,
     ),
     # Limits in steps, so that every machine trains the same model; minutes are an upper bound for slow ones.
-    vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=5600, max_minutes=60, evaluations=8),
-    sharpening={"sharpen_share": 0.1, "code_noise": 0.1, "adversarial_weight": 0.0},
+    vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=4800, max_minutes=60, evaluations=6),
+    # Mirrored and shifted by whole pixels, which changes the codes and blurs nothing.
+    augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03),
+    copies=4,
+    # A table of code frequencies knows the training images too well: each is counted in it. Fine levels run in patches.
     priors=(
-        _PRIOR,
-        replace(_PRIOR, num_layers=8, attention_every=0),
-        # What the coarser levels say is worked out at their resolution, where width is cheap.
+        replace(_PRIOR, position_logits=False),
         replace(
             _PRIOR,
-            channels=64,
-            residual_channels=64,
-            num_layers=6,
+            channels=256,
+            residual_channels=256,
+            num_layers=8,
             attention_every=0,
-            condition_channels=128,
-            dropout=0.1,
+            patch=2,
+            patch_channels=128,
+            position_logits=False,
         ),
+        replace(_PRIOR, num_layers=6, attention_every=0, patch=2, dropout=0.1, position_logits=False),
     ),
     prior_training=(
-        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=20),
-        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=30, evaluations=10),
-        replace(_PRIOR_TRAINING, max_steps=2200, max_minutes=50, evaluations=6),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=20, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=30, evaluations=6),
+        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=50, evaluations=5),
     ),
     size="128x128",
 )

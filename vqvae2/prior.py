@@ -7,7 +7,8 @@ conditioned on the top through a residual stack of its own). Blocks and streams 
                     |                                          | link
                     +- shift previous -> h --- blocks.within --+-- attention --> 1x1 blocks -> logits
 
-Shapes: B batch, h x w cells, K codes, E embedding dimensions, C channels, R residual channels, A label attributes.
+Shapes: B batch, h x w cells, n x m positions (cells, or patches of p x p of them), K codes, E embedding dimensions,
+C channels, R residual channels, A label attributes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from vqvae2.causal import (
 )
 from vqvae2.device import recorded, records, widest
 from vqvae2.lean import Dropout, RMSNorm
+from vqvae2.patches import PatchHead, fold, unfold
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -79,6 +81,11 @@ class PriorConfig:
     """Causal attention after every n-th gated block; 0: none."""
     num_heads: int = 8
     """Attention heads; they divide the channels."""
+    patch: int = 1
+    """Codes p along each side of a patch that the streams take as one position: a fine level in p^2 times fewer steps.
+    It divides the height and the width."""
+    patch_channels: int = 64
+    """Channels of the head that tells the codes of a patch apart."""
     output_layers: int = 0
     """1x1 residual blocks before the logits."""
     condition_layers: int = 4
@@ -112,6 +119,8 @@ class PriorConfig:
             "residual_channels",
             "num_layers",
             "num_heads",
+            "patch",
+            "patch_channels",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -122,7 +131,9 @@ class PriorConfig:
             raise ValueError(f"kernel_size must be >= 2, got {self.kernel_size}: a smaller one never looks aside")
         if not len(self.condition_levels) == len(self.condition_shapes) == len(self.condition_num_embeddings):
             raise ValueError("condition_levels, condition_shapes and condition_num_embeddings must match in number")
-        finer = (*self.condition_shapes[-1:], self.shape)
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(f"patch must divide {self.height}x{self.width} codes, got {self.patch}")
+        finer = (*self.condition_shapes[-1:], self.grid)
         for height, width in self.condition_shapes:
             for rows, columns in finer:
                 if rows % height or columns % width:
@@ -139,6 +150,11 @@ class PriorConfig:
     def shape(self) -> tuple[int, int]:
         """Cells of the level (h, w)."""
         return self.height, self.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Positions of the streams (n, m): cells, or patches of them."""
+        return self.height // self.patch, self.width // self.patch
 
     def for_level(
         self,
@@ -197,7 +213,7 @@ class ConditionStack(nn.Module):
         super().__init__()
         channels = config.condition_channels or config.channels
         self.shape = config.condition_shapes[-1]
-        self.factors = (config.height // self.shape[0], config.width // self.shape[1])
+        self.factors = (config.grid[0] // self.shape[0], config.grid[1] // self.shape[1])
         dim = config.embedding_dim
         self.embeddings = nn.ModuleList(nn.Embedding(k, dim) for k in config.condition_num_embeddings)
         self.inputs = nn.ModuleList(nn.Linear(dim, channels) for _ in config.condition_num_embeddings)
@@ -215,7 +231,7 @@ class ConditionStack(nn.Module):
         self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
 
     def forward(self, codes: list[Tensor]) -> Tensor:
-        """Map codes (B, h', w') by level, top first, to (B, h, w, C)."""
+        """Map codes (B, h', w') by level, top first, to (B, n, m, C)."""
         inputs = []
         for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
             repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
@@ -252,11 +268,11 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
-        channels, height, width = config.channels, config.height, config.width
+        channels, (height, width), codes = config.channels, config.grid, config.patch**2
         conditional = bool(config.condition_levels or config.attributes)
         self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
-        self.input_v = nn.Linear(config.embedding_dim, channels)
-        self.input_h = nn.Linear(config.embedding_dim, channels)
+        self.input_v = nn.Linear(codes * config.embedding_dim, channels)
+        self.input_h = nn.Linear(codes * config.embedding_dim, channels)
         self.position_v = nn.Parameter(torch.randn(height, width, channels) * 0.02)
         self.position_h = nn.Parameter(torch.randn(height, width, channels) * 0.02)
         self.condition = ConditionStack(config) if config.condition_levels else None
@@ -291,11 +307,15 @@ class Prior(nn.Module):
             )
             for _ in range(config.output_layers)
         )
+        self.head = None
+        if codes > 1:
+            self.head = PatchHead(channels, config.embedding_dim, codes, config.patch_channels, config.dropout)
+            channels = config.patch_channels
         self.output_norm = RMSNorm(channels)
         self.output = nn.Linear(channels, config.num_embeddings)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        table = torch.zeros(height, width, config.num_embeddings) if config.position_logits else None
+        table = torch.zeros(*config.shape, config.num_embeddings) if config.position_logits else None
         self.register_buffer("position_table", table)
 
     @torch.no_grad()
@@ -333,8 +353,10 @@ class Prior(nn.Module):
         context = self._context(condition, label, len(codes), codes.device)
         x, past = self._embed(codes), Padding()
         links = self._above(shift_down(x), self.position_v, context, past)
-        logits = self._within(shift_previous(x), self.position_h, links, past)
-        return self._at_positions(logits, self.position_table).permute(0, 3, 1, 2)
+        h = self._within(shift_previous(x), self.position_h, links, past)
+        if self.head is not None:
+            h = unfold(self.head(h, x), self.config.patch)
+        return self._logits(h, self.position_table).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     @_in_evaluation_mode
@@ -346,7 +368,7 @@ class Prior(nn.Module):
         label: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Make maps of codes one position at a time, in raster order (the incremental form).
+        """Make maps of codes one at a time (the incremental form), in raster order of the patches and within each.
 
         Nothing is dropped, whatever the prior's mode.
 
@@ -356,38 +378,52 @@ class Prior(nn.Module):
             uniform: (B, h, w) what `draw` is given at each position.
             condition: as in `forward`.
             label: as in `forward`.
-            progress: called with the number of codes made, after each row.
+            progress: called with the number of codes made, after each row of positions.
 
         Returns:
             ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
         """
-        (height, width), batch, device = self.config.shape, len(uniform), uniform.device
+        (height, width), batch, device = self.config.grid, len(uniform), uniform.device
+        patch, dim = self.config.patch, self.config.embedding_dim
         context = self._context(condition, label, batch, device)
+        uniform = fold(uniform[..., None], patch)  # (B, n, m, p^2), as the codes until they are returned
         row = torch.zeros(1, dtype=torch.int64, device=device)
-        codes = torch.zeros(batch, height, width, dtype=torch.int64, device=device)
+        codes = torch.zeros(*uniform.shape, dtype=torch.int64, device=device)
         log_p = torch.zeros(batch, dtype=widest(device), device=device)
-        above = self.embedding.weight.new_zeros(batch, 1, width, self.config.embedding_dim)
+        above = self.embedding.weight.new_zeros(batch, 1, width, patch**2 * dim)
         previous = above[:, :, :1].clone()
+        tables = None  # (n, m, p^2, K)
+        if self.position_table is not None:
+            tables = fold(self.position_table[None], patch)[0].unflatten(-1, (patch**2, -1))
         recording = records(device) and height >= _LEAST_ROWS
         past = RecordedCache(height, width, row) if recording else Cache(height, width)
+
+        def make_patch(h: Tensor, table: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
+            """Draw the codes (B, p^2) of one position; return them embedded (B, 1, 1, p^2 E), too."""
+            made, embedded = [], torch.zeros_like(previous)
+            for i in range(patch**2):
+                x = h if self.head is None else self.head(h, embedded, i)
+                code, own = draw(self._logits(x[:, 0, 0], None if table is None else table[:, i]), noise[:, i])
+                log_p.add_(own)
+                made.append(code)
+                embedded[..., i * dim : (i + 1) * dim] = self.embedding(code[:, None, None])
+            return torch.stack(made, 1), embedded
 
         def make_row() -> None:
             cells = None if context is None else context.index_select(1, row)
             links = self._above(above, self.position_v.index_select(0, row), cells, past)
             positions, noise = self.position_h.index_select(0, row), uniform.index_select(1, row)
-            table = None if self.position_table is None else self.position_table.index_select(0, row)
-            made, last = [], previous
+            table = None if tables is None else tables.index_select(0, row)
+            made, embedded, last = [], [], previous
             for past.column in range(width):
                 column = slice(past.column, past.column + 1)
-                logits = self._within(last, positions[:, column], [link[:, :, column] for link in links], past)
+                h = self._within(last, positions[:, column], [link[:, :, column] for link in links], past)
                 here = None if table is None else table[:, past.column]
-                code, own = draw(self._at_positions(logits[:, 0, 0], here), noise[:, 0, past.column])
-                log_p.add_(own)
-                made.append(code)
-                last = self.embedding(code[:, None, None])
-            codes_of_row = torch.stack(made, 1)[:, None]
-            codes.index_copy_(1, row, codes_of_row)
-            above.copy_(self.embedding(codes_of_row))
+                drawn, last = make_patch(h, here, noise[:, 0, past.column])
+                made.append(drawn)
+                embedded.append(last)
+            codes.index_copy_(1, row, torch.stack(made, 1)[:, None])
+            above.copy_(torch.cat(embedded, 2))
             previous.copy_(last)
             row.add_(1)
 
@@ -400,24 +436,25 @@ class Prior(nn.Module):
         for past.row in range(height):
             make()
             if progress is not None:
-                progress(batch * width)
-        return codes, log_p
+                progress(batch * width * patch**2)
+        return unfold(codes, patch)[..., 0], log_p
 
-    def _at_positions(self, logits: Tensor, table: Tensor | None) -> Tensor:
-        """Add the position-wise log-frequencies: the network learns what lies beyond them."""
+    def _logits(self, x: Tensor, table: Tensor | None) -> Tensor:
+        """Add the position-wise log-frequencies to the logits: the network learns what lies beyond them."""
+        logits: Tensor = self.output(self.output_norm(x))
         return logits if table is None else logits + table
 
     def _embed(self, codes: Tensor) -> Tensor:
-        """Embed codes (B, h, w) -> (B, h, w, E); in training some are hidden."""
+        """Embed codes (B, h, w) -> (B, n, m, p^2 E); in training some are hidden."""
         x = self.embedding(codes.long())
         if self.training and self.config.input_dropout:
             x = x * (torch.rand(x.shape[:3], device=x.device) >= self.config.input_dropout)[..., None]
-        return x
+        return fold(x, self.config.patch)
 
     def _context(
         self, condition: list[Tensor] | None, label: Tensor | None, batch: int, device: torch.device
     ) -> Tensor | None:
-        """Join condition and label: (B, h, w, C), or None when the prior has neither."""
+        """Join condition and label: (B, n, m, C), or None when the prior has neither."""
         config = self.config
         names, shapes = config.condition_levels, [(batch, *shape) for shape in config.condition_shapes]
         got = [tuple(codes.shape) for codes in condition or []]
@@ -437,10 +474,10 @@ class Prior(nn.Module):
         for (_, classes), table, column in zip(config.attributes, self.labels, label.T, strict=True):
             rows.append(table(column.masked_fill(column < 0, len(classes))))
         x = torch.stack(rows).sum(0)[:, None, None, :]
-        return x.expand(-1, *config.shape, -1) if context is None else _add(context, x)
+        return x.expand(-1, *config.grid, -1) if context is None else _add(context, x)
 
     def _above(self, x: Tensor, position: Tensor, context: Tensor | None, past: Past) -> list[Tensor]:
-        """Run the vertical stream over rows: the codes above (B, n, w, E) -> the link (B, n, w, R) of every block."""
+        """Run the vertical stream over rows: what lies above -> the link (B, n, m, R) of every block."""
         v, links = _add(self.input_v(x), position), []
         for block in self.blocks:
             assert isinstance(block, GatedBlock)
@@ -449,7 +486,7 @@ class Prior(nn.Module):
         return links
 
     def _within(self, x: Tensor, position: Tensor, links: list[Tensor], past: Past) -> Tensor:
-        """Run the horizontal stream: the previous codes (B, n, m, E) and the links -> (B, n, m, K) logits."""
+        """Run the horizontal stream: what comes before (B, n, m, p^2 E) and the links -> (B, n, m, C)."""
         h = _add(self.input_h(x), position)
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
             assert isinstance(block, GatedBlock)
@@ -460,7 +497,7 @@ class Prior(nn.Module):
                 h = self._run(attention.within, h, past)
         for block in self.output_blocks:
             h = h + block(h)
-        return self.output(self.output_norm(h))
+        return h
 
     def _run(self, layer: Callable[..., Any], *inputs: Any) -> Any:
         """Call a layer; with ``recompute`` its activations are made again in the backward pass instead of kept."""

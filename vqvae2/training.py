@@ -152,7 +152,7 @@ def fit(
     return _Run(task, config, folder, device, precision, seed, num_workers, say).go(resume, compile)
 
 
-_LEAST_MINUTES, _LEAST_STEPS = 10, 5000  # of a run in which compiling pays; a limit of either kind may end it earlier
+_LEAST_MINUTES, _LEAST_STEPS = 10, 4000  # of a run in which compiling pays; a limit of either kind may end it earlier
 _MISFITS = (RuntimeError, ValueError, KeyError)  # raised on loading a state of another model or version
 
 
@@ -176,7 +176,7 @@ class _Run:
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.loss = self._shared_loss()
-        self.optimizer = make_optimizer(config, self.modules.values(), device)
+        self.optimizer = make_optimizer(config, self.modules.values(), device, precision)
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         self.elapsed = 0.0  # seconds of training by the main process's clock, as of the latest step
@@ -297,7 +297,7 @@ class _Run:
             module.train()
         rate = learning_rate(config, self.step, self.progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         for i in range(config.accumulate):
             batch = next(batches)
             with self._unsynced() if i + 1 < config.accumulate else nullcontext():
@@ -343,7 +343,7 @@ class _Run:
         self._check_loss(figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
-        figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        figures["train/learning_rate"] = self.optimizer.param_groups[-1]["lr"]
         self.window_start, self.window_items = now, 0
         if self.logbook is None:
             return
@@ -372,7 +372,7 @@ class _Run:
             f"{name} is {value} at step {self.step}; the learning rate is probably too high",
             self.folder,
             f"{'The last good state is kept. Add --resume and' if kept else 'Start again with'} a lower "
-            f"{self.task.rate_flag}{narrow}",
+            f"{self.task.rate_flag}{' and --muon-learning-rate' * (self.config.optimizer == 'muon')}{narrow}",
         )
 
     def _evaluation_due(self) -> bool:

@@ -23,7 +23,8 @@ class AugmentationConfig:
     """Ranges from which each training image's changes are drawn evenly; raises UserError for one out of range."""
 
     augment_shift: float = 0.0
-    """Largest shift along each side, as a share of the side, in [0, 0.5]."""
+    """Largest shift along each side, as a share of the side, in [0, 0.5]; whole pixels, one at least, so nothing is
+    blurred."""
     augment_rotate: float = 0.0
     """Largest rotation to either side, in degrees, in [0, 180]."""
     augment_scale: float = 0.0
@@ -64,7 +65,7 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, r
         return images
     draws = np.stack([np.random.default_rng([seed, epoch, row]).random(7) for row in rows])
     unit = torch.from_numpy(draws).to(images.device)
-    across, down, angle, size, contrast, gamma = (2 * unit[:, :6] - 1).T
+    angle, size, contrast, gamma = (2 * unit[:, 2:6] - 1).T
     if config.changes == {"augment_flip"}:  # no pixel needs to be interpolated
         return torch.where((unit[:, 6] < config.augment_flip)[:, None, None, None], images.flip(-1), images)
     mirror = torch.where(unit[:, 6] < config.augment_flip, -1.0, 1.0).double()
@@ -73,7 +74,11 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, r
     height, width = images.shape[2:]
     ratio = height / width  # a rotation is one of pixels, not of the unit square
     cosine, sine = turn.cos() * zoom, turn.sin() * zoom
-    shift_x, shift_y = 2 * config.augment_shift * across, 2 * config.augment_shift * down
+    shifts = []
+    for side, draw in ((width, unit[:, 0]), (height, unit[:, 1])):
+        most = max(1, round(config.augment_shift * side)) if config.augment_shift else 0
+        shifts.append(2 * (((2 * most + 1) * draw).floor() - most) / side)
+    shift_x, shift_y = shifts
     matrix = torch.stack(
         [
             torch.stack([cosine * mirror, -sine * ratio, shift_x], 1),

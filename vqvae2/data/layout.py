@@ -134,7 +134,7 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         ]
     else:
         subjects = by_name
-        layout.doubts += doubts
+        layout.subject_doubts += doubts
         if len(set(subjects)) == 1 < len(subjects):
             subjects = list(layout.keys)
         classes = layout.attributes.get("class")
@@ -155,7 +155,7 @@ def _with_headers(layout: Layout, subjects: list[str]) -> list[str]:
         patients.setdefault(who, set()).update({header} - {""})
     torn = [who for header, who in zip(layout.subjects, subjects, strict=True) if not header and len(patients[who]) > 1]
     if torn:
-        layout.doubts.append(
+        layout.subject_doubts.append(
             f"{len(torn):,} DICOM series name no patient, and others of {torn[0]} name several; "
             "--subject-pattern tells whose they are"
         )
@@ -221,7 +221,7 @@ def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str])
     if layout.volumes and not any(person_of(stem, volume=True) for stem in stems) and len(set(stems)) < len(stems):
         if len(inside := set(below) - {""}) < len(distinct) or not all(below) or not _numbered(inside):
             return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
-        layout.doubts.append(
+        layout.subject_doubts.append(
             f"are the folders such as {min(distinct)} people, or those in them, such as {min(inside)}? The latter is "
             "taken; --layout subjects takes the former"
         )
@@ -255,7 +255,7 @@ def _people_of(layout: Layout, names: list[str], above: Folders) -> list[str]:
     """The people whom folders name, without visits; a bare number that several classes or sites have is theirs."""
     whom = {name: person_of(name, volume=True) or name for name in names}
     order = [name for name in whom if not known_subject(name)]
-    whom |= zip(order, without_counters([whom[name] for name in order], order, layout.doubts), strict=True)
+    whom |= zip(order, without_counters([whom[name] for name in order], order, layout.subject_doubts), strict=True)
     places: dict[str, set[tuple[str, ...]]] = {}
     for name, parts in zip(names, above, strict=True):
         places.setdefault(name, set()).add(parts)
@@ -304,7 +304,7 @@ def _warn_of_copies(layout: Layout) -> None:
     originals = {who for who, copy in zip(layout.subjects, copies, strict=True) if not copy}
     loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
     if originals and loose:
-        layout.doubts.append(
+        layout.subject_doubts.append(
             f"{len(loose):,} images are changed copies of others by their names, such as {layout.keys[loose[0]]}, and "
             "do not tell whose; copies of held-out people may be among the training images; "
             f"--exclude '{copies[loose[0]]}' leaves them out"
@@ -331,7 +331,7 @@ def _warn_of_few(layout: Layout) -> None:
     )
     if by_words and 1 < len(counts) < 10 and len(layout.keys) >= 8 * len(counts):
         shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
-        layout.doubts.append(
+        layout.subject_doubts.append(
             f"the names tell {len(counts)} people: {shown}; if these are kinds of images, "
             "--subject-pattern '.+' counts each image as a person"
         )

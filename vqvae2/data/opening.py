@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,15 @@ def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dic
     return _open_folder(config, splits, like)
 
 
-def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any]) -> ImageSet:
+def load_images(
+    source: str | Path | Sequence[str | Path], like: dict[str, Any], config: DataConfig | None = None
+) -> ImageSet:
     """Read a folder, or files by their paths, to a stored config's channels, size and values, without splits.
 
     Args:
         source: a folder, or paths of images.
         like: a stored ``ImageData.to_config()``.
+        config: which files of a folder are taken; None: those of the stored kind.
 
     Returns:
         The images, their keys relative to the folder, labels (N, A) all -1; ``skipped`` tells what could not
@@ -64,8 +68,8 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
     skipped: list[tuple[str, str]] = []
     if isinstance(source, str | Path):
         entities = tuple(like.get("bids_entity", ()))
-        choice = DataConfig(bids_suffix=like.get("bids_suffix"), bids_entity=entities).choice()
-        layout = read_layout(Path(source).expanduser(), choice)
+        config = config or DataConfig(bids_suffix=like.get("bids_suffix"), bids_entity=entities)
+        layout = read_layout(Path(source).expanduser(), replace(config.choice(), again=True))
         layout, pictures = cut_volumes(layout, config_of(like))
         paths, keys, subjects, skipped = layout.paths, layout.keys, layout.subjects, layout.skipped
     else:
@@ -87,7 +91,7 @@ def load_images(source: str | Path | Sequence[str | Path], like: dict[str, Any])
 
 
 def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None) -> ImageData:
-    layout = read_layout(Path(config.data).expanduser(), config.choice())
+    layout = read_layout(Path(config.data).expanduser(), replace(config.choice(), again=like is not None))
     folder = layout.folder
     slicing = config_of(like) if like and like.get("slices") else config
     layout, pictures = cut_volumes(layout, slicing)
@@ -154,7 +158,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         splits=held,
         skipped=layout.skipped + read.skipped,
         notes=notes + labels.notes,
-        doubts=layout.doubts if config.subject_pattern is None else [],
+        doubts=layout.doubts + (layout.subject_doubts if config.subject_pattern is None else []),
         fit=how,
         bins=labels.bins,
         sizes=dict(read.sizes),

@@ -148,6 +148,8 @@ GROUP_WORDS = re.compile(
 
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
+CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
+"""Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""
 SPLITS = {
     "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
     "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|dev"),
@@ -177,7 +179,11 @@ ATTRIBUTES = (
     ),
 )
 """Names for what a level of folders above the people tells; else it is the ``class``."""
-CLASS_STEMS = {"", "class", "label", "grade", "stage", "type", "group", "category", "c", "cdr"}
+CLASS_STEMS = {
+    *("", "class", "label", "grade", "stage", "type", "group", "category", "c"),
+    *("cdr", "kl", "klg", "birads", "bi-rads", "bi_rads", "pirads", "pi-rads", "pi_rads", "gleason", "isup", "who"),
+    *("dr", "tnm", "nyha", "asa", "ecog", "gmfcs", "fazekas", "mta", "braak", "thal", "level", "score", "severity"),
+}
 """Folders of these words and a number are classes."""
 WORDNET = re.compile(r"n\d{8}")
 """Folders of ImageNet's classes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.data import decoding, volumes
+from vqvae2.data import decoding, rules, volumes
 from vqvae2.data.dicom import read_series
 from vqvae2.data.sources import Found, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
@@ -36,6 +36,7 @@ class Layout:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # readings that are uncertain, with the flag that settles them
+    subject_doubts: list[str] = field(default_factory=list)  # whom images show; --subject-pattern settles them all
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Choice:
     entities: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
+    again: bool = False  # after the training, perhaps for other data: a kind or entity that is not found is passed over
 
 
 def key_of(path: Path, folder: Path) -> str:
@@ -57,10 +59,15 @@ def key_of(path: Path, folder: Path) -> str:
 def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     """Choose between images and volumes, and leave out masks and what --exclude names."""
     skipped = found.skipped
+    matched: set[str] = set()
     images, scans, dicom = (
-        select(paths, folder, choice.exclude, skipped) for paths in (found.images, found.volumes, found.dicom)
+        select(paths, folder, choice.exclude, skipped, matched) for paths in (found.images, found.volumes, found.dicom)
     )
-    doubts: list[str] = []
+    doubts = [
+        f"--exclude {pattern} matches no file; patterns are of a path relative to the data, a name, or a folder"
+        for pattern in choice.exclude
+        if pattern not in matched and not choice.again
+    ]
     series = (
         read_series(dicom, folder, skipped) if dicom and (choice.layout in ("volumes", "bids") or not images) else {}
     )
@@ -108,15 +115,31 @@ def _leave_out_masks(layout: Layout) -> None:
     """Leave out what names tell to be masks; a folder that holds both, by the names in it, tells nothing."""
     places = [key.split("/") for key in layout.keys]
     masks = [is_mask(stem_of(parts[-1])) for parts in places]
+    either: dict[str, list[int]] = {}  # folders of masks, or of a class
     for depth in range(max(map(len, places)) - 1, 0, -1):
         inside: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for i, parts in enumerate(places):
             if len(parts) > depth and is_mask(parts[depth - 1], folder=True):
                 inside[tuple(parts[:depth])].append(i)
-        for rows in inside.values():
-            if len({masks[i] for i in rows}) == 1:
-                for i in rows:
-                    masks[i] = True
+        for folder, rows in inside.items():
+            if any(masks[i] for i in rows):  # all are masks by name already, or the folder holds both
+                continue
+            if rules.CLASS_OR_MASK.fullmatch(folder[-1].lower()):
+                either.setdefault(folder[-1], []).extend(rows)
+                continue
+            for i in rows:
+                masks[i] = True
+    own = {i for rows in either.values() for i in rows}
+    others = {stem_of(parts[-1]) for i, parts in enumerate(places) if either and i not in own}
+    for name, rows in either.items():
+        if any(stem_of(places[i][-1]) in others for i in rows):  # masks are called as their images are
+            for i in rows:
+                masks[i] = True
+        else:
+            layout.doubts.append(
+                f"the folder {name} may hold masks, but no other folder has images of the same names, so it is read as "
+                f"images; --exclude {name} leaves it out"
+            )
     if all(masks):
         layout.doubts.append(f"all names say that these are masks, such as {layout.keys[0]}; they are taken as images")
     elif any(masks):
@@ -139,6 +162,9 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
             for i, (stem, key) in enumerate(zip(stems, layout.keys, strict=True))
             if stem.rsplit("_", 1)[-1] == suffix and not _DERIVED.search(key)
         ]
+        if not rows and choice.again:
+            layout.skipped.append((f"..._{suffix}", "no volume is called so, as in the training; all are taken"))
+            rows = [i for i, key in enumerate(layout.keys) if not _DERIVED.search(key)]
         if not rows:
             told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
             raise UserError(
@@ -150,28 +176,37 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
         if choice.suffix:
             ends = [re.split(r"[_\-. ]", stem)[-1] for stem in stems]
             rows = [i for i in rows if ends[i] == suffix] or [i for i in rows if ends[i].lower() == suffix.lower()]
-            if not rows:
-                layout.doubts.append(f"no volume is called ...{suffix} (--bids-suffix); all kinds are taken")
+            if not rows and choice.again:
+                layout.skipped.append((f"...{suffix}", "no volume is called so, as in the training; all are taken"))
                 rows = list(range(len(stems)))
+            elif not rows:
+                told = ", ".join(f"{end} ({count:,})" for end, count in Counter(ends).most_common(5))
+                how = f"--bids-suffix: names end in {told}"
+                raise UserError(f"no volume is called ...{suffix}", layout.folder, how)
         reason = f"not called ...{suffix} (--bids-suffix)"
     if len(rows) < len(stems):
         layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
     keep(layout, rows)
-    _choose_entities(layout, dict(choice.entities))
+    _choose_entities(layout, choice)
     kinds = Counter(filter(None, (kind_of(stem_of(key.rsplit("/", 1)[-1])) for key in layout.keys)))
     if not tree and len(kinds) > 1:
         told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
         layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")
 
 
-def _choose_entities(layout: Layout, wanted: dict[str, str]) -> None:
+def _choose_entities(layout: Layout, choice: Choice) -> None:
     """Take the volumes whose names have the wanted ``key-value`` parts, and of several spaces or makings one."""
+    wanted = dict(choice.entities)
     for name in (*wanted, *(name for name in _ONE_OF if name not in wanted)):
         names = [key.rsplit("/", 1)[-1] for key in layout.keys]
         parts = [dict(part.split("-", 1) for part in stem_of(n).split("_") if "-" in part).get(name, "") for n in names]
         there = Counter(part for part, n in zip(parts, names, strict=True) if n.startswith("sub-"))
         value = wanted.get(name, "")
-        if name not in wanted:
+        known = name in wanted
+        if known and choice.again and value not in parts:
+            layout.skipped.append((f"{name}-{value}", "no volume has it, as in the training"))
+            known = False
+        if not known:
             if len(there) < 2:
                 continue
             value = "" if "" in there else min(there, key=lambda value: (-there[value], value))

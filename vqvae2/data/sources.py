@@ -136,12 +136,24 @@ def _listed(source: Path) -> tuple[Path, Found]:
     return Path(os.path.commonpath([path.parent for path in files])), found
 
 
-def select(paths: list[Path], folder: Path, exclude: tuple[str, ...], skipped: list[tuple[str, str]]) -> list[Path]:
-    """Leave out the files that one of the patterns names, by their whole path, name, or one of their folders."""
+def select(
+    paths: list[Path], folder: Path, exclude: tuple[str, ...], skipped: list[tuple[str, str]], matched: set[str]
+) -> list[Path]:
+    """Leave out the files that one of the patterns names, by their whole path, name, or one of their folders.
+
+    Args:
+        paths: files in the folder.
+        folder: the data's.
+        exclude: patterns.
+        skipped: takes what was left out.
+        matched: takes the patterns that fit a file.
+    """
     taken = list(paths)
     for pattern in exclude:
         shape = pattern.strip("/").removeprefix("./")
-        kept = [path for path in taken if not _fits(path.relative_to(folder).as_posix(), shape)]
+        fitting = {path for path in paths if _fits(path.relative_to(folder).as_posix(), shape)}
+        matched |= {pattern} if fitting else set()
+        kept = [path for path in taken if path not in fitting]
         if len(kept) < len(taken):
             skipped.append((f"{len(taken) - len(kept):,} files", f"--exclude {pattern}"))
         taken = kept

@@ -49,7 +49,11 @@ def usage(counts: Any) -> float:
 
 
 def least_perplexity(num_embeddings: int) -> float:
-    """Return the held-out perplexity under which a codebook of K codes counts as collapsed: max(4, K / 50)."""
+    """Return the perplexity under which a codebook of K codes counts as collapsed: max(4, K / 50).
+
+    It is that of held-out images, without constant cells: of a brain slice most cells are air, which take one code each
+    and say nothing about the others.
+    """
     return max(4.0, num_embeddings / 50)
 
 
@@ -109,6 +113,11 @@ class CodeCounts:
     def perplexity_foreground(self) -> float:
         """Perplexity over the foreground, see :func:`perplexity`."""
         return perplexity(self.counts_foreground)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether too few codes are used in the foreground, see :func:`least_perplexity`."""
+        return not self.perplexity_foreground >= least_perplexity(len(self.counts))  # nan: there is no foreground
 
     @property
     def usage(self) -> float:

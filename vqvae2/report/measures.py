@@ -256,12 +256,11 @@ def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
     Returns:
         By level: ``num_embeddings``, ``shape``, ``perplexity`` and ``usage`` over all cells and, with
         ``_foreground``, without those whose image block is constant (``constant_share`` of them),
-        ``least_perplexity`` = max(4, K / 50) and whether it has ``collapsed`` below that.
+        ``least_perplexity`` = max(4, K / 50) and whether it has ``collapsed``: that of the foreground is below it.
     """
     config, figures = model.config, {}
     for level, shape, k, count in zip(config.levels, config.shapes, config.num_embeddings, found.counts, strict=True):
         everywhere, foreground = int(count.counts.sum()), int(count.counts_foreground.sum())
-        least = least_perplexity(k)
         figures[level] = {
             "num_embeddings": k,
             "shape": list(shape),
@@ -270,8 +269,8 @@ def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
             "usage": count.usage,
             "usage_foreground": usage(count.counts_foreground),
             "constant_share": 1 - foreground / max(everywhere, 1),
-            "least_perplexity": least,
-            "collapsed": bool(count.perplexity < least),
+            "least_perplexity": least_perplexity(k),
+            "collapsed": count.collapsed,
         }
     return figures
 

@@ -187,13 +187,9 @@ def _level_warnings(report: Report) -> Iterator[str]:
     for level, figures in report["levels"].items():
         if figures["collapsed"]:
             yield (
-                f"The codebook of level {level} has collapsed: perplexity {figures['perplexity']:.1f} of "
-                f"{figures['num_embeddings']}, at least {figures['least_perplexity']:g} is needed."
-            )
-        elif (figures["perplexity_foreground"] or 0) < figures["least_perplexity"]:
-            yield (
-                f"Level {level} carries almost no information outside constant cells: perplexity "
-                f"{figures['perplexity_foreground']:.1f} of {figures['num_embeddings']}."
+                f"The codebook of level {level} has collapsed: perplexity without constant cells "
+                f"{figures['perplexity_foreground'] or 0:.1f} of {figures['num_embeddings']}, at least "
+                f"{figures['least_perplexity']:g} is needed."
             )
         elif figures["usage"] < 0.5:
             yield f"Level {level} uses {figures['usage']:.0%} of its codebook on these images."

@@ -223,10 +223,11 @@ def check_resumed(kept: dict[str, Any], config: Any, run: RunFolder, free: Seque
     Raises:
         UserError: names the first setting that differs.
     """
-    for name, value in asdict(config).items():
-        if name in kept and name not in free and files.plain(value) != kept[name]:
+    began = files.plain(asdict(checkpoint.config_from(type(config), kept, run.path)))
+    for name, value in files.plain(asdict(config)).items():
+        if name not in free and value != began[name]:
             raise UserError(
-                f"the training began with {name} {kept[name]}, now it is {files.plain(value)}",
+                f"the training began with {name} {began[name]}, now it is {value}",
                 run.path,
                 "Leave the flag out, or start again with --overwrite",
             )

@@ -95,10 +95,15 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
         images, name = _choose(read, split)
         return Evaluated(images, name, config.data, True, like, train)
     other = DataConfig(
-        data=data, data_root=config.data_root, bids_suffix=config.bids_suffix, bids_entity=config.bids_entity
+        data=data,
+        data_root=config.data_root,
+        exclude=config.exclude,
+        include_masks=config.include_masks,
+        bids_suffix=config.bids_suffix,
+        bids_entity=config.bids_entity,
     )
     if split == "all" and data != "phantom" and not data.startswith("torchvision:"):
-        images, name = load_images(data, like), "all"
+        images, name = load_images(data, like, other), "all"
     else:
         wanted = None if split == "all" else ["val", "test"] if split is None else [split]
         images, name = _choose(open_data(other, wanted, like), split)

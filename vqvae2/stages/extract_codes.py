@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,12 +36,13 @@ class Arguments:
     batch_size: int = 16
     """Images that a process encodes at once."""
     copies: int = 0
-    """Augmented copies of each training image to encode as well; the priors are trained on them too."""
+    """Augmented copies of each training image to encode as well; the priors are trained on them too. Default: the
+    preset's."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     overwrite: bool = False
     """Replace the codes in the run folder."""
     allow_collapse: bool = False
-    """Extract even if the held-out perplexity of a level shows that its codebook has collapsed."""
+    """Extract even if a level's held-out perplexity, without constant cells, shows that its codebook has collapsed."""
     compute: Compute = field(default_factory=Compute)
     dry_run: bool = False
     """Print what would be written, and exit."""
@@ -60,8 +61,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _story(line: CommandLine[Arguments]) -> None:
     folder = line.given.get("run")
-    kept = RunFolder(folder).read()["train_vqvae"].get("augmentation", {}) if folder else {}
-    arguments = line.settings(augmentation=checkpoint.config_from(AugmentationConfig, kept, folder))
+    record = RunFolder(folder).read() if folder else {"train_vqvae": {}}
+    kept = record["train_vqvae"]
+    augmentation = checkpoint.config_from(AugmentationConfig, kept.get("augmentation", {}), folder)
+    arguments = line.settings(augmentation=augmentation, copies=kept.get("copies", 0))
+    if "copies" not in line.given and not arguments.augmentation.changes:
+        arguments = replace(arguments, copies=0)
     if arguments.copies < 0:
         raise UserError(f"--copies {arguments.copies} is negative", how="Give 0 or more")
     if arguments.copies and not arguments.augmentation.changes:
@@ -233,11 +238,10 @@ def _report(model: VQVAE, counts: list[CodeCounts], run: RunFolder) -> None:
 
 def _refuse_collapse(model: VQVAE, counts: list[CodeCounts], run: RunFolder, allow: bool) -> None:
     for level, k, count in zip(model.levels, model.config.num_embeddings, counts, strict=True):
-        least = least_perplexity(k)
-        if count.perplexity < least and not allow:
+        if count.collapsed and not allow:
             raise UserError(
-                f"the codebook of level {level} has collapsed: held-out perplexity {count.perplexity:.1f} of {k}, "
-                f"at least {least:g} is needed",
+                f"the codebook of level {level} has collapsed: held-out perplexity without constant cells "
+                f"{count.perplexity_foreground:.1f} of {k}, at least {least_perplexity(k):g} is needed",
                 run.vqvae,
                 f"Train longer with {longer_training(run)}, or add --allow-collapse",
             )

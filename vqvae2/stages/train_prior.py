@@ -257,8 +257,10 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         return line.settings()
     run, level = RunFolder(line.given["run"]), line.given["level"]
     record = run.read()
-    index = _level_index(CodeStore(run.codes), level)
-    model, training = PRESETS[record["preset"]].prior(index)
+    store = CodeStore(run.codes)
+    index, preset = _level_index(store, level), PRESETS[record["preset"]]
+    model = preset.prior_for(index, store.levels, store.shapes, store.num_embeddings, store.attributes)
+    _, training = preset.prior(index)
     configs: dict[str, Any] = {"model": model, "training": training, "compute": Compute()}
     usual = configs["training"].evaluations
     kept = record.get(f"train_prior_{level}", {}) if line.given.get("resume") else {}
@@ -279,6 +281,7 @@ def _describe(prior: Prior, training: TrainingConfig, store: CodeStore) -> None:
     print(f"condition  levels: {', '.join(config.condition_levels) or 'none'}; labels: {labels}")
     print(f"model      {parameters:,} parameters, {config.num_layers} gated blocks of {config.channels} channels")
     # Kept for the backward pass: some 14 maps of C or R channels a block.
-    cells = training.batch_size * config.height * config.width
+    rows, columns = config.grid
+    cells = training.batch_size * rows * columns
     activations = cells * config.num_layers * 14 * (config.channels + config.residual_channels) * 2
     print(f"memory     about {memory_in_words(parameters * 20 + activations)}: weights and optimiser, activations")

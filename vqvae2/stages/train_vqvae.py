@@ -133,7 +133,7 @@ def _story(line: CommandLine[Arguments]) -> None:
         print(table("VQ-VAE", budget(config, device, precision)))
         codes = config.levels, config.shapes, config.num_embeddings, data.attributes
         for index, level in enumerate(config.levels):
-            prior = PRESETS[arguments.preset].prior(index)[0].for_level(index, *codes)
+            prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
         print(arguments.training.describe_limit())
         if arguments.sharpening.sharpen_share:
@@ -205,6 +205,7 @@ def _work(
             "model": asdict(config),
             "training": asdict(arguments.training),
             "augmentation": asdict(arguments.augmentation),
+            "copies": kept["copies"] if "copies" in kept else 0 if kept else PRESETS[arguments.preset].copies,
             "sharpening": asdict(arguments.sharpening),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
@@ -224,7 +225,8 @@ def _next(arguments: Arguments, outcome: Outcome, run: RunFolder) -> str:
         print(f"warning: training ended before the codebooks were initialised (after {batches} batches)")
         return longer_training(run, 10 * batches)
     sizes = zip(model.levels, model.config.num_embeddings, strict=True)
-    collapsed = [level for level, k in sizes if outcome.best[f"{level}/perplexity"] < least_perplexity(k)]
+    used = {level: outcome.best[f"{level}/perplexity_foreground"] for level in model.levels}
+    collapsed = [level for level, k in sizes if not used[level] >= least_perplexity(k)]
     for level in collapsed:
         print(f"warning: the codebook of level {level} has collapsed: extract-codes will refuse it")
     return longer_training(run) if collapsed else command("extract-codes", "--run", run.path)
@@ -284,11 +286,14 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
     chosen = PRESETS[name]
+    augmentation = chosen.augmentation
+    if line.changed.get("slice_axis") == "sagittal":  # mirrored, the faces would look the other way
+        augmentation = replace(augmentation, augment_flip=0.0)
     configs: dict[str, Any] = {
         "data": DataConfig(size=chosen.size, fit=chosen.fit, phantom_images=chosen.phantom_images),
         "model": chosen.vqvae,
         "training": chosen.vqvae_training,
-        "augmentation": AugmentationConfig(),
+        "augmentation": augmentation,
         "sharpening": SharpeningConfig(**chosen.sharpening),
         "compute": Compute(),
     }

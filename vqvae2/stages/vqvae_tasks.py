@@ -72,7 +72,7 @@ class VQVAETask:
         return figures
 
     def brief(self, figures: dict[str, float]) -> str:
-        used = ", ".join(f"{level} {figures[f'{level}/perplexity']:.0f}" for level in self.model.levels)
+        used = ", ".join(f"{level} {figures[f'{level}/perplexity_foreground']:.0f}" for level in self.model.levels)
         return f"loss {figures['selection/loss']:.4f}  SSIM {figures['val/ssim']:.3f}  perplexity {used}"
 
     def preview(self) -> dict[str, Picture]:
@@ -216,6 +216,7 @@ class SharpeningConfig:
             )
         return parts[0], replace(
             parts[1],
+            optimizer="adam" if training.optimizer == "adam" else "adamw",
             learning_rate=self.sharpen_learning_rate,
             beta1=0.5,
             weight_decay=0.0,
