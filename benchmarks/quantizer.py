@@ -14,7 +14,7 @@ import torch
 from common import in_pairs, parse, peak_bytes, peer_module, tell, write
 from torch import Tensor
 
-from vqvae2.quantizer import VectorQuantizer
+from vqvae2.quantizer import QuantizerConfig, VectorQuantizer
 
 VECTORS, DIMENSIONS, K = 524_288, 64, 512
 BARS = {"quantizer-time": 3, "quantizer-memory": 6}
@@ -49,7 +49,7 @@ def vectors() -> Tensor:
 
 def our_step() -> Callable[[], object]:
     """Prepare a step of ours: past its start, so that it is a training step like any other."""
-    quantizer, x = VectorQuantizer(K, DIMENSIONS, init_vectors=4096).train(), vectors()
+    quantizer, x = VectorQuantizer(K, DIMENSIONS, QuantizerConfig(init_vectors=4096)).train(), vectors()
     quantizer(x[:8192].detach())
     quantizer.update()
 

@@ -31,11 +31,11 @@ from common import peer_module, write
 from torch import Tensor, nn
 
 from vqvae2.batches import load_batches
-from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
+from vqvae2.data import AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import resolve_device, resolve_precision
 from vqvae2.metrics import background_value, foreground, foreground_scores, gaussian_blur
 from vqvae2.presets import PRESETS
-from vqvae2.stages.vqvae_tasks import SharpeningConfig, VQVAETask
+from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE
 
@@ -180,9 +180,8 @@ def train_ours(data: ImageData, judge: Judge, minutes: float, compile: Any) -> d
     torch.manual_seed(0)
     config = replace(PRESET.vqvae, channels=data.channels, height=data.height, width=data.width)
     model, training = VQVAE(config).to(judge.device), PRESET.vqvae_training
-    if PRESET.sharpening:
-        training = SharpeningConfig(**PRESET.sharpening).divide(training)[0]
-    task, precision = WatchedTask(model, data), resolve_precision("auto", judge.device)
+    changed = AugmentedSet(data.splits["train"], PRESET.augmentation, 0)
+    task, precision = WatchedTask(model, data, changed), resolve_precision("auto", judge.device)
     task.watch = Watch("ours", model, lambda x: model(x).images, judge, minutes)
     with tempfile.TemporaryDirectory() as folder:
         try:

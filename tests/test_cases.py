@@ -561,7 +561,7 @@ def test_one_space_is_taken_of_derivatives_and_another_by_its_name(tmp_path):
     assert len(people(chosen)) == 8
     with pytest.raises(UserError, match=r"no volume has space-T1.*MNI152NLin2009cAsym"):
         opened(case_trees.derivatives, tmp_path, bids_entity=("space=T1",))
-    with pytest.raises(UserError, match="no entity"):
+    with pytest.raises(UserError, match="is not an entity"):
         DataConfig(bids_entity=("MNI",))
 
 
@@ -745,7 +745,7 @@ def test_a_text_file_of_paths_is_read(tmp_path):
     assert set(every(data)) == {"far/q1_0.png", "far/q1_1.png", "data/here/p03_0.png"}
     assert ("gone.png", "named in the list, but not there") in data.skipped
     (tmp_path / "data/list.txt").write_text("gone.png\n")
-    with pytest.raises(UserError, match=r"no file that is there, such as gone\.png"):
+    with pytest.raises(UserError, match=r"no file in the list exists, such as gone\.png"):
         open_data(DataConfig(data=str(tmp_path / "data/list.txt")))
 
 

@@ -117,7 +117,7 @@ def test_a_pattern_tells_the_subject_by_its_group_or_its_whole_match(tmp_path):
         assert {s for part in data.splits.values() for s in part.subjects} == {"an", "bo", "cy", "di"}
     with pytest.raises(UserError, match=r"does not match 6 of 8 files"):
         open_data(DataConfig(data=str(tmp_path), subject_pattern="^an"))
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="is not a valid regular expression"):
         open_data(DataConfig(data=str(tmp_path), subject_pattern="("))
 
 
@@ -332,7 +332,7 @@ def test_a_class_more_in_a_held_out_folder_leaves_classes_classes(tmp_path):
 def test_bare_numbers_are_told_to_count_as_people(tmp_path):
     data = open_data(DataConfig(data=str(write(tmp_path, [f"{k}.png" for k in range(30)]))))
     assert any(
-        "30 of 30 images count each as a subject of its own" in note and "--subject-pattern" in note
+        "30 of 30 images each count as a separate subject" in note and "--subject-pattern" in note
         for note in data.notes
     )
     data = open_data(DataConfig(data=str(write(tmp_path / "named", [f"p{k}_0.png" for k in range(10)]))))

@@ -45,7 +45,7 @@ def holder():
 
 def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path, holder):
     process = holder(tmp_path / ".lock")
-    with pytest.raises(UserError, match="another run is at work here"), files.locked(tmp_path / ".lock"):
+    with pytest.raises(UserError, match="another process is using this folder"), files.locked(tmp_path / ".lock"):
         pass
     process.kill()
     process.wait()
@@ -73,5 +73,5 @@ def test_an_error_inside_is_not_taken_for_the_lock_s(tmp_path):
 def test_every_stage_keeps_out_of_a_folder_in_use(run, holder, refused, part, main, flags):
     before = {path: path.stat().st_mtime_ns for path in (run / part).rglob("*")}
     holder(run / f".{part}.lock")
-    assert "another run is at work here" in refused(main, "--run", run, *flags)
+    assert "another process is using this folder" in refused(main, "--run", run, *flags)
     assert before == {path: path.stat().st_mtime_ns for path in (run / part).rglob("*")}

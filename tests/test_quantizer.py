@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import quantizer as quantizer_module
-from vqvae2.quantizer import Quantized, VectorQuantizer, kmeans, nearest_codes
+from vqvae2.quantizer import Quantized, QuantizerConfig, VectorQuantizer, kmeans, nearest_codes
 
 Array = NDArray[np.float64]
 
@@ -21,7 +21,9 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def plain(k: int, d: int, seed: int = 0, **settings: float) -> VectorQuantizer:
     """A quantiser in double precision with a random codebook, and without revival unless asked for."""
     torch.manual_seed(seed)
-    return VectorQuantizer(k, d, **{"init_vectors": 0, "revival_threshold": 0.0, **settings}).double()
+    rate = settings.pop("rate_weight", 0.0)
+    config = QuantizerConfig(**{"init_vectors": 0, "revival_threshold": 0.0, **settings})
+    return VectorQuantizer(k, d, config, rate).double()
 
 
 def step(quantizer: VectorQuantizer, *batches: Tensor) -> Quantized:
@@ -181,7 +183,7 @@ def test_micro_batches_move_the_codebook_as_one_large_batch_does(init_vectors):
 def test_every_setting_changes_the_result(setting):
     def train(**settings: float) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        quantizer = VectorQuantizer(16, 3, **{"init_vectors": 80, **settings})
+        quantizer = VectorQuantizer(16, 3, QuantizerConfig(**{"init_vectors": 80, **settings}))
         losses = [step(quantizer, normal(40, 3, seed=t, dtype=torch.float32)).loss for t in range(12)]
         return quantizer.embedding, losses[-1]
 
@@ -194,7 +196,7 @@ def test_every_setting_changes_the_result(setting):
 def test_start_finds_every_cluster():
     centres = 20 * normal(12, 4)
     x = centres.repeat(40, 1) + 0.1 * normal(480, 4, seed=1)
-    quantizer = VectorQuantizer(12, 4, init_vectors=480).double()
+    quantizer = VectorQuantizer(12, 4, QuantizerConfig(init_vectors=480)).double()
     step(quantizer, x.view(48, 10, 4))
     assert quantizer.initialized
     nearest, errors = brute_force(quantizer.embedding, centres)
@@ -209,7 +211,7 @@ def test_start_finds_every_cluster():
 
 
 def test_start_is_gathered_over_several_batches_which_pass_through():
-    quantizer = VectorQuantizer(16, 3, init_vectors=100).double()
+    quantizer = VectorQuantizer(16, 3, QuantizerConfig(init_vectors=100)).double()
     for t in range(3):
         assert not quantizer.initialized
         x = normal(4, 10, 3, seed=t).requires_grad_()
@@ -227,7 +229,7 @@ def test_start_is_gathered_over_several_batches_which_pass_through():
 
 
 def test_start_gathers_at_least_as_many_vectors_as_there_are_codes():
-    quantizer = VectorQuantizer(32, 3, init_vectors=1)
+    quantizer = VectorQuantizer(32, 3, QuantizerConfig(init_vectors=1))
     step(quantizer, normal(31, 3, dtype=torch.float32))
     assert not quantizer.initialized
     step(quantizer, normal(1, 3, seed=1, dtype=torch.float32))
@@ -250,7 +252,7 @@ def test_small_batches_keep_the_start():
         return brute_force(held_out, quantizer.embedding)[1].mean()
 
     held_out = draw(1000)
-    quantizer = VectorQuantizer(128, 5, init_vectors=4096).double()
+    quantizer = VectorQuantizer(128, 5, QuantizerConfig(init_vectors=4096)).double()
     while not quantizer.initialized:
         step(quantizer, draw(32))
     start = error()
@@ -332,7 +334,7 @@ def test_draws_do_not_depend_on_the_global_random_state_and_survive_a_restart():
         return [normal(30, 3, seed=t) * (1 + t % 3) for t in range(start, 12)]
 
     torch.manual_seed(0)
-    first = VectorQuantizer(24, 3, init_vectors=60, revival_threshold=0.5).double()
+    first = VectorQuantizer(24, 3, QuantizerConfig(init_vectors=60, revival_threshold=0.5)).double()
     second = copy.deepcopy(first)
     for x in batches(0):
         step(first, x)
@@ -341,7 +343,7 @@ def test_draws_do_not_depend_on_the_global_random_state_and_survive_a_restart():
         step(second, x)
         if t == 6:
             state = copy.deepcopy(second.state_dict())
-    resumed = VectorQuantizer(24, 3, init_vectors=60, revival_threshold=0.5).double()
+    resumed = VectorQuantizer(24, 3, QuantizerConfig(init_vectors=60, revival_threshold=0.5)).double()
     resumed.load_state_dict(state)
     for x in batches(7):
         step(resumed, x)
@@ -351,7 +353,7 @@ def test_draws_do_not_depend_on_the_global_random_state_and_survive_a_restart():
 
 def test_statistics_stay_in_single_precision_under_bfloat16():
     torch.manual_seed(0)
-    wide = VectorQuantizer(8, 4, init_vectors=0)
+    wide = VectorQuantizer(8, 4, QuantizerConfig(init_vectors=0))
     narrow = copy.deepcopy(wide)
     for t in range(5):
         # More vectors than bfloat16 can count: its integers end at 256.
@@ -371,7 +373,7 @@ def test_statistics_stay_in_single_precision_under_bfloat16():
 
 
 def test_statistics_of_a_double_model_are_double():
-    quantizer = VectorQuantizer(8, 4, init_vectors=50).double()
+    quantizer = VectorQuantizer(8, 4, QuantizerConfig(init_vectors=50)).double()
     for t in range(3):
         out = step(quantizer, normal(50, 4, seed=t))
     assert out.vectors.dtype == out.loss.dtype == torch.float64
@@ -380,7 +382,7 @@ def test_statistics_of_a_double_model_are_double():
 
 
 def test_state_dict_carries_whether_the_codebook_is_initialized():
-    fresh, trained = VectorQuantizer(8, 4, init_vectors=20), VectorQuantizer(8, 4, init_vectors=20)
+    fresh, trained = (VectorQuantizer(8, 4, QuantizerConfig(init_vectors=20)) for _ in range(2))
     start = copy.deepcopy(fresh.state_dict())
     for t in range(3):
         step(trained, normal(20, 4, seed=t, dtype=torch.float32))
@@ -399,7 +401,7 @@ def test_state_dict_carries_whether_the_codebook_is_initialized():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("init_vectors", [0, 20])
 def test_empty_batch_is_quantised_to_nothing(training, init_vectors):
-    quantizer = VectorQuantizer(8, 4, init_vectors=init_vectors).train(training)
+    quantizer = VectorQuantizer(8, 4, QuantizerConfig(init_vectors=init_vectors)).train(training)
     before = copy.deepcopy(quantizer.state_dict())
     x = torch.zeros(0, 3, 4, requires_grad=True)
     out = quantizer(x)
@@ -419,8 +421,6 @@ def test_wrong_dimension_is_refused():
 @pytest.mark.parametrize(
     "setting",
     [
-        {"num_embeddings": 0},
-        {"embedding_dim": 0},
         {"decay": 1.0},
         {"decay": -0.1},
         {"commitment_cost": -1.0},
@@ -432,6 +432,12 @@ def test_wrong_dimension_is_refused():
     ids=lambda setting: "-".join(map(str, *setting.items())),
 )
 def test_settings_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match=str(*setting.values())):
+        QuantizerConfig(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"num_embeddings": 0}, {"embedding_dim": 0}, {"rate_weight": -1.0}])
+def test_sizes_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match=str(*setting.values())):
         VectorQuantizer(**{"num_embeddings": 8, "embedding_dim": 4, **setting})
 
@@ -474,7 +480,7 @@ def test_a_rate_weight_lowers_the_entropy_of_the_codes_and_0_changes_nothing():
     entropies = []
     for weight in (0.0, 0.5):
         torch.manual_seed(0)
-        quantizer = VectorQuantizer(16, 2, init_vectors=256, rate_weight=weight).train()
+        quantizer = VectorQuantizer(16, 2, QuantizerConfig(init_vectors=256), weight).train()
         for part in x.split(256) * 4:
             quantizer(part)
             quantizer.update()

@@ -127,7 +127,9 @@ def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
                 # Unlike flock, not inherited by the processes that load data, which may outlive their parent.
                 fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except (BlockingIOError, PermissionError):
-                raise UserError("another run is at work here", path, "Wait for it, or choose another --run") from None
+                raise UserError(
+                    "another process is using this folder", path, "Wait for it, or choose another --run"
+                ) from None
         yield
 
 

@@ -26,11 +26,11 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     muon_learning_rate: float = 0.01
-    """Peak learning rate of what muon steps."""
+    """Peak learning rate of the parameters that muon updates."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     final_learning_rate: float = 0.01
-    """Share of the peak at the end of the cosine, in [0, 1]. Without a limit the rate stays at its peak."""
+    """Final learning rate of the cosine, as a share of the peak, in [0, 1]. Without a limit there is no decay."""
     beta1: float = 0.9
     """Adam's decay of the first moment."""
     beta2: float = 0.99
@@ -44,7 +44,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Limit in optimiser steps."""
     max_minutes: float | None = None
-    """Limit in minutes of training, evaluations included and saved across resumes; the schedule fits itself to it."""
+    """Limit in minutes of training, evaluations included, summed over resumes; the schedule is fitted to it."""
     evaluations: int = 20
     """Evaluations of a run that has a limit, spread evenly over it."""
     evaluate_every: int = 500

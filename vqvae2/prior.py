@@ -85,7 +85,7 @@ class PriorConfig:
     """Codes p along each side of a patch that the streams take as one position: a fine level in p^2 times fewer steps.
     It divides the height and the width."""
     patch_channels: int = 64
-    """Channels of the head that tells the codes of a patch apart."""
+    """Channels of the head that predicts the codes within a patch, one after the other."""
     output_layers: int = 0
     """1x1 residual blocks before the logits."""
     condition_layers: int = 4
@@ -102,12 +102,12 @@ class PriorConfig:
     """Share of the labels that training hides, so that sampling without a label is defined, in [0, 1]."""
 
     position_logits: bool = True
-    """Start from the log-frequency of each code at each position (the position-wise unigram), a fixed table; --no-...
-    starts from nothing."""
+    """Add to the logits a fixed table of the training log-frequency of each code at each position (a position-wise
+    unigram)."""
     codebook_embeddings: bool = True
-    """Start the codes' embeddings from the VQ-VAE's codebooks, where embedding_dim is theirs; --no-... from noise."""
+    """Initialise the code embeddings from the VQ-VAE's codebooks if embedding_dim equals theirs, else at random."""
     recompute: bool = False
-    """Activation checkpointing: training keeps each layer's input alone and computes the rest twice, in less memory."""
+    """Activation checkpointing: store only each layer's input and recompute the rest in the backward pass."""
 
     def __post_init__(self) -> None:
         for name in (

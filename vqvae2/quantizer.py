@@ -8,6 +8,7 @@ fall out of use are moved to where the quantisation error is largest.
 Shapes: N vectors, K codes, D dimensions.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,7 +29,7 @@ _MOST_PENDING = 1000
 _LEAST_WINDOW = 4
 """Vectors for each code that the moving average spans at least."""
 
-__all__ = ["Quantized", "VectorQuantizer", "check_settings", "kmeans", "nearest_codes"]
+__all__ = ["Quantized", "QuantizerConfig", "VectorQuantizer", "kmeans", "nearest_codes"]
 
 
 class _Assigned(NamedTuple):
@@ -122,30 +123,33 @@ def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(weights) - 1)
 
 
-def check_settings(
-    num_embeddings: int,
-    embedding_dim: int,
-    *,
-    commitment_cost: float,
-    decay: float,
-    epsilon: float,
-    init_vectors: int,
-    revival_threshold: float,
-    normalize: Normalization,
-    rate_weight: float,
-) -> None:
-    """Raise ValueError for settings that `VectorQuantizer`, which explains them, cannot take."""
-    if num_embeddings < 1 or embedding_dim < 1:
-        raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
-    if min(commitment_cost, init_vectors, revival_threshold, rate_weight) < 0 or epsilon <= 0:
-        raise ValueError(
-            "commitment_cost, init_vectors, revival_threshold and rate_weight must be >= 0 and epsilon > 0, got "
-            f"{commitment_cost}, {init_vectors}, {revival_threshold}, {rate_weight}, {epsilon}"
-        )
-    if normalize not in get_args(Normalization):
-        raise ValueError(f"normalize must be one of {', '.join(get_args(Normalization))}, got {normalize}")
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """How vectors are quantised, alike on all levels."""
+
+    commitment_cost: float = 0.25
+    """beta: weight of the commitment loss, >= 0."""
+    decay: float = 0.99
+    """gamma of the codebooks' moving averages, in [0, 1)."""
+    epsilon: float = 1e-5
+    """Laplace smoothing of the codes' counts, > 0."""
+    init_vectors: int = 8192
+    """Encoder outputs from which k-means initialises a codebook, at least K; 0: random initialisation."""
+    revival_threshold: float = 0.05
+    """Share of the mean count below which a code is dead and revived; 0 turns revival off."""
+    normalize: Normalization = "none"
+    """Encoder outputs before quantisation: 'layer' (zero mean, unit variance for each vector) or 'none'."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon must be > 0, got {self.epsilon}")
+        for name in ("commitment_cost", "init_vectors", "revival_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.normalize not in get_args(Normalization):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalization))}, got {self.normalize}")
 
 
 class VectorQuantizer(nn.Module):
@@ -168,13 +172,7 @@ class VectorQuantizer(nn.Module):
     Args:
         num_embeddings: K, at least 1.
         embedding_dim: D, at least 1.
-        commitment_cost: beta, weight of the commitment loss, >= 0.
-        decay: gamma of the moving averages, in [0, 1).
-        epsilon: of the Laplace smoothing, > 0.
-        init_vectors: encoder outputs that the k-means start sees; at least K are always gathered. 0: keep the random
-            codebook.
-        revival_threshold: share of the mean count below which a code counts as dead; 0 turns revival off.
-        normalize: ``layer`` gives each vector zero mean and unit variance before quantising, ``none`` leaves it.
+        config: how; the names in the text above are its fields.
         rate_weight: lambda of the entropy-constrained choice: a code i costs ``|x - e_i|^2 - lambda log p_i``, with p_i
             its share of N. Codes that are rare, and so long to write, are chosen where they gain enough alone.
 
@@ -197,35 +195,22 @@ class VectorQuantizer(nn.Module):
         self,
         num_embeddings: int,
         embedding_dim: int,
-        commitment_cost: float = 0.25,
-        decay: float = 0.99,
-        epsilon: float = 1e-5,
-        init_vectors: int = 8192,
-        revival_threshold: float = 0.05,
-        normalize: Normalization = "none",
+        config: QuantizerConfig | None = None,
         rate_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        check_settings(
-            num_embeddings,
-            embedding_dim,
-            commitment_cost=commitment_cost,
-            decay=decay,
-            epsilon=epsilon,
-            init_vectors=init_vectors,
-            revival_threshold=revival_threshold,
-            normalize=normalize,
-            rate_weight=rate_weight,
-        )
+        if num_embeddings < 1 or embedding_dim < 1:
+            raise ValueError(f"num_embeddings and embedding_dim must be >= 1, got {num_embeddings}, {embedding_dim}")
+        if rate_weight < 0:
+            raise ValueError(f"rate_weight must be >= 0, got {rate_weight}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.commitment_cost, self.decay, self.epsilon = commitment_cost, decay, epsilon
-        self.init_vectors = max(init_vectors, num_embeddings) if init_vectors else 0
-        self.revival_threshold, self.normalize, self.rate_weight = revival_threshold, normalize, rate_weight
+        self.config, self.rate_weight = config or QuantizerConfig(), rate_weight
+        self.init_vectors = max(self.config.init_vectors, num_embeddings) if self.config.init_vectors else 0
         self.register_buffer("embedding", torch.randn(num_embeddings, embedding_dim))
         self.register_buffer("cluster_size", torch.ones(num_embeddings))
         self.register_buffer("embedding_sum", self.embedding.clone())
         # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
-        self._updates = -1 if init_vectors else 0
+        self._updates = -1 if self.init_vectors else 0
         self.register_buffer("updates", torch.tensor(self._updates))
         self.gathered: list[Tensor] = []  # encoder outputs that the start has seen so far
         self.pending: list[_Assigned] = []  # training passes since the last update
@@ -243,7 +228,8 @@ class VectorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the settings in ``print(model)``."""
-        return f"K={self.num_embeddings}, D={self.embedding_dim}, decay={self.decay}, beta={self.commitment_cost}"
+        decay, beta = self.config.decay, self.config.commitment_cost
+        return f"K={self.num_embeddings}, D={self.embedding_dim}, decay={decay}, beta={beta}"
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Embed codes: (...) int64 in [0, K) -> (..., D)."""
@@ -270,7 +256,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"expected vectors of {self.embedding_dim} dimensions, got shape {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(self.embedding.dtype)
-            if self.normalize == "layer":
+            if self.config.normalize == "layer":
                 wide = F.layer_norm(wide, (self.embedding_dim,))
             flat = wide.detach().reshape(-1, self.embedding_dim)
             learning = self.training and torch.is_grad_enabled() and flat.numel() > 0
@@ -282,7 +268,7 @@ class VectorQuantizer(nn.Module):
             if learning:
                 self._note(_Assigned(flat, codes, errors))
             vectors = self.lookup(codes).view_as(wide)
-            loss = self.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
+            loss = self.config.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
             vectors = wide + (vectors - wide).detach()
             return Quantized(vectors.to(x.dtype), codes.view(x.shape[:-1]), loss)
 
@@ -341,20 +327,20 @@ class VectorQuantizer(nn.Module):
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
         # 4K vectors at least: a few vectors say nothing about most of the codes.
-        growing = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        weight = (counts.sum() / (_LEAST_WINDOW * self.num_embeddings)).clamp(1 - self.decay, 1 - growing)
+        growing = min(self.config.decay, (1 + self._updates) / (10 + self._updates))
+        weight = (counts.sum() / (_LEAST_WINDOW * self.num_embeddings)).clamp(1 - self.config.decay, 1 - growing)
         self.cluster_size.lerp_(counts, weight)
         self.embedding_sum.lerp_(sums, weight)
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+        total, epsilon = self.cluster_size.sum(), self.config.epsilon
+        smoothed = (self.cluster_size + epsilon) / (total + self.num_embeddings * epsilon) * total
         self.embedding.copy_(self.embedding_sum / smoothed[:, None])
-        if self.revival_threshold:
+        if self.config.revival_threshold:
             self._revive(passes)
         self._advance()
 
     def _revive(self, passes: list[_Assigned]) -> None:
         """Move dead codes to inputs that are badly served; nothing here waits for the device."""
-        dead = self.cluster_size < self.revival_threshold * self.cluster_size.mean()
+        dead = self.cluster_size < self.config.revival_threshold * self.cluster_size.mean()
         errors = torch.cat([distributed.all_gather_rows(part.errors) for part in passes])
         # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
         generator = torch.Generator(errors.device).manual_seed(self._updates)
@@ -370,7 +356,7 @@ class VectorQuantizer(nn.Module):
 
     def _revived_size(self, counts: Tensor) -> Tensor:
         """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99; the mean at most."""
-        return min(5 * self.revival_threshold, 1.0) * counts.mean()
+        return min(5 * self.config.revival_threshold, 1.0) * counts.mean()
 
     def _advance(self) -> None:
         self._updates += 1

@@ -27,7 +27,7 @@ from vqvae2 import checkpoint, distributed
 from vqvae2.errors import UserError
 from vqvae2.metrics import ssim, ssim_map
 from vqvae2.metrics.images import MARGIN
-from vqvae2.quantizer import Normalization, Quantized, VectorQuantizer, check_settings
+from vqvae2.quantizer import Quantized, QuantizerConfig, VectorQuantizer
 from vqvae2.stacks import Decoder, Encoder
 
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
@@ -52,7 +52,7 @@ def level_names(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class VQVAEConfig:
+class VQVAEConfig(QuantizerConfig):
     """Everything that rebuilds a VQVAE, and its objective."""
 
     channels: int = 1
@@ -70,25 +70,13 @@ class VQVAEConfig:
     hidden_channels: int | tuple[int, ...] = 128
     """Hidden units: channels of the stacks, one number for all levels or one for each, top first."""
     residual_channels: int | tuple[int, ...] = 64
-    """Residual units: channels inside a residual block, likewise."""
+    """Residual units: channels inside a residual block, one number for all levels or one for each, top first."""
     joint_channels: int = 0
     """Channels of the decoded upper levels where they join a finer one; 0: that level's hidden_channels."""
     num_residual_layers: int | tuple[int, ...] = 2
     """Residual blocks of each encoder and decoder, one number for all levels or one for each, top first."""
     num_fine_layers: int = 0
     """Residual blocks of the image's decoder before its last upsampling, which the paper does not have, >= 0."""
-    commitment_cost: float = 0.25
-    """beta: weight of the commitment loss, >= 0."""
-    decay: float = 0.99
-    """gamma of the codebooks' moving averages, in [0, 1)."""
-    epsilon: float = 1e-5
-    """Laplace smoothing of the codes' counts, > 0."""
-    init_vectors: int = 8192
-    """Encoder outputs that the k-means start of a codebook sees; 0 keeps a random codebook."""
-    revival_threshold: float = 0.05
-    """Share of the mean count below which a code is dead and revived; 0 turns revival off."""
-    normalize: Normalization = "none"
-    """Encoder outputs before quantisation: 'layer' (zero mean, unit variance for each vector) or 'none'."""
     rate_weight: float | tuple[float, ...] = 0.0
     """lambda of the entropy-constrained choice of codes, which trades error for bits, >= 0; 0: the nearest code. One
     number for all levels or one for each, top first."""
@@ -103,7 +91,7 @@ class VQVAEConfig:
     spectrum_weight: float = 0.0
     """Weight of the mean absolute error of the Fourier amplitudes (Tudosiu et al. 2022, arXiv 2209.03177), >= 0."""
     foreground_weight: float = 1.0
-    """How much more a pixel brighter than 5 % of the range counts in these errors than a darker one, >= 1; for images
+    """Weight in the reconstruction loss of a pixel above 5 % of the range, relative to a darker one, >= 1; for images
     on a black background."""
 
     def __post_init__(self) -> None:
@@ -120,8 +108,13 @@ class VQVAEConfig:
                 raise ValueError(
                     f"{name} must be one number or one for each of {levels} levels, got {getattr(self, name)}"
                 )
-        for settings in self.quantizer_settings():
-            check_settings(**settings)
+        super().__post_init__()
+        if min(*self.num_embeddings, *self.embedding_dim) < 1:
+            raise ValueError(
+                f"num_embeddings and embedding_dim must be >= 1, got {self.num_embeddings}, {self.embedding_dim}"
+            )
+        if min(self.by_level("rate_weight")) < 0:
+            raise ValueError(f"rate_weight must be >= 0, got {self.rate_weight}")
         if (
             min(self.channels, *(n // 2 for n in self.by_level("hidden_channels")), *self.by_level("residual_channels"))
             < 1
@@ -141,15 +134,6 @@ class VQVAEConfig:
             raise ValueError(f"foreground_weight must be >= 1, got {self.foreground_weight}")
         if (self.height, self.width) != (0, 0):
             self.check_size(self.height, self.width)
-
-    def quantizer_settings(self) -> list[dict[str, Any]]:
-        """Return the arguments of each level's `VectorQuantizer`, top first."""
-        shared = ("commitment_cost", "decay", "epsilon", "init_vectors", "revival_threshold", "normalize")
-        own = zip(self.num_embeddings, self.embedding_dim, self.by_level("rate_weight"), strict=True)
-        return [
-            {"num_embeddings": k, "embedding_dim": d, "rate_weight": rate, **{n: getattr(self, n) for n in shared}}
-            for k, d, rate in own
-        ]
 
     def by_level(self, name: str) -> tuple[Any, ...]:
         """Return a setting such as ``hidden_channels`` for each level, top first, where one number stands for all."""
@@ -281,7 +265,8 @@ class VQVAE(nn.Module):
             for finer, stride, width in zip((*hidden[1:], config.channels), config.strides, widths, strict=True)
         )
         self.to_code = nn.ModuleList(nn.Conv2d(hidden[i] + joint[i], dims[i], 1) for i in range(count))
-        self.quantizers = nn.ModuleList(VectorQuantizer(**settings) for settings in config.quantizer_settings())
+        of_level = zip(config.num_embeddings, config.embedding_dim, config.by_level("rate_weight"), strict=True)
+        self.quantizers = nn.ModuleList(VectorQuantizer(k, d, config, rate) for k, d, rate in of_level)
         self.decoders = nn.ModuleList(
             Decoder(dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1))
             for i, (out, stride) in enumerate(zip((*joint[1:], config.channels), config.strides, strict=True))

@@ -30,7 +30,7 @@ class AugmentationConfig:
     augment_scale: float = 0.0
     """Largest change of size, as a share, in [0, 0.5]: 0.1 draws from 1 / 1.1 to 1.1."""
     augment_flip: float = 0.0
-    """Share of the images that are mirrored left to right, in [0, 1]; brains have sides, so know why."""
+    """Probability of mirroring an image left to right, in [0, 1]; use 0 where left and right differ."""
     augment_light: float = 0.0
     """Largest change of contrast, as a share, and half of it of the gamma curve, in [0, 0.9]."""
 

@@ -33,14 +33,14 @@ class DataConfig(SliceConfig):
     """1 (grey) or 3 (RGB); default: as the data has it, grey stored as RGB counted as grey."""
 
     layout: LayoutChoice = "auto"
-    """How a folder is understood; auto looks at it, and the data report says what it saw."""
+    """Layout of the data folder; auto detects it, and the data report says what was detected."""
 
     exclude: tuple[str, ...] = ()
     """Patterns of files to leave out, such as `*_crop*` or `augmented/*`: of a path relative to the data, a name, or a
     folder."""
 
     include_masks: bool = False
-    """Take masks and label maps too, which names such as `_mask`, `seg` or a folder `labels` tell."""
+    """Include masks and label maps, recognised by names such as `_mask`, `seg` or a folder `labels`."""
 
     bids_suffix: str | None = None
     """Kind of volume that is taken, by the end of its name: `T1w`, `t1c`. Default: T1w of a BIDS tree, else all."""
@@ -88,7 +88,7 @@ class DataConfig(SliceConfig):
         entities = [tuple(text.split("=", 1)) for text in self.bids_entity]
         if wrong := next((text for text in self.bids_entity if not re.fullmatch(r"\w+=[^=]*", text)), None):
             raise UserError(
-                f"--bids-entity {wrong} is no entity", how="Give NAME=VALUE, such as space=MNI152NLin2009cAsym"
+                f"--bids-entity {wrong} is not an entity", how="Give NAME=VALUE, such as space=MNI152NLin2009cAsym"
             )
         return Choice(
             self.layout,

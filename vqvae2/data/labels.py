@@ -73,7 +73,7 @@ def encode(
             distinct = {cell for cell, here in zip(cells, present, strict=True) if here}
             classes = tuple(sorted(distinct, key=lambda c: (number_of(c) or 0.0 if numbers is not None else 0.0, c)))
             if odd and len(classes) > MOST_VALUES:
-                notes.append(f"{name}: {len(classes):,} different texts are {len(classes):,} classes; no number: {odd}")
+                notes.append(f"{name}: {len(classes):,} distinct values become classes, since {odd!r} is not a number")
         if len(classes) > MOST_CLASSES:
             raise UserError(f"{len(classes):,} different texts are no classes", name, "Choose another column")
         if inner is None:

@@ -222,7 +222,7 @@ def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str])
         if len(inside := set(below) - {""}) < len(distinct) or not all(below) or not _numbered(inside):
             return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
         layout.subject_doubts.append(
-            f"are the folders such as {min(distinct)} people, or those in them, such as {min(inside)}? The latter is "
+            f"folders like {min(distinct)} or those in them, like {min(inside)}, may be the subjects; the latter are "
             "taken; --layout subjects takes the former"
         )
         return attribute  # Berlin/001/T1.nii.gz
@@ -332,6 +332,6 @@ def _warn_of_few(layout: Layout) -> None:
     if by_words and 1 < len(counts) < 10 and len(layout.keys) >= 8 * len(counts):
         shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
         layout.subject_doubts.append(
-            f"the names tell {len(counts)} people: {shown}; if these are kinds of images, "
+            f"the names identify {len(counts)} subjects: {shown}; if these are classes, "
             "--subject-pattern '.+' counts each image as a person"
         )

@@ -205,7 +205,7 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
     if found.by_visit:
         layout.notes.append(f"{found.by_visit:,} images have the labels of their visit in {name}")
     if found.loose:
-        layout.notes.append(f"{found.what} of {name} are found {found.loose}")
+        layout.notes.append(f"{found.what} of {name} are matched approximately: {found.loose}")
     if lacking:
         layout.notes.append(f"{lacking:,} images have no row in {name}; their labels count as missing")
     if found.absent:
@@ -244,7 +244,7 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
     alone = sum(count == 1 for count in Counter(subjects).values())
     if alone > len(subjects) / 2 and config.subject_pattern is None:
         layout.notes.append(
-            f"{alone:,} of {len(subjects):,} images count each as a subject of its own, by {told_by}; "
+            f"{alone:,} of {len(subjects):,} images each count as a separate subject, by {told_by}; "
             "if several show one person, give --subject-pattern"
         )
     else:

@@ -130,7 +130,7 @@ def _listed(source: Path) -> tuple[Path, Found]:
             found.skipped.append((line, "named in the list, but not there"))
     if not files:
         first = f", such as {found.skipped[0][0]}" if found.skipped else ""
-        raise UserError(f"the list names no file that is there{first}", source, "Give one path a line")
+        raise UserError(f"no file in the list exists{first}", source, "Give one path a line")
     for path in files:
         found.add(path)
     return Path(os.path.commonpath([path.parent for path in files])), found

@@ -234,7 +234,7 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
             shown = ", ".join(f"{keys[i]} as {read[i]}" for i in sorted(firsts.values())[:3])
             other = "each name with its last number" if together else "the name before the last number"
             doubts.append(
-                f"is the last number a person's or a scan's? Read: {shown}; if {other} is a person, "
+                f"the last number may be a subject's or a scan's; read as: {shown}; if {other} is a subject, "
                 "give --subject-pattern"
             )
         return read
@@ -343,7 +343,7 @@ def subjects_by_pattern(keys: Sequence[str], pattern: str) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--subject-pattern is no regular expression ({error})", pattern) from None
+        raise UserError(f"--subject-pattern is not a valid regular expression ({error})", pattern) from None
     subjects: list[str] = []
     missed: list[str] = []
     for key in keys:

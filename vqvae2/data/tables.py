@@ -277,7 +277,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
         notes.append(
-            f"{path.name}: {len(odd):,} rows have not {len(columns)} cells as the first: {shown}; they are left out, "
+            f"{path.name}: {len(odd):,} rows do not have {len(columns)} cells: {shown}; they are left out, "
             "and their labels count as missing"
         )
     return columns, rows, notes

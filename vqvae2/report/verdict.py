@@ -70,7 +70,7 @@ def _quality(report: Report) -> Iterator[str]:
     if distances:
         named = {name: name.replace("_", " ") for name in ("reconstructions", "samples", "training_images")}
         told = [f"{words} {distances[name]['kid']:.3f}" for name, words in named.items() if name in distances]
-        yield f"Distance (KID) to the images scored: {', '.join(told)}."
+        yield f"KID against the scored images: {', '.join(told)}."
 
 
 def _other_data(report: Report) -> Iterator[str]:
@@ -239,8 +239,8 @@ def _sample_warnings(report: Report) -> Iterator[str]:
     found = samples.get("memorisation")
     if found:
         for name, what in (
-            ("copies", "as close to a training image as its own reconstruction"),
-            ("mirrored_copies", "as close to a mirrored training image as its own reconstruction"),
+            ("copies", "as close to a training image as that image's reconstruction"),
+            ("mirrored_copies", "as close to a mirrored training image as that image's reconstruction"),
             ("identical_codes", "made of exactly the codes of a training image"),
         ):
             if found[name]:

@@ -85,11 +85,10 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         one, other = min(gone), min(new)
         raise UserError(
             f"{len(gone):,} of {len(before):,} people of the VQ-VAE's training are not there, such as {one}, and "
-            f"{len(new):,} others are, such as {other}; whether these are the same under other names, and were trained "
-            "on, cannot be told",
+            f"{len(new):,} are new, such as {other}; whether the new ones are training subjects under other names "
+            "cannot be told",
             data.name,
-            "Give the data that it was trained on, and more beside them, or --subject-pattern as then, or train it "
-            "again",
+            "Keep the training files in place (adding files is fine) and the same --subject-pattern, or train it again",
         )
     moved = sorted(subject for subject, split in now.items() if before.get(subject, split) != split)
     if moved:

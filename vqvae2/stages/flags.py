@@ -27,7 +27,7 @@ __all__ = ["CommandLine"]
 
 T = TypeVar("T")
 
-_KINDS = {int: "an integer", float: "a number", Path: "a path", str: "a text"}
+_KINDS = {int: "an integer", float: "a number", Path: "a path", str: "a string"}
 
 
 @dataclass(frozen=True)

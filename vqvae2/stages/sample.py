@@ -43,7 +43,7 @@ class Arguments:
     """Number of images."""
     label: tuple[str, ...] = ()
     """Class of an attribute, as ATTRIBUTE=CLASS, such as sex=F; CLASS alone if there is one attribute. Several may be
-    given. Attributes that are not given are drawn as the training images have them."""
+    given. Attributes that are not given are drawn jointly from the labels of the training images."""
     temperature: tuple[float, ...] = (1.0,)
     """Logits are divided by it, > 0; one value, or one for each level, top first."""
     top_k: tuple[int, ...] = (0,)

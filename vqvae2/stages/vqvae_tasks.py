@@ -180,13 +180,13 @@ class SharpeningConfig:
     sharpen_share: float = 0.0
     """Share of the training's limit (minutes or steps) spent on the image's decoder alone, in [0, 1); 0: none."""
     code_noise: float = 0.0
-    """Share of the codes that this part of the training replaces by near ones, in [0, 1], so that a code that a prior
-    draws a little wrong does little harm."""
+    """Share of the codes that this part of the training replaces by neighbouring ones, in [0, 1], to make the decoder
+    robust to small sampling errors of the priors."""
     adversarial_weight: float = 0.5
-    """Gradient of deceiving the discriminator, as a share of the reconstruction loss's gradient, >= 0; 0: there is no
+    """Norm of the adversarial gradient relative to the reconstruction gradient's, >= 0; 0: no
     discriminator."""
     discriminator_warmup: int = 200
-    """Steps that train the discriminator before the decoder is to deceive it, >= 0."""
+    """Steps before the decoder receives the adversarial gradient, >= 0."""
     penalty_weight: float = 1.0
     """Weight of the discriminator's gradient penalty (R1), >= 0."""
     sharpen_learning_rate: float = 5e-4
