@@ -300,7 +300,9 @@ def test_names_that_repeat_their_class_tell_no_person(tmp_path):
         folder = write(tmp_path / names[0][:2], names)
         data = open_data(DataConfig(data=str(folder)))
         assert set(data.splits["train"].labels[:, 0]) == {0, 1}, "a whole class has left the training"
-        assert any(f"{len(names)} of {len(names)} images count each as a subject" in note for note in data.notes)
+        assert any(
+            f"{len(names)} of {len(names)} images each count as a separate subject" in note for note in data.notes
+        )
 
 
 def test_two_forms_of_a_class_s_name_tell_no_person_either(tmp_path):

@@ -29,7 +29,7 @@ def steps() -> Iterator[list[tuple[float, float]]]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_loss_falls(tmp_path, optimizer):
-    rates = {"learning_rate": 0.2, "muon_learning_rate": 0.2}
+    rates = {"learning_rate": 0.2, "muon_learning_rate": 0.5}
     config = replace(SHORT, optimizer=optimizer, max_steps=150, weight_decay=0.0, clip_norm=0, **rates)
     task = Plane()
     outcome = train(task, tmp_path, config)

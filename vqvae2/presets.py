@@ -142,7 +142,7 @@ def _times(factor: int, training: TrainingConfig) -> TrainingConfig:
 
 
 _BRAIN = Preset(
-    source="ours: 128x128 brain slices of about a hundred subjects, about 75 minutes on 2 CPU cores",
+    source="ours: 128x128 brain slices of about a hundred subjects, about an hour on 2 CPU cores",
     # A fine level at half the image's resolution holds the texture; few codes and narrow stacks keep it cheap.
     vqvae=replace(
         _OURS,
@@ -179,7 +179,7 @@ _BRAIN = Preset(
     prior_training=(
         replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=20, evaluations=8),
         replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=30, evaluations=6),
-        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=50, evaluations=5),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=50, evaluations=4),
     ),
     size="128x128",
 )
