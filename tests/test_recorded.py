@@ -73,30 +73,30 @@ def sampled(prior: Prior, batch: int, sharpness: Sharpness | None = None) -> tup
     return sample_codes(prior, uniform, condition, label, sharpness)
 
 
+def replayed(prior: Prior, tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The codes of three maps whose rows are recorded once and replayed; they are those without a recording."""
+    codes, nll = sampled(prior, 3)
+    assert len(tapes) == 1
+    monkeypatch.setattr(prior_module, "records", lambda device: False)
+    plain_codes, plain_nll = sampled(prior, 3)
+    assert torch.equal(codes, plain_codes)
+    torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
+    return codes
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("attention_every", [0, 2])
 @pytest.mark.parametrize(("shape", "condition_shapes"), SHAPES)
 @torch.no_grad()
 def test_a_replayed_row_makes_the_same_codes(tapes, monkeypatch, shape, condition_shapes, attention_every, labelled):
     prior = tiny_prior(shape, condition_shapes, labelled=labelled, attention_every=attention_every)
-    codes, nll = sampled(prior, 3)
-    assert len(tapes) == 1
-    monkeypatch.setattr(prior_module, "records", lambda device: False)
-    plain_codes, plain_nll = sampled(prior, 3)
-    assert torch.equal(codes, plain_codes)
-    torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
-    assert len(codes.unique()) > 1
+    assert len(replayed(prior, tapes, monkeypatch).unique()) > 1
 
 
 @torch.no_grad()
 def test_a_replayed_row_of_patches_makes_the_same_codes(tapes, monkeypatch):
     prior = tiny_prior((8, 6), ((4, 3),), labelled=True, attention_every=2, patch=2, patch_channels=5)
-    codes, nll = sampled(prior, 3)
-    assert len(tapes) == 1
-    monkeypatch.setattr(prior_module, "records", lambda device: False)
-    plain_codes, plain_nll = sampled(prior, 3)
-    assert torch.equal(codes, plain_codes)
-    torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
+    replayed(prior, tapes, monkeypatch)
 
 
 @torch.no_grad()

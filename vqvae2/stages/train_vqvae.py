@@ -205,7 +205,7 @@ def _work(
             "model": asdict(config),
             "training": asdict(arguments.training),
             "augmentation": asdict(arguments.augmentation),
-            "copies": kept["copies"] if "copies" in kept else 0 if kept else PRESETS[arguments.preset].copies,
+            "copies": kept.get("copies", 0) if kept else PRESETS[arguments.preset].copies,
             "sharpening": asdict(arguments.sharpening),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
