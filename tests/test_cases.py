@@ -538,7 +538,7 @@ def test_a_diagnosis_below_several_sources_is_the_class_and_copies_are_warned_of
     assert list(data.attributes) == ["source", "class"]
     assert len(data.attributes["class"]) == 4
     assert all(label == key.split("/")[:2] for key, label in labels_of(data).items())
-    assert "24 images are changed copies" in data.report().splitlines()[1]
+    assert "24 images look like augmented copies" in data.report().splitlines()[1]
     assert "--exclude 'AugmentedAlzheimerDataset'" in data.doubts[0]
     originals = open_data(DataConfig(data=data.name, exclude=("AugmentedAlzheimerDataset",)))
     assert sum(len(part) for part in originals.splits.values()) == 24
@@ -646,7 +646,7 @@ def test_partly_matching_ids_are_all_found_and_it_is_said(tmp_path):
     assert {key[4:7]: label for key, (label,) in labels_of(data).items()} == {
         f"{p:03d}": "MF"[p // 4 % 2] for p in range(1, 9)
     }
-    assert any("4 by number or without regard to case, such as 1 for sub-001" in note for note in data.notes)
+    assert any("4 matched by number or ignoring case, such as 1 for sub-001" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".nii.gz", ".dcm"])
@@ -703,7 +703,7 @@ def test_words_that_say_nothing_are_missing_labels(tmp_path):
     assert data.attributes == {"group": ("AD", "NC")}
     told = {int(key[1:3]): label for key, (label,) in labels_of(data).items()}
     assert [told[p] for p in range(10)] == ["AD", "NC", *[None] * 6, "AD", "NC"]
-    assert any("group: cells that say nothing" in note and "-9 (1)" in note for note in data.notes)
+    assert any("group: treated as missing" in note and "-9 (1)" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_plain_folder_is_read_like_the_training_data(tmp_path):
     by_path = load_images([folder / "y.png"], stored)
     np.testing.assert_array_equal(by_path.images, held.images[1:])
     save(folder / "x.png", picture(0, dtype=np.uint16, top=60000))
-    with pytest.raises(UserError, match="range to 65535"):
+    with pytest.raises(UserError, match="go up to 65535"):
         load_images([folder / "x.png"], stored)
 
 

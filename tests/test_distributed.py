@@ -197,4 +197,4 @@ def test_a_failure_is_reported_once_by_whichever_process_failed(tmp_path, fails)
     word = "ZeroDivisionError: " if fails == "bug" else "error: broken: "
     lines = [line for line in done.stderr.splitlines() if word in line]
     assert len(lines) == 1, done.stderr
-    assert "another process is gone" not in done.stderr
+    assert "lost the connection to another process" not in done.stderr

@@ -86,11 +86,11 @@ def test_values_are_read_by_their_types():
         ("--run x --zzz 1", "there is no flag --zzz. See --help."),
         ("--run x --width 3", "there is no flag --width"),
         ("--run x --no-size", "there is no flag --no-size"),
-        ("--run x y", "'y' belongs to no flag"),
-        ("--run x --resume yes", "'yes' belongs to no flag"),
+        ("--run x y", "unexpected argument 'y'"),
+        ("--run x --resume yes", "unexpected argument 'yes'"),
         ("--run x --resume=yes", "--resume=yes takes no value"),
         ("--run=", "--run needs a path, got ''"),
-        ("-r x", "'-r' belongs to no flag"),
+        ("-r x", "unexpected argument '-r'"),
     ],
 )
 def test_errors_name_the_flag_in_one_line(argv, told):

@@ -305,8 +305,8 @@ def _warn_of_copies(layout: Layout) -> None:
     loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
     if originals and loose:
         layout.subject_doubts.append(
-            f"{len(loose):,} images are changed copies of others by their names, such as {layout.keys[loose[0]]}, and "
-            "do not tell whose; copies of held-out people may be among the training images; "
+            f"{len(loose):,} images look like augmented copies by their names, such as {layout.keys[loose[0]]}, but "
+            "the names do not say of which image, so copies of held-out people may be in the training set; "
             f"--exclude '{copies[loose[0]]}' leaves them out"
         )
 

@@ -192,7 +192,7 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
     for column in columns:
         if said := table.blanks[column]:
             told = ", ".join(f"{cell} ({count:,})" for cell, count in said.most_common(6))
-            layout.notes.append(f"{column}: cells that say nothing count as missing: {told}")
+            layout.notes.append(f"{column}: treated as missing: {told}")
     files = [key_of(path, layout.folder) for path in layout.paths] if layout.volumes else layout.keys
     found = table.match(files, subjects, people=layout.volumes)
     lacking = sum(row is None for row in found.rows)

@@ -101,9 +101,9 @@ class Reading:
         """Raise UserError unless the files' values fit a stored range."""
         if self.value_range[1] > value_range[1] or (self.value_range[1] > 255) != (value_range[1] > 255):
             raise UserError(
-                f"images range to {self.value_range[1]:g}, those of the training to {value_range[1]:g}",
+                f"pixel values go up to {self.value_range[1]:g}, those of the training images to {value_range[1]:g}",
                 self.keys[self.kept[0]],
-                "Store both alike",
+                "Store both with the same bit depth",
             )
 
     def stack(self, rows: Sequence[int], channels: int) -> Pixels:

@@ -166,7 +166,7 @@ def join(ids: Sequence[str], subjects: Sequence[str]) -> tuple[dict[str, str], s
         found |= best
     loose = [(name, who) for name, who in list(found.items())[exact:]]
     told = (
-        f"{len(loose):,} by number or without regard to case, such as {loose[0][0]} for {loose[0][1]}" if loose else ""
+        f"{len(loose):,} matched by number or ignoring case, such as {loose[0][0]} for {loose[0][1]}" if loose else ""
     )
     return found, told
 

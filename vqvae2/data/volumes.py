@@ -321,7 +321,9 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
         image: Any = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
         shape = image.shape
         if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
-            raise UnreadableError(f"{' x '.join(map(str, shape))} voxels cannot be meant")
+            raise UnreadableError(
+                f"{' x '.join(map(str, shape))} voxels: the header is damaged, or the volume too large"
+            )
         if len(shape) > 3 and all(n == 1 for n in shape[3:]):
             image = image.slicer[(slice(None),) * 3 + (0,) * (len(shape) - 3)]
         elif len(shape) == 2:
@@ -378,7 +380,9 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
         reader.SetFileName(str(files[0]))
         reader.ReadImageInformation()
         if np.prod([float(n) for n in reader.GetSize()]) > MOST_VOXELS:
-            raise UnreadableError(f"{' x '.join(map(str, reader.GetSize()))} voxels cannot be meant")
+            raise UnreadableError(
+                f"{' x '.join(map(str, reader.GetSize()))} voxels: the header is damaged, or the volume too large"
+            )
     image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise UnreadableError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a volume has one")

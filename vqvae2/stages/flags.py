@@ -158,7 +158,7 @@ class CommandLine(Generic[T]):
         while position < len(words):
             word, position = words[position], position + 1
             if not word.startswith("--"):
-                raise UserError(f"{word!r} belongs to no flag", how="Quote values with spaces, or see --help")
+                raise UserError(f"unexpected argument {word!r}", how="Quote values with spaces, or see --help")
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
             flag, positive = self.flags.get(name), True

@@ -79,7 +79,7 @@ def _report(error: BaseException, line: CommandLine | None) -> int:
         _ignore_signals()  # after Ctrl-C torchrun sends another
         code, text = 130, f"{str(error) or 'interrupted'}." + (f" Continue with: {_continuation(line)}" if line else "")
     elif distributed.lost(error):
-        text = f"error: another process is gone ({str(error).splitlines()[0]})"
+        text = f"error: lost the connection to another process ({str(error).splitlines()[0]})"
     elif not isinstance(error, UserError):
         if distributed.announced() == 1:
             raise error
