@@ -149,4 +149,4 @@ def test_codes_of_images_that_do_not_change_are_made_once(tiny_images, monkeypat
     task = SharpeningTask(model, data, SharpeningConfig(adversarial_weight=0), None)
     monkeypatch.setattr(model, "encode", None)
     loss, _ = task.loss(data.splits["train"].__getitems__([3, 0, 2]))
-    assert float(loss) > 0
+    assert loss.item() > 0

@@ -233,7 +233,7 @@ HOSTILE = {
     cut_short: "no readable NIfTI",
     text: "no readable NIfTI",
     empty: "no readable NIfTI",
-    enormous: "cannot be meant",
+    enormous: "the header is damaged, or the volume too large",
     colours: "no readable NIfTI",
     flat_affine: "orientation",
 }

@@ -40,7 +40,8 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
             best, at = torch.where(closer, value, best), torch.where(closer, where + j, at)
         index[i : i + chunk] = at
         # Measured again as a difference: the expanded square cannot tell a copy from a near copy.
-        distance[i : i + chunk] = (rows - r[at].float()).pow(2).sum(1).sqrt()
+        found = torch.stack([r[k] for k in at.tolist()])  # torch 2.9 does not index uint16 by a tensor
+        distance[i : i + chunk] = (rows - found.float()).pow(2).sum(1).sqrt()
     return index, distance
 
 
