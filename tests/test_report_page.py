@@ -91,6 +91,7 @@ DEFECTS = {
     "samples.memorisation.mirrored_copies": (2, "mirrored training image"),
     "samples.memorisation.identical_codes": (1, "exactly the codes of a training image"),
     "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
+    "kid.reconstructions.kid": (0.9, "Reconstructions do not look like the scored images: KID 0.900"),
     "phantom.ventricle_difference_ratio": (0.2, "Labels have too little effect"),
     "phantom.labels.atrophy.nan": (3, "no head could be found"),
 }
@@ -127,6 +128,27 @@ def test_each_defect_is_warned_of_and_no_other(place):
     assert sum(told in line for line in warned) == 1
     # Reconstructions as bad as the mean image are so from the upper levels alone, or not: nothing else follows.
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("kid", "error", "reconstructions", "label", "own", "told"),
+    [
+        (0.9, 0.05, 0.2, {}, True, "what the priors draw"),
+        (0.9, 0.05, 0.8, {}, True, "what the VQ-VAE loses"),
+        (0.31, 0.05, 0.2, {}, True, ""),  # within two standard errors of the blur
+        (0.9, 0.05, 0.2, {"age": "20-30"}, True, ""),  # one class is unlike all images by its nature
+        (0.9, 0.05, 0.2, {}, False, ""),
+    ],
+)
+def test_samples_that_look_unlike_real_images_are_warned_of(kid, error, reconstructions, label, own, told):
+    found = good_report()
+    for name, value in (("samples", kid), ("reconstructions", reconstructions), ("blurred_0.5", 0.22)):
+        found["kid"][name]["kid"] = value
+    found["kid"]["samples"]["standard_error"], found["kid"]["blurred_1.0"]["kid"] = error, 1.4
+    found["samples"]["label"], found["split"]["own"] = label, own
+    warned = report.warnings(found)
+    assert len(warned) == bool(told)
+    assert all("Samples do not look like the scored images" in line and told in line for line in warned)
 
 
 def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):

@@ -83,12 +83,16 @@ def _summary(report: Report) -> str:
     beside = f"mean image {num(naive['ssim_foreground']['mean'], 3)}" if naive else "1 is perfect"
     cards.append(("SSIM, foreground", num(found["ssim_foreground"]["mean"], 3), beside))
     for level, figures in report["levels"].items():
-        of = f"of {figures['num_embeddings']}, without constant cells; {num(figures['perplexity'], 0)} with"
+        of = f"of {figures['num_embeddings']} codes; {num(figures['perplexity'], 0)} with constant cells"
         cards.append((f"perplexity, {level}", num(figures["perplexity_foreground"], 0), of))
     for level, figures in report["levels"].items():
         if "nll" in figures:
             of = f"nats per code; position-wise unigram {num(figures['position_nll'], 2)}"
             cards.append((f"NLL, {level}", num(figures["nll"], 2), of))
+    distances = report.get("kid", {})
+    if "samples" in distances:
+        of = f"same images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}; 0 is perfect"
+        cards.append(("KID of samples", num(distances["samples"]["kid"], 3), of))
     samples = report.get("samples", {})
     if "diversity" in samples:
         found = samples["diversity"]
