@@ -70,7 +70,9 @@ def test_a_finished_run_is_measured_in_every_part(chain):
     assert len(found["samples"]["memorisation"]["nearest"]) == 5
     assert len(found["samples"]["nll_by_sample"]["top"]) == 5
     assert found["phantom"]["labels"]["atrophy"]["samples"] == 5
-    assert [line.partition(":")[0] for line in found["missing"]] == ["KID, as MobileNetV2's weights are not there"]
+    assert [line.partition(":")[0] for line in found["missing"]] == [
+        "KID, which tells whether images look real, as MobileNetV2's weights are not there"
+    ]
     assert "--label diagnosis=atrophy" in found["commands"][-2]
     text = (chain.run / "report" / "index.html").read_text()
     shown = {path.name for path in (chain.run / "report" / "figures").iterdir()}

@@ -377,7 +377,7 @@ def _distances(
         try:
             found["kid"] = report.kernel_distances(evaluated.images.__getitems__(some)["image"], made)
         except UserError as error:
-            models.missing.append(f"KID, as {error}")
+            models.missing.append(f"KID, which tells whether images look real, as {error}")
 
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
