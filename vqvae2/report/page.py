@@ -91,7 +91,7 @@ def _summary(report: Report) -> str:
             cards.append((f"NLL, {level}", num(figures["nll"], 2), of))
     distances = report.get("kid", {})
     if "samples" in distances:
-        of = f"same images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}; 0 is perfect"
+        of = f"scored images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}; 0 is perfect"
         cards.append(("KID of samples", num(distances["samples"]["kid"], 3), of))
     samples = report.get("samples", {})
     if "diversity" in samples:

@@ -70,7 +70,7 @@ def _quality(report: Report) -> Iterator[str]:
     distances = report.get("kid", {})
     if distances:
         named = {name: name.replace("_", " ") for name in ("reconstructions", "samples", "training_images")}
-        named |= {f"blurred_{sigma}": f"the same images blurred by {sigma} pixels" for sigma in ("0.5", "1.0")}
+        named |= {f"blurred_{sigma}": f"scored images blurred by {sigma} pixels" for sigma in ("0.5", "1.0")}
         told = [f"{words} {distances[name]['kid']:.3f}" for name, words in named.items() if name in distances]
         yield f"KID against the scored images: {', '.join(told)}."
 
@@ -272,7 +272,7 @@ def _likeness_warnings(report: Report) -> Iterator[str]:
             continue
         text = (
             f"{name.capitalize()} do not look like the scored images: KID {kid:.3f} (standard error {error:.3f}), "
-            f"more than that of the same images blurred by {sigma} pixels ({blurred:.3f})"
+            f"more than that of the scored images blurred by {sigma} pixels ({blurred:.3f})"
         )
         if name == "samples" and "reconstructions" in found:
             own = found["reconstructions"]["kid"]
