@@ -320,10 +320,7 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
     try:
         image: Any = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
         shape = image.shape
-        if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
-            raise UnreadableError(
-                f"{' x '.join(map(str, shape))} voxels: the header is damaged, or the volume too large"
-            )
+        _check_shape(shape)
         if len(shape) > 3 and all(n == 1 for n in shape[3:]):
             image = image.slicer[(slice(None),) * 3 + (0,) * (len(shape) - 3)]
         elif len(shape) == 2:
@@ -365,6 +362,12 @@ def _is_oriented(header: Any) -> bool:
     return "goodRASFlag" in header and bool(int(header["goodRASFlag"]))
 
 
+def _check_shape(shape: Sequence[int]) -> None:
+    """Raise UnreadableError if a header names no voxels, or more than `MOST_VOXELS`."""
+    if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
+        raise UnreadableError(f"{' x '.join(map(str, shape))} voxels: the header is damaged, or the volume too large")
+
+
 def _by_simpleitk(files: tuple[Path, ...]) -> Any:
     """Read MHA, NRRD or DICOM, as an image of nibabel; SimpleITK applies the rescale slope of DICOM."""
     import nibabel
@@ -379,10 +382,7 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(files[0]))
         reader.ReadImageInformation()
-        if np.prod([float(n) for n in reader.GetSize()]) > MOST_VOXELS:
-            raise UnreadableError(
-                f"{' x '.join(map(str, reader.GetSize()))} voxels: the header is damaged, or the volume too large"
-            )
+        _check_shape(reader.GetSize())
     image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise UnreadableError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a volume has one")

@@ -1,6 +1,15 @@
-"""The title and the caption of every figure of the report, with their units."""
+"""The title and the caption of every figure of the report, with their units, and the words for sets of images."""
 
-__all__ = ["CAPTIONS"]
+__all__ = ["CAPTIONS", "SETS"]
+
+SETS = {
+    "reconstructions": "reconstructions",
+    "samples": "samples",
+    "training_images": "training images (real beside real)",
+    "blurred_0.5": "scored images blurred by 0.5 pixels",
+    "blurred_1.0": "scored images blurred by 1 pixel",
+}
+"""What the sets are called whose KID is measured, in the order in which they are shown."""
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "reconstructions": (

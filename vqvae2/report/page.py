@@ -7,6 +7,7 @@ from typing import Any
 
 from vqvae2 import files
 from vqvae2.metrics import BANDS
+from vqvae2.report.captions import SETS
 from vqvae2.report.markup import bullets, num, pictures, spread, table
 from vqvae2.report.measures import upper_name
 from vqvae2.report.style import CSS
@@ -195,16 +196,9 @@ def _kernel_distances(report: Report) -> str:
     found = report.get("kid")
     if not found:
         return ""
-    named = {
-        "reconstructions": "reconstructions",
-        "samples": "samples",
-        "training_images": "training images: real beside real",
-        "blurred_0.5": "the same images, blurred by 0.5 pixels",
-        "blurred_1.0": "the same images, blurred by 1 pixel",
-    }
     rows = [
         [words, num(found[name]["kid"], 4), num(found[name]["standard_error"], 4), str(found[name]["count"])]
-        for name, words in named.items()
+        for name, words in SETS.items()
         if name in found
     ]
     count = next(iter(found.values()))["real_count"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vqvae2.report.captions import SETS
 from vqvae2.report.measures import upper_name
 
 __all__ = ["summary", "warnings"]
@@ -69,9 +70,7 @@ def _quality(report: Report) -> Iterator[str]:
         yield text + "."
     distances = report.get("kid", {})
     if distances:
-        named = {name: name.replace("_", " ") for name in ("reconstructions", "samples", "training_images")}
-        named |= {f"blurred_{sigma}": f"scored images blurred by {sigma} pixels" for sigma in ("0.5", "1.0")}
-        told = [f"{words} {distances[name]['kid']:.3f}" for name, words in named.items() if name in distances]
+        told = [f"{words} {distances[name]['kid']:.3f}" for name, words in SETS.items() if name in distances]
         yield f"KID against the scored images: {', '.join(told)}."
 
 
@@ -263,16 +262,15 @@ def _likeness_warnings(report: Report) -> Iterator[str]:
     """
     found = report.get("kid", {})
     asked = report.get("samples", {}).get("label")
-    for name, sigma in (("reconstructions", "1.0"), ("samples", "0.5")):
+    for name, naive in (("reconstructions", "blurred_1.0"), ("samples", "blurred_0.5")):
         if name not in found or not report["split"]["own"] or (name == "samples" and asked):
             continue
         kid, error = found[name]["kid"], found[name]["standard_error"]
-        blurred = found[f"blurred_{sigma}"]["kid"]
-        if kid - 2 * error <= blurred:
+        if kid - 2 * error <= found[naive]["kid"]:
             continue
         text = (
             f"{name.capitalize()} do not look like the scored images: KID {kid:.3f} (standard error {error:.3f}), "
-            f"more than that of the scored images blurred by {sigma} pixels ({blurred:.3f})"
+            f"more than that of the {SETS[naive]} ({found[naive]['kid']:.3f})"
         )
         if name == "samples" and "reconstructions" in found:
             own = found["reconstructions"]["kid"]
