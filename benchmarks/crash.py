@@ -118,7 +118,8 @@ def command(run: Path, stage: str) -> list[str]:
             flags = [*flags, "--overwrite"]
     if stage == "codes" and (run / "codes" / "data.mdb").exists():
         flags = [*flags, "--overwrite"]
-    return [sys.executable, str(ROOT / script), "--run", str(run), *flags]
+    # On a GPU sums round otherwise from run to run.
+    return [sys.executable, str(ROOT / script), "--run", str(run), *flags, "--device", "cpu"]
 
 
 def finish(run: Path, stage: str, moments: list[float]) -> None:

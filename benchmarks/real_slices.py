@@ -100,7 +100,8 @@ def claims(report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str,
         (whether more is better) and ``naive``, in words.
     """
     whole, sharp = report["reconstruction"], report["reconstruction"]["sharpness"]
-    mean, kid, bits = whole["mean_image"], report.get("kid", {}), report["bits_per_dim"]
+    mean, bits = whole["mean_image"], report["bits_per_dim"]
+    kid = report["distances"].get("MobileNetV2", {})
     pixels = report["data"]["height"] * report["data"]["width"]
     found: list[dict[str, Any]] = []
 

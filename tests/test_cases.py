@@ -790,6 +790,7 @@ def test_labels_of_dicom_patients_are_found_by_the_number_in_the_header(tmp_path
 
 
 def test_dicom_files_that_are_no_volume_are_told(tmp_path):
+    pytest.importorskip("SimpleITK")
     pydicom = pytest.importorskip("pydicom")
     for p in range(4):
         case_trees.dicom_series(tmp_path / f"scan{p}", f"H{p}", head(p).astype(np.int16))

@@ -183,12 +183,20 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
         "blurred_0.5": gaussian_blur(test, 0.5),
         "blurred_1.0": gaussian_blur(test, 1.0),
     }
-    assert found["kid"].keys() == sets.keys()
-    for name, images in sets.items():
-        assert found["kid"][name]["kid"] == pytest.approx(
-            kernel_distance(features(images), features(test))[0], abs=1e-6
-        )
-        assert found["kid"][name]["count"] == len(images)
+
+    def encoded(images):
+        with torch.no_grad():
+            return torch.cat([level.mean((2, 3)) for level in model.features(images)], 1)
+
+    for space, features_of in (("MobileNetV2", features), ("encoder", encoded)):
+        distances = found["distances"][space]
+        assert distances.keys() == sets.keys()
+        for name, images in sets.items():
+            value, _ = kernel_distance(features_of(images), features_of(test))
+            assert distances[name]["kid"] == pytest.approx(value, abs=1e-6)
+            assert distances[name]["count"] == len(images)
+    assert {line["band"] for line in found["verdict"]} <= {"good", "weak", "fail"}
+    assert all(line["reason"] in ended.out for line in found["verdict"])
     assert "real beside real" in (run / "report" / "index.html").read_text()
 
 

@@ -1,6 +1,7 @@
 """The words of the report against its numbers, and its page."""
 
 import re
+from base64 import b64decode
 
 import pytest
 
@@ -40,9 +41,15 @@ def good_report() -> dict:
             "worst": [{"key": "<b>a</b>.png", "subject": "s&1", "ssim": 0.9, "psnr_db": 20.0, "mse": 0.1}],
         },
         "levels": {"top": level, "bottom": {**level}},
-        "kid": {
-            name: {"kid": 0.1, "standard_error": 0.01, "count": 9, "real_count": 9}
-            for name in ("reconstructions", "samples", "training_images", "blurred_0.5", "blurred_1.0")
+        "distances": {
+            space: {
+                name: {
+                    "kid": 0.1, "standard_error": 0.01, "frechet": 1.5, "count": 9, "real_count": 9, "compared": 9,
+                    "precision": 0.9, "recall": 0.8, "density": 1.1, "coverage": 0.7, "two_sample": 0.52,
+                }
+                for name in ("reconstructions", "samples", "training_images", "blurred_0.5", "blurred_1.0")
+            }
+            for space in ("encoder", "MobileNetV2")
         },
         "bits_per_dim": {"prior": 0.1, "position_unigram": 0.2, "unigram": 0.3, "uniform": 0.4},
         "samples": {
@@ -70,9 +77,17 @@ def good_report() -> dict:
         "commands": ["python evaluate.py --run 'a & b'"],
         "hashes": {"vqvae_sha256": "0" * 64, "prior_sha256": {"top": "1" * 64}},
         "missing": [],
+        "verdict": [{"question": "Does it <reconstruct>?", "band": "weak", "reason": "So & so."}],
         "summary": [],
         "warnings": [],
     }  # fmt: skip
+
+
+def plain_report() -> dict:
+    """The same with samples of any class."""
+    found = good_report()
+    found["samples"]["label"] = {}
+    return found
 
 
 DEFECTS = {
@@ -91,7 +106,6 @@ DEFECTS = {
     "samples.memorisation.mirrored_copies": (2, "mirrored training image"),
     "samples.memorisation.identical_codes": (1, "exactly the codes of a training image"),
     "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
-    "kid.reconstructions.kid": (0.9, "Reconstructions do not look like the scored images: KID 0.900"),
     "phantom.ventricle_difference_ratio": (0.2, "Labels have too little effect"),
     "phantom.labels.atrophy.nan": (3, "no head could be found"),
 }
@@ -130,30 +144,61 @@ def test_each_defect_is_warned_of_and_no_other(place):
     assert len(warned) == 1
 
 
-@pytest.mark.parametrize(
-    ("kid", "error", "reconstructions", "label", "own", "told"),
-    [
-        (0.9, 0.05, 0.2, {}, True, "what the priors draw"),
-        (0.9, 0.05, 0.8, {}, True, "what the VQ-VAE loses"),
-        (0.31, 0.05, 0.2, {}, True, ""),  # within two standard errors of the blur
-        (0.9, 0.05, 0.2, {"age": "20-30"}, True, ""),  # one class is unlike all images by its nature
-        (0.9, 0.05, 0.2, {}, False, ""),
-    ],
-)
-def test_samples_that_look_unlike_real_images_are_warned_of(kid, error, reconstructions, label, own, told):
-    found = good_report()
-    for name, value in (("samples", kid), ("reconstructions", reconstructions), ("blurred_0.5", 0.22)):
-        found["kid"][name]["kid"] = value
-    found["kid"]["samples"]["standard_error"], found["kid"]["blurred_1.0"]["kid"] = error, 1.4
-    found["samples"]["label"], found["split"]["own"] = label, own
-    warned = report.warnings(found)
-    assert len(warned) == bool(told)
-    assert all("Samples do not look like the scored images" in line and told in line for line in warned)
+def test_a_good_report_is_good_in_all_three_respects():
+    bands = {line["question"]: line["band"] for line in report.verdict(plain_report())}
+    assert bands == {
+        "Does it reconstruct?": "good",
+        "Do samples look like held-out images?": "good",
+        "Are samples new?": "good",
+    }
+
+
+VERDICTS = [
+    ("reconstruction.ssim.mean", 0.4, 0, "fail", "no better than one picture for all"),
+    ("reconstruction.sharpness.blur_px", 1.2, 0, "weak", "blur of 1.20 pixels"),
+    ("reconstruction.sharpness.blur_px", 1.8, 0, "fail", "visibly soft"),
+    ("levels.bottom.collapsed", True, 0, "fail", "level bottom has collapsed"),
+    ("distances.MobileNetV2.samples.kid", 0.31, 1, "weak", "most is lost by the priors"),
+    ("distances.MobileNetV2.samples.kid", 0.9, 1, "fail", "KID 0.900 (standard error 0.010)"),
+    ("distances.MobileNetV2.samples.coverage", 0.3, 1, "weak", "coverage 0.30, of training images 0.70"),
+    ("samples.diversity.pairwise_ssim", 0.75, 1, "fail", "too alike"),
+    ("samples.diversity.pairwise_ssim", 0.3, 1, "fail", "too unlike"),
+    ("samples.label", {"sex": "F"}, 1, "not measured", "chosen class"),
+    ("samples.memorisation.copies", 2, 2, "fail", "2 of 64 samples are a copy"),
+    ("samples.memorisation.identical_codes", 1, 2, "fail", "1 of 64 samples is a copy"),
+    ("samples.memorisation.closer_share_reconstructed", 0.5, 2, "weak", "50% are nearer"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "question", "band", "told"), VERDICTS)
+def test_each_planted_failure_moves_its_own_band_and_says_why(place, value, question, band, told):
+    found = plain_report()
+    sets = found["distances"]["MobileNetV2"]
+    sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"], sets["reconstructions"]["kid"] = 0.22, 0.8, 0.1
+    *path, name = place.split(".")
+    # A set's name has a dot in it, but none of those planted.
+    part = found
+    for step in path:
+        part = part[step]
+    part[name] = value
+    lines = report.verdict(found)
+    assert lines[question]["band"] == band
+    assert told in lines[question]["reason"]
+    assert all(line["band"] == "good" for i, line in enumerate(lines) if i != question)
+
+
+def test_without_pretrained_weights_the_verdict_uses_the_models_own_features():
+    found = plain_report()
+    del found["distances"]["MobileNetV2"]
+    found["distances"]["encoder"]["samples"]["kid"] = 0.9
+    line = report.verdict(found)[1]
+    assert line["band"] == "fail"
+    assert "the VQ-VAE's own features" in line["reason"]
 
 
 def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
     found = good_report()
-    for part in ("samples", "phantom", "bits_per_dim", "kid"):
+    for part in ("samples", "phantom", "bits_per_dim", "distances"):
         del found[part]
     for level in found["levels"].values():
         for name in ("nll", "gain", "train_nll", "position_nll", "position_perplexity"):
@@ -162,6 +207,8 @@ def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
     found["missing"] = ["priors: run <this>"]
     found["summary"] = report.summary(found)
     assert report.warnings(found) == []
+    found["verdict"] = report.verdict(found)
+    assert [line["band"] for line in found["verdict"]] == ["good", "not measured", "not measured"]
     report.write_page(tmp_path / "index.html", found, {})
     text = (tmp_path / "index.html").read_text()
     assert "priors: run &lt;this&gt;" in text
@@ -171,15 +218,16 @@ def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
 def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_users_name(tmp_path):
     found = good_report()
     found["summary"], found["warnings"] = report.summary(found), ["a < b"]
+    (tmp_path / "figures").mkdir()
+    for name in CAPTIONS:
+        (tmp_path / "figures" / f"{name}.png").write_bytes(name.encode())
     report.write_page(tmp_path / "index.html", found, dict.fromkeys(CAPTIONS, 10.0))
     text = (tmp_path / "index.html").read_text()
-    assert not re.search(r"https?:|//|@import|url\(|<script|<link", text)
-    assert set(re.findall(r'src="([^"]+)"', text)) == {f"figures/{name}.png" for name in CAPTIONS}
-    assert set(re.findall(r'href="([^"#]+)"', text)) == {
-        *(f"figures/{name}.png" for name in CAPTIONS),
-        "report.json",
-        "scores.csv",
-    }
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert {b64decode(source).decode() for source in sources} == set(CAPTIONS)
+    assert not re.search(r"https?:|//|@import|url\(|<script|<link", re.sub(r'src="data:[^"]+"', "", text))
+    assert set(re.findall(r'href="([^"#]+)"', text)) == {"report.json", "scores.csv"}
+    assert "Does it &lt;reconstruct&gt;? <em>weak</em>" in text
     assert "<b>a</b>" not in text
     assert "&lt;b&gt;a&lt;/b&gt;.png" in text
     assert "&lt;healthy&gt;" in text

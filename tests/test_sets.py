@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from random_weights import WEIGHTS, random_weights
 from torchvision.transforms.functional import normalize
 
 from vqvae2.errors import UserError
-from vqvae2.metrics import features, kernel_distance
+from vqvae2.metrics import features, frechet_distance, kernel_distance, neighbourhoods
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,6 +53,68 @@ def test_kernel_distance_has_no_bias_and_an_honest_standard_error():
         # Of equal distributions the first-order term of the variance is zero, and the jackknife doubles the second.
         ratio = float(errors.square().mean().sqrt() / values.std())
         assert 0.8 < ratio < 1.3 if column == 2 else 1.2 < ratio < 1.7
+
+
+def test_the_frechet_distance_equals_its_formula_with_a_matrix_root():
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(5, 5))
+    for n, m in ((40, 60), (4, 3)):  # with few rows the covariances are singular
+        x, y = rng.normal(size=(n, 5)), rng.normal(0.4, 1.0, size=(m, 5)) @ mix
+        a, b = np.cov(x.T), np.cov(y.T)
+        root = np.real(scipy.linalg.sqrtm(a @ b + 1e-14 * np.eye(5)))
+        formula = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(a + b - 2 * root)
+        assert frechet_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(formula, abs=1e-5)
+
+
+def test_the_frechet_distance_of_a_shift_is_its_square_and_of_a_scale_that_of_the_deviations():
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x -= x.mean(0)
+    assert frechet_distance(x, x + torch.tensor([1.0, 2.0, 0.0])) == pytest.approx(5)
+    assert frechet_distance(x, 3 * x) == pytest.approx(4 * float(x.var(0).sum()))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_neighbourhoods_equal_loops(k):
+    rng = np.random.default_rng(3)
+    real, made = rng.normal(size=(12, 2)), rng.normal(0.7, 0.6, size=(12, 2))
+
+    def reach(rows):
+        return [sorted(np.linalg.norm(a - b) for j, b in enumerate(rows) if j != i)[k - 1] for i, a in enumerate(rows)]
+
+    reach_real, reach_made = reach(real), reach(made)
+    found = neighbourhoods(torch.from_numpy(real), torch.from_numpy(made), k)
+    inside = [[np.linalg.norm(a - b) <= r for b, r in zip(real, reach_real, strict=True)] for a in made]
+    back = [any(np.linalg.norm(a - b) <= r for b, r in zip(made, reach_made, strict=True)) for a in real]
+    assert found.precision == np.mean([any(row) for row in inside])
+    assert found.recall == np.mean(back)
+    assert found.density == pytest.approx(np.sum(inside) / (k * 12))
+    assert found.coverage == np.mean(np.any(inside, 0))
+    both = np.concatenate([real, made])
+    nearest = [min((np.linalg.norm(a - b), j) for j, b in enumerate(both) if j != i)[1] for i, a in enumerate(both)]
+    assert found.two_sample == np.mean([(i < 12) == (j < 12) for i, j in enumerate(nearest)])
+
+
+def test_neighbourhoods_tell_alike_apart_copied_and_missing_sets():
+    generator = torch.Generator().manual_seed(0)
+    real, alike = torch.randn(2, 200, 4, generator=generator)
+    found = neighbourhoods(real, alike)
+    assert min(found.precision, found.recall, found.coverage) > 0.85
+    assert abs(found.density - 1) < 0.15
+    assert abs(found.two_sample - 0.5) < 0.08
+    apart = neighbourhoods(real, alike + 30)
+    assert (apart.precision, apart.recall, apart.density, apart.coverage, apart.two_sample) == (0, 0, 0, 0, 1)
+    assert neighbourhoods(real, real.clone()).two_sample == 0
+    half = torch.cat([2 * alike[:, :1].abs(), alike[:, 1:]], 1)
+    missing = neighbourhoods(real, half)
+    assert missing.coverage < found.coverage - 0.1
+    assert missing.recall < found.recall - 0.1
+
+
+def test_neighbourhoods_refuse_sets_of_other_sizes_or_too_few():
+    for x, y in (((5, 2), (6, 2)), ((3, 2), (3, 2)), ((5, 2), (5, 3))):
+        with pytest.raises(ValueError, match="neighbourhoods"):
+            neighbourhoods(torch.zeros(x), torch.zeros(y))
 
 
 @pytest.mark.parametrize(("x", "y"), [((3, 4), (3, 5)), ((1, 4), (3, 4)), ((3, 4, 1), (3, 4, 1))])

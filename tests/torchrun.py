@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tiny_runs import ROOT
 
-_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+_PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+# On the CPU: processes on GPUs need one each, and a machine may have a single one.
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def torchrun(processes: int, script: Path, *argv: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -302,7 +302,7 @@ class VQVAE(nn.Module):
         Raises:
             ValueError: the images' shape is not the config's.
         """
-        features = self._features(images)
+        features = self.features(images)
         kept = self._levels_kept(len(images), images.device)
         # Two ladders: codes are conditioned on all upper levels, images are decoded from those that are kept. They part
         # below the first level that is dropped.
@@ -324,6 +324,29 @@ class VQVAE(nn.Module):
             decoded = self._descend(i, vectors, decoded) if i < last else None
         assert shown is not None
         return Reconstruction(shown, codes, commitment)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Encode images as far as features, which are not quantised yet and know nothing of the coarser levels' codes.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            (B, F, h, w) of each level, top first; F are its hidden channels.
+
+        Raises:
+            ValueError: the images' shape is not the config's.
+        """
+        config = self.config
+        if tuple(images.shape[1:]) != (config.channels, config.height, config.width):
+            raise ValueError(
+                f"expected images (B, {config.channels}, {config.height}, {config.width}), got {tuple(images.shape)}"
+            )
+        features, x = [], images.contiguous(memory_format=torch.channels_last)
+        for encoder in reversed(self.encoders):
+            x = encoder(x)
+            features.append(x)
+        return features[::-1]
 
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Reconstruction]:
         """Compute the objective: weighted reconstruction errors plus the commitment losses (algorithm 1).
@@ -351,7 +374,7 @@ class VQVAE(nn.Module):
         Without gradients there is no training pass: nothing is noted for the codebooks.
         """
         decoded, codes = None, []
-        for i, feature in enumerate(self._features(images)):
+        for i, feature in enumerate(self.features(images)):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             if i + 1 < len(self.encoders):
@@ -437,19 +460,6 @@ class VQVAE(nn.Module):
             other = near[level.long(), torch.randint(near.shape[1], level.shape, device=level.device)]
             changed.append(torch.where(torch.rand(level.shape, device=level.device) < share, other, level.long()))
         return changed
-
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """Climb from the image to the top: features (B, F, h, w) of each level, top first."""
-        config = self.config
-        if tuple(images.shape[1:]) != (config.channels, config.height, config.width):
-            raise ValueError(
-                f"expected images (B, {config.channels}, {config.height}, {config.width}), got {tuple(images.shape)}"
-            )
-        features, x = [], images.contiguous(memory_format=torch.channels_last)
-        for encoder in reversed(self.encoders):
-            x = encoder(x)
-            features.append(x)
-        return features[::-1]
 
     def _quantize(self, i: int, feature: Tensor, decoded: Tensor | None) -> Quantized:
         joined = feature if decoded is None else torch.cat([feature, decoded], 1)

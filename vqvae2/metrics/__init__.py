@@ -3,7 +3,8 @@
 - ``images``: SSIM, PSNR and MSE over the whole frame.
 - ``sharpness``: the same in the foreground, power and coherence by wavelength, the blur of equal score.
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
-- ``sets``: one set of images held against another: nearest neighbours, kernel distance (KID).
+- ``sets``: one set of images held against another: nearest neighbours, Frechet and kernel distance (KID),
+  precision and recall.
 - ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
@@ -23,7 +24,7 @@ from vqvae2.metrics.codes import (
 )
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.pretrained import features
-from vqvae2.metrics.sets import kernel_distance, nearest
+from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, nearest, neighbourhoods
 from vqvae2.metrics.sharpness import (
     BANDS,
     Bands,
@@ -39,6 +40,7 @@ __all__ = [
     "Bands",
     "BlurScale",
     "CodeCounts",
+    "Neighbourhoods",
     "Sharpness",
     "background_value",
     "best_strength",
@@ -46,11 +48,13 @@ __all__ = [
     "features",
     "foreground",
     "foreground_scores",
+    "frechet_distance",
     "gaussian_blur",
     "image_scores",
     "kernel_distance",
     "least_perplexity",
     "nearest",
+    "neighbourhoods",
     "perplexity",
     "positionwise_log_table",
     "positionwise_unigram_nll",

@@ -3,7 +3,7 @@
 - ``measures``: reconstruction errors, sharpness, codebook use, likelihoods, each beside the most naive method's.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
-- ``verdict``: the summary and the warnings, from the numbers alone.
+- ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
 - ``page``: one HTML page, with nothing from elsewhere.
 """
 
@@ -12,13 +12,14 @@ from vqvae2.report.measures import (
     Scan,
     background_of,
     bits_per_dim,
-    kernel_distances,
+    encoder_features,
     level_figures,
     mean_image,
     prior_figures,
     reconstruction_figures,
     scan,
     score_codes,
+    set_distances,
     spread,
     spread_out,
     table_figures,
@@ -37,7 +38,7 @@ from vqvae2.report.samples import (
     ventricle_figures,
     ventricles,
 )
-from vqvae2.report.verdict import summary, warnings
+from vqvae2.report.verdict import summary, verdict, warnings
 
 __all__ = [
     "CodeScores",
@@ -49,7 +50,7 @@ __all__ = [
     "bits_per_dim",
     "decode",
     "diversity_figures",
-    "kernel_distances",
+    "encoder_features",
     "level_figures",
     "mean_image",
     "memorisation_figures",
@@ -60,12 +61,14 @@ __all__ = [
     "reconstruction_figures",
     "scan",
     "score_codes",
+    "set_distances",
     "spread",
     "spread_out",
     "summary",
     "table_figures",
     "ventricle_figures",
     "ventricles",
+    "verdict",
     "warnings",
     "write_page",
 ]

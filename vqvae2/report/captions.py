@@ -1,6 +1,6 @@
-"""The title and the caption of every figure of the report, with their units, and the words for sets of images."""
+"""The words of the report: captions of its figures with their units, names of sets and features, a glossary."""
 
-__all__ = ["CAPTIONS", "SETS"]
+__all__ = ["CAPTIONS", "SETS", "SPACES", "WORDS"]
 
 SETS = {
     "reconstructions": "reconstructions",
@@ -9,7 +9,10 @@ SETS = {
     "blurred_0.5": "scored images blurred by 0.5 pixels",
     "blurred_1.0": "scored images blurred by 1 pixel",
 }
-"""What the sets are called whose KID is measured, in the order in which they are shown."""
+"""What the sets are called whose distances are measured, in the order in which they are shown."""
+
+SPACES = {"MobileNetV2": "MobileNetV2's features", "encoder": "the VQ-VAE's own features"}
+"""What the features are called in which sets are compared; first those that know nothing of the model."""
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "reconstructions": (
@@ -65,3 +68,23 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
 }
 """Title and caption by file name, in no order."""
+
+WORDS = {
+    "SSIM": "Structural similarity of two images (Wang et al. 2004); 1 is perfect. Over the whole frame it mostly "
+    "scores the background where there is one; in the foreground it does not.",
+    "PSNR": "Peak signal-to-noise ratio, in decibels: 10 log₁₀ of the squared range over the mean squared error.",
+    "Perplexity": "Number of codes in even use: the exponential of the entropy of the codes.",
+    "NLL": "Negative log-likelihood of the codes under a prior, in nats per code; less is better.",
+    "Position-wise unigram": "The most naive prior: how often each code stood at each position of the training images.",
+    "KID": "Kernel distance between two sets of images in the features of a network (Bińkowski et al. 2018), without "
+    "bias: 0 on average where both come from one distribution.",
+    "Fréchet distance": "Distance between two Gaussians fitted to the features (Heusel et al. 2017; FID in Inception's "
+    "features). It grows as sets get smaller: compare it with that of real images.",
+    "Precision, recall": "Share of the set's images that lie among the real ones, and of the real ones that lie among "
+    "the set's (Kynkäänniemi et al. 2019).",
+    "Density, coverage": "How crowded the real images are with the set's (1 is expected), and the share of the real "
+    "ones that have one near (Naeem et al. 2020).",
+    "Told apart": "How often the nearest neighbour of an image is of its own set: 0.5 where sets cannot be told apart, "
+    "1 where they can always be (Lopez-Paz and Oquab 2017).",
+}
+"""The glossary."""

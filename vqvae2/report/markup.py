@@ -1,34 +1,44 @@
 """Pieces of HTML that the report's page is made of."""
 
 import math
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from vqvae2.report.captions import CAPTIONS
 
 
-def pictures(names: Sequence[str], known: Mapping[str, float]) -> str:
-    """Figures with their captions, as far as they are known, by width in inches of 10."""
+class Figure(NamedTuple):
+    """A drawn figure: its width, of 10 that the page is wide, and the bytes of its PNG."""
+
+    width: float
+    png: bytes
+
+
+def pictures(names: Sequence[str], known: Mapping[str, Figure]) -> str:
+    """Figures with their captions, as far as they are known; the pictures are inside the page."""
     parts = []
     for name in names:
         if name in known:
             title, caption = CAPTIONS[name]
-            source, share = f"figures/{name}.png", f"width:{10 * known[name]:.0f}%"
+            source = f"data:image/png;base64,{b64encode(known[name].png).decode()}"
             parts.append(
-                f'<figure><a href="{source}"><img src="{source}" alt="{escape(title)}" style="{share}"></a>'
+                f'<figure><img src="{source}" alt="{escape(title)}" style="width:{10 * known[name].width:.0f}%">'
                 f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
             )
     return "".join(parts)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, naive: str = "") -> str:
-    """A table whose first ``left`` columns are text; the row that begins with ``naive`` is set back."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, naive: str | Collection[str] = "") -> str:
+    """A table whose first ``left`` columns are text; rows that begin with one of ``naive`` are set back."""
+    set_back = {naive} if isinstance(naive, str) else set(naive)
 
     def line(cells: Sequence[str], tag: str) -> str:
         marks = [' class="text"' if i < left else "" for i in range(len(cells))]
         return "".join(f"<{tag}{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
 
-    kinds = [' class="naive"' if naive and row[0] == naive else "" for row in rows]
+    kinds = [' class="naive"' if row[0] in set_back else "" for row in rows]
     body = "".join(f"<tr{kind}>{line(row, 'td')}</tr>" for kind, row in zip(kinds, rows, strict=True))
     kind = "scroll narrow" if len(head) == 2 and left == 1 else "scroll"
     return f'<div class="{kind}"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>\n'

@@ -1,4 +1,4 @@
-"""The report as one HTML page: plain HTML and CSS, the figures beside it as files, nothing from elsewhere."""
+"""The report as one HTML page: plain HTML and CSS, the figures inside it, nothing from elsewhere."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -7,10 +7,11 @@ from typing import Any
 
 from vqvae2 import files
 from vqvae2.metrics import BANDS
-from vqvae2.report.captions import SETS
-from vqvae2.report.markup import bullets, num, pictures, spread, table
+from vqvae2.report.captions import SETS, SPACES, WORDS
+from vqvae2.report.markup import Figure, bullets, num, pictures, spread, table
 from vqvae2.report.measures import upper_name
 from vqvae2.report.style import CSS
+from vqvae2.report.verdict import nearest_features
 
 __all__ = ["write_page"]
 
@@ -21,11 +22,13 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
     """Write the page.
 
     Args:
-        path: of the HTML file; the figures are in ``figures/NAME.png`` beside it.
+        path: of the HTML file; the figures are read from ``figures/NAME.png`` beside it.
         report: as in report.json.
         figures: name of each figure that exists -> its width in inches, of 10 that the page is wide.
     """
-    known = figures
+    known = {
+        name: Figure(width, (path.parent / "figures" / f"{name}.png").read_bytes()) for name, width in figures.items()
+    }
     other = "" if report["split"].get("own", True) else f" on {report['split']['data']}"
     title = f"{report['run']}{other} · {report['split']['name']}"
     sections = [
@@ -37,6 +40,7 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
         ("samples", "Samples", _samples(report, known)),
         ("labels", "Labels", _labels(report, known)),
         ("training", "Training", _training(known)),
+        ("words", "Words", _words()),
         ("provenance", "How it was made", _provenance(report)),
     ]
     sections = [section for section in sections if section[2]]
@@ -90,7 +94,7 @@ def _summary(report: Report) -> str:
         if "nll" in figures:
             of = f"nats per code; position-wise unigram {num(figures['position_nll'], 2)}"
             cards.append((f"NLL, {level}", num(figures["nll"], 2), of))
-    distances = report.get("kid", {})
+    _, distances = nearest_features(report)
     if "samples" in distances:
         of = f"scored images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}; 0 is perfect"
         cards.append(("KID of samples", num(distances["samples"]["kid"], 3), of))
@@ -115,13 +119,21 @@ def _summary(report: Report) -> str:
         count = len(report["warnings"])
         told = f'<div class="box warn"><h3>{count} warning{"s" * (count > 1)}</h3>{bullets(report["warnings"])}</div>'
     else:
-        told = '<div class="box good"><h3>No warnings</h3></div>'
+        told = '<div class="box"><h3>No warnings</h3></div>'
     missing = report["missing"]
     told += f'<div class="box"><h3>Not measured</h3>{bullets(missing)}</div>' if missing else ""
-    return f'<div class="cards">{boxes}</div>\n{told}\n<div class="words">{words}</div>\n'
+    bands = "".join(
+        f'<div class="box {_BANDS[line["band"]]}"><h3>{escape(line["question"])} <em>{escape(line["band"])}</em></h3>'
+        f"<p>{escape(line['reason'])}</p></div>"
+        for line in report["verdict"]
+    )
+    return f'{bands}\n<div class="cards">{boxes}</div>\n{told}\n<div class="words">{words}</div>\n'
 
 
-def _reconstruction(report: Report, known: Mapping[str, float]) -> str:
+_BANDS = {"good": "good", "weak": "warn", "fail": "fail", "not measured": ""}
+
+
+def _reconstruction(report: Report, known: Mapping[str, Figure]) -> str:
     found = report["reconstruction"]
     rows = []
     for name, figures in _decodings(report):
@@ -189,29 +201,45 @@ def _sharpness(report: Report) -> str:
         "originals. Coherence: 1 where detail is where it was, whatever its contrast; 0 where it is invented. A blur "
         "loses power and keeps coherence; invented texture has power without coherence."
     )
-    return table(head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _kernel_distances(report)
+    return table(head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _distances(report)
 
 
-def _kernel_distances(report: Report) -> str:
-    found = report.get("kid")
-    if not found:
-        return ""
-    rows = [
-        [words, num(found[name]["kid"], 4), num(found[name]["standard_error"], 4), str(found[name]["count"])]
-        for name, words in SETS.items()
-        if name in found
-    ]
-    count = next(iter(found.values()))["real_count"]
-    note = (
-        f"Kernel distance (KID, Bińkowski et al. 2018), without bias, to {count} images of this split in MobileNetV2 "
-        "features of ImageNet, at the images' own size. It sees blur that SSIM hardly sees. ImageNet knows no brains: "
-        "read it beside real images, and beside the other figures."
-    )
-    head = ["distance of", "KID", "standard error", "images"]
-    return "<h3>Distance between sets</h3>" + table(head, rows) + f'<p class="note">{note}</p>'
+def _distances(report: Report) -> str:
+    text = ""
+    for space, sets in report.get("distances", {}).items():
+        rows = []
+        for name, words in SETS.items():
+            if name in sets:
+                f = sets[name]
+                kid = f"{num(f['kid'], 3)} ± {num(f['standard_error'], 3)}"
+                rest = [num(f.get(figure), 2) for figure in _NEIGHBOURHOODS]
+                rows.append([words, str(f["count"]), kid, num(f["frechet"], 3), *rest])
+        count, compared = (next(iter(sets.values())).get(name) for name in ("real_count", "compared"))
+        head = ["set", "images", "KID ± standard error", "Fréchet distance", *_NEIGHBOURHOODS.values()]
+        note = f"Against {count} scored images. "
+        if compared:
+            note += f"Precision and what stands right of it: {compared} images of each set, 3 nearest neighbours. "
+        text += f"<h3>Distances in {escape(SPACES[space])}</h3>"
+        text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
+        text += f'<p class="note">{note}{_SPACE_NOTES[space]}</p>'
+    return text
 
 
-def _codebooks(report: Report, known: Mapping[str, float]) -> str:
+_NEIGHBOURHOODS = {
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "two_sample": "told apart",
+}
+_SPACE_NOTES = {
+    "MobileNetV2": "The network was trained on the photographs of ImageNet and sees the images at their own size. It "
+    "sees blur that SSIM hardly sees. It knows no brains: read it beside real images, and beside the other figures.",
+    "encoder": "The encoder was trained to find what it can reconstruct, so it is blind to what no code holds.",
+}
+
+
+def _codebooks(report: Report, known: Mapping[str, Figure]) -> str:
     head = ["level", "codes", "K", "perplexity", "without constant cells", "at one position", "usage"]
     head += ["constant cells", "verdict"]
     rows = [
@@ -238,7 +266,7 @@ def _codebooks(report: Report, known: Mapping[str, float]) -> str:
     return table(head, rows) + f'<p class="note">{note}</p>' + pictures(["code_maps", "codebook_use"], known)
 
 
-def _priors(report: Report, known: Mapping[str, float]) -> str:
+def _priors(report: Report, known: Mapping[str, Figure]) -> str:
     rows = [
         [
             level,
@@ -277,7 +305,7 @@ def _priors(report: Report, known: Mapping[str, float]) -> str:
     return text + pictures(["nll_maps"], known)
 
 
-def _samples(report: Report, known: Mapping[str, float]) -> str:
+def _samples(report: Report, known: Mapping[str, Figure]) -> str:
     samples = report.get("samples")
     if not samples:
         return ""
@@ -330,7 +358,7 @@ def _samples(report: Report, known: Mapping[str, float]) -> str:
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
 
 
-def _labels(report: Report, known: Mapping[str, float]) -> str:
+def _labels(report: Report, known: Mapping[str, Figure]) -> str:
     found = report.get("phantom")
     if not found:
         return ""
@@ -355,7 +383,11 @@ def _labels(report: Report, known: Mapping[str, float]) -> str:
     return text + pictures(["ventricles"], known)
 
 
-def _training(known: Mapping[str, float]) -> str:
+def _words() -> str:
+    return "<dl>" + "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in WORDS.items()) + "</dl>"
+
+
+def _training(known: Mapping[str, Figure]) -> str:
     return pictures(["vqvae_curves", "prior_curves"], known)
 
 

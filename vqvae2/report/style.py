@@ -1,12 +1,13 @@
-"""The style sheet of the report: light, readable, printable, without anything from elsewhere."""
+"""The style sheet of the report: light or dark, readable, printable, without anything from elsewhere."""
 
 __all__ = ["CSS"]
 
 CSS = """
-:root { --ink: #1c2733; --soft: #5b6875; --line: #dfe5ea; --wash: #f5f7f9; --blue: #0b5c94; --amber: #8a5300; }
+:root { --ink: #1c2733; --soft: #5b6875; --line: #dfe5ea; --wash: #f5f7f9; --blue: #0b5c94; --amber: #8a5300;
+        --paper: #fff; --warn: #fff7e8; --good: #eefaf4; --fail: #fdeeeb; }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
-body { margin: 0; color: var(--ink); background: #fff;
+body { margin: 0; color: var(--ink); background: var(--paper);
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 header, main, footer { max-width: 1080px; margin: 0 auto; padding: 0 28px; }
 header { padding-top: 36px; }
@@ -32,9 +33,15 @@ pre { margin: 0; padding: 12px 16px; background: var(--wash); border-radius: 6px
        border-radius: 0 6px 6px 0; }
 .box h3 { margin: 0; }
 .box ul { margin: 6px 0 0; }
-.warn { border-color: #e09a2b; background: #fff7e8; }
+.box p { margin: 4px 0 0; }
+.box em { margin-left: 6px; font-style: normal; font-weight: 700; }
+.warn { border-color: #e09a2b; background: var(--warn); }
 .warn h3 { color: var(--amber); }
-.good { border-color: #2f9e6b; background: #eefaf4; }
+.good { border-color: #2f9e6b; background: var(--good); }
+.fail { border-color: #c8442f; background: var(--fail); }
+dl { margin: 0; }
+dt { margin-top: 10px; font-weight: 600; font-size: 14px; }
+dd { margin: 2px 0 0; font-size: 14px; color: var(--soft); }
 ul { margin: 14px 0 0; padding-left: 20px; }
 li + li { margin-top: 3px; }
 .scroll { overflow-x: auto; }
@@ -51,13 +58,19 @@ th:first-child, td:first-child { padding-left: 0; }
 .note { margin: 8px 0 0; font-size: 13px; color: var(--soft); }
 .hashes td:last-child { font: 12px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 figure { margin: 26px 0 0; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; }
 figcaption { margin-top: 8px; font-size: 13px; color: var(--soft); }
 figcaption b { color: var(--ink); font-weight: 600; }
 footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--line); font-size: 12.5px;
            color: var(--soft); }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --ink: #e3e8ed; --soft: #a3b0bc; --line: #36424e; --wash: #1f2831; --blue: #7cc0f2;
+          --amber: #f0bd6a; --paper: #161c22; --warn: #33291a; --good: #18302a; --fail: #3a211d; }
+}
 @media print {
   @page { margin: 16mm 14mm; }
+  :root { color-scheme: light; --ink: #1c2733; --soft: #5b6875; --line: #dfe5ea; --wash: #f5f7f9; --blue: #0b5c94;
+          --amber: #8a5300; --paper: #fff; --warn: #fff7e8; --good: #eefaf4; --fail: #fdeeeb; }
   body { font-size: 10.5pt; }
   nav { display: none; }
   header, main, footer { max-width: none; padding: 0; }

@@ -1,15 +1,109 @@
-"""The summary and the warnings of a report, in words, from its figures alone."""
+"""The verdict, the summary and the warnings of a report, in words, from its figures alone."""
 
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vqvae2.report.captions import SETS
+from vqvae2.report.captions import SETS, SPACES
 from vqvae2.report.measures import upper_name
 
-__all__ = ["summary", "warnings"]
+__all__ = ["nearest_features", "summary", "verdict", "warnings"]
 
 Report = Mapping[str, Any]
+
+_SHARP, _SOFT = 0.75, 1.5
+"""Blur of equal score, in pixels, up to which reconstructions are good, and weak."""
+_EXCESS = 0.1
+"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
+
+
+def verdict(report: Report) -> list[dict[str, str]]:
+    """Answer three questions about a run: does it reconstruct, do samples look like held-out data, are they copies.
+
+    Returns:
+        For each ``question`` its ``band`` (good, weak, fail or not measured) and the ``reason``: the figure, the most
+        naive method's beside it, and the threshold that it passed or failed.
+    """
+    questions = {
+        "Does it reconstruct?": _reconstructs(report),
+        "Do samples look like held-out images?": _looks_real(report),
+        "Are samples new?": _is_new(report),
+    }
+    return [{"question": name, "band": band, "reason": reason} for name, (band, reason) in questions.items()]
+
+
+def nearest_features(report: Report) -> tuple[str, Mapping[str, Any]]:
+    """Return the features in which sets were compared best, and the figures by set; empty if none were."""
+    found = report.get("distances", {})
+    space = next((name for name in SPACES if name in found), "")
+    return space, found.get(space, {})
+
+
+def _reconstructs(report: Report) -> tuple[str, str]:
+    found = report["reconstruction"]
+    naive = found.get("mean_image", {}).get("ssim", {}).get("mean", -math.inf)
+    collapsed = [level for level, figures in report["levels"].items() if figures["collapsed"]]
+    told = f"SSIM {found['ssim']['mean']:.3f}" + (f" (mean training image {naive:.3f})" if naive > -1 else "")
+    if found["ssim"]["mean"] <= naive:
+        return "fail", f"{told}: no better than one picture for all."
+    if collapsed:
+        return "fail", f"The codebook of level {collapsed[0]} has collapsed. {told}."
+    blur = found["sharpness"]["blur_px"]
+    sight = f"{told}; in the foreground as after a Gaussian blur of {blur:.2f} pixels"
+    for band, most in (("good", _SHARP), ("weak", _SOFT)):
+        if blur <= most:
+            return band, f"{sight} ({band} is up to {most})."
+    return "fail", f"{sight} (more than {_SOFT} is visibly soft)."
+
+
+def _looks_real(report: Report) -> tuple[str, str]:
+    samples = report.get("samples")
+    space, sets = nearest_features(report)
+    if not samples or "samples" not in sets:
+        return "not measured", "There are no samples to compare."
+    if samples["label"]:
+        return "not measured", "Samples of a chosen class differ from the scored images by their nature."
+    found, low, high = sets["samples"], sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"]
+    kid, error = found["kid"], found["standard_error"]
+    told = f"KID {kid:.3f} (standard error {error:.3f}) in {SPACES[space]}; "
+    told += f"held-out images blurred by 0.5 pixels have {low:.3f}, by 1 pixel {high:.3f}"
+    if "training_images" in sets:
+        told += f", training images {sets['training_images']['kid']:.3f}"
+    least = kid - 2 * (0 if math.isnan(error) else error)
+    band = "good" if least <= low else "weak" if least <= high else "fail"
+    diversity = samples.get("diversity", {"compared": 0})
+    excess = diversity["pairwise_ssim"] - diversity["reconstructed_pairwise_ssim"] if diversity["compared"] > 1 else 0
+    if abs(excess) > _EXCESS:
+        band, told = "fail", f"Samples are too {'alike' if excess > 0 else 'unlike'}. {told}"
+    known = sets.get("training_images", {}).get("coverage", 0)
+    if band == "good" and known and found["coverage"] < known / 2:
+        missing = f"coverage {found['coverage']:.2f}, of training images {known:.2f}"
+        band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
+    if band != "good" and "reconstructions" in sets:
+        own = sets["reconstructions"]["kid"]
+        told += f". Reconstructions have {own:.3f}: most is lost by {'the priors' if kid > 2 * own else 'the VQ-VAE'}"
+    return band, f"{told}."
+
+
+def _is_new(report: Report) -> tuple[str, str]:
+    found = report.get("samples", {}).get("memorisation")
+    if not found:
+        return "not measured", "There are no samples to compare."
+    copies = found["copies"] + found["mirrored_copies"] + found["identical_codes"]
+    near = found["closer_share_reconstructed"]
+    told = (
+        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image; {near:.0%} are "
+        "nearer to one than 99 % of the reconstructions of held-out images are (by chance 1 %)"
+    )
+    if copies:
+        return "fail", f"{told}."
+    return ("weak" if _too_near(found) else "good"), f"{told}."
+
+
+def _too_near(found: Mapping[str, Any]) -> bool:
+    """By chance 1 % are that near; ten times as many, and more than one sample, are not chance."""
+    near: float = found["closer_share_reconstructed"]
+    return near > 0.1 and near * found["count"] > 1.5
 
 
 def summary(report: Report) -> list[str]:
@@ -29,8 +123,8 @@ def warnings(report: Report) -> list[str]:
     """Return a sentence for each problem; empty if there is none.
 
     Checked: whether the split is held out, images unlike the training images, collapsed or useless levels, priors no
-    better than a table of counts, overfitting, samples that are too alike, too unlike or copies, reconstructions and
-    samples that do not look like real images, and labels without effect.
+    better than a table of counts, overfitting, samples that are too alike, too unlike or copies, and labels without
+    effect.
     """
     return [
         *_split_warnings(report),
@@ -38,7 +132,6 @@ def warnings(report: Report) -> list[str]:
         *_level_warnings(report),
         *_prior_warnings(report),
         *_sample_warnings(report),
-        *_likeness_warnings(report),
         *_label_warnings(report),
     ]
 
@@ -68,10 +161,10 @@ def _quality(report: Report) -> Iterator[str]:
                 f"{detail['coherence_2_4']:.2f}"
             )
         yield text + "."
-    distances = report.get("kid", {})
-    if distances:
-        told = [f"{words} {distances[name]['kid']:.3f}" for name, words in SETS.items() if name in distances]
-        yield f"KID against the scored images: {', '.join(told)}."
+    space, found = nearest_features(report)
+    if found:
+        told = [f"{words} {found[name]['kid']:.3f}" for name, words in SETS.items() if name in found]
+        yield f"KID against the scored images in {SPACES[space]}: {', '.join(told)}."
 
 
 def _other_data(report: Report) -> Iterator[str]:
@@ -227,7 +320,7 @@ def _sample_warnings(report: Report) -> Iterator[str]:
     found = samples.get("diversity")
     if found and found["compared"] > 1:
         excess = found["pairwise_ssim"] - found["reconstructed_pairwise_ssim"]
-        if abs(excess) > 0.1:
+        if abs(excess) > _EXCESS:
             kind = (
                 "more alike than real images are: they lack diversity"
                 if excess > 0
@@ -246,37 +339,12 @@ def _sample_warnings(report: Report) -> Iterator[str]:
         ):
             if found[name]:
                 yield f"Memorisation: {found[name]} of {found['count']} samples {_be(found[name])} {what}."
-        # By chance 1 % are; ten times as many, and more than one sample, are not chance.
-        near = found["closer_share_reconstructed"]
-        if near > 0.1 and near * found["count"] > 1.5:
+        if _too_near(found):
+            near = found["closer_share_reconstructed"]
             yield (
                 f"Memorisation: {near:.0%} of the samples are closer to a training image than 99 % of the "
                 "reconstructions of held-out images are."
             )
-
-
-def _likeness_warnings(report: Report) -> Iterator[str]:
-    """Compare KID with that of a blur: of 0.5 pixels, hardly seen, for samples, of 1 pixel for reconstructions.
-
-    Not for samples of chosen classes, and not for other data than the run's: these differ by their nature.
-    """
-    found = report.get("kid", {})
-    asked = report.get("samples", {}).get("label")
-    for name, naive in (("reconstructions", "blurred_1.0"), ("samples", "blurred_0.5")):
-        if name not in found or not report["split"]["own"] or (name == "samples" and asked):
-            continue
-        kid, error = found[name]["kid"], found[name]["standard_error"]
-        if kid - 2 * error <= found[naive]["kid"]:
-            continue
-        text = (
-            f"{name.capitalize()} do not look like the scored images: KID {kid:.3f} (standard error {error:.3f}), "
-            f"more than that of the {SETS[naive]} ({found[naive]['kid']:.3f})"
-        )
-        if name == "samples" and "reconstructions" in found:
-            own = found["reconstructions"]["kid"]
-            where = "the priors draw" if kid > 2 * own else "the VQ-VAE loses"
-            text += f". Reconstructions have {own:.3f}: most of it comes from what {where}"
-        yield text + "."
 
 
 def _label_warnings(report: Report) -> Iterator[str]:

@@ -17,6 +17,7 @@ from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
+from vqvae2.metrics import features
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.report.album import Album
@@ -142,6 +143,7 @@ def _measure(
         album.ventricles(areas)
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
     found["missing"] = models.missing
+    found["verdict"] = report.verdict(found)
     found["summary"], found["warnings"] = report.summary(found), report.warnings(found)
     found["commands"], found["hashes"] = (
         commands(run, record, {found_set.folder: found_set.how for found_set in sets}),
@@ -364,7 +366,7 @@ def _samples(
 def _distances(
     found: dict[str, Any], models: Models, evaluated: Evaluated, codes: list, sets: list[report.SampleSet]
 ) -> None:
-    """Measure how far reconstructions and samples are from the scored images, as a pretrained network sees them."""
+    """Measure how far reconstructions and samples are from the scored images, in features of one or two networks."""
     some = report.spread_out(len(evaluated.images), _COMPARED)
     made = {"reconstructions": report.decode(models.vqvae, [level[some] for level in codes])}
     if "samples" in found:
@@ -373,11 +375,15 @@ def _distances(
         rows = report.spread_out(len(evaluated.train), _COMPARED)
         made["training_images"] = evaluated.train.__getitems__(rows)["image"]
     made = {name: images for name, images in made.items() if len(images) > 1}
-    if len(some) > 1:
-        try:
-            found["kid"] = report.kernel_distances(evaluated.images.__getitems__(some)["image"], made)
-        except UserError as error:
-            models.missing.append(f"KID, which tells whether images look real, as {error}")
+    if len(some) < 2:
+        return
+    spaces = {"encoder": report.encoder_features(models.vqvae)}
+    try:
+        features(torch.zeros(0, 3, 32, 32))
+        spaces["MobileNetV2"] = features
+    except UserError as error:
+        models.missing.append(f"distances in MobileNetV2's features, which tell best whether images look real: {error}")
+    found["distances"] = report.set_distances(evaluated.images.__getitems__(some)["image"], made, spaces)
 
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
@@ -420,6 +426,8 @@ def _print_figures(found: dict[str, Any]) -> None:
     print()
     for line in found["summary"][-3:] if "samples" in found else ():
         print(line)
+    for line in found["verdict"]:
+        print(f"{line['band']:<13}{line['question']} {line['reason']}")
     for line in found["warnings"]:
         print(f"warning: {line}")
     for line in found["missing"]:
