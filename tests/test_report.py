@@ -65,6 +65,23 @@ def test_spread_is_numpys_and_counts_what_is_infinite():
     assert report.spread(np.array([3.0, np.nan, 1.0])) == report.spread(np.array([3.0, 1.0]))
 
 
+def test_the_interval_of_a_mean_counts_people_and_not_images():
+    draw = np.random.default_rng(0)
+    subjects = [f"p{i}" for i in range(50) for _ in range(8)]
+    inside = 0
+    for _ in range(200):
+        people = draw.normal(3.0, 1.0, 50)
+        low, high = report.subject_interval(np.repeat(people, 8), subjects)
+        inside += low <= 3.0 <= high
+        formula = 2 * 1.96 * people.std() / math.sqrt(50)
+        assert 0.85 < (high - low) / formula < 1.1
+    assert 180 <= inside <= 198
+    values = np.array([1.0, 2.0, np.nan, 3.0, np.inf, 5.0, 6.0])
+    assert report.subject_interval(values, list("aabbcde")) == report.subject_interval(values[[0, 1, 3, 5, 6]], "aabde")
+    assert report.subject_interval(values, list("aabbccd")) is None
+    assert report.spread(np.arange(5.0), list("abcde"))["interval"] == report.subject_interval(np.arange(5.0), "abcde")
+
+
 def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tiny_vqvae, images):
     naive = report.mean_image(images)
     assert naive.numpy() == pytest.approx(to_unit(images.images, (0, 255)).mean(0).numpy(), abs=1e-6)
@@ -191,7 +208,8 @@ def test_tables_of_counts_agree_with_the_metrics_and_the_gain_with_both():
     assert position_map.mean() == pytest.approx(found["position_nll"])
     assert found["position_nll_bits"] == pytest.approx(found["position_nll"] / math.log(2))
     scores = report.CodeScores(np.array([1.0, 2.0]), np.full((2, 3), 1.5), 0.5)
-    own = report.prior_figures(scores, scores, found["position_nll"])
+    own = report.prior_figures(scores, scores, found["position_nll"], ["a", "b"])
+    assert own["nll_interval"] is None
     assert own["gain"] == pytest.approx(found["position_nll"] - 1.5)
 
 

@@ -13,7 +13,8 @@ def good_report() -> dict:
     """A report with nothing to complain of."""
 
     def spread(value: float) -> dict[str, float]:
-        return dict.fromkeys(("mean", "std", "p5", "median", "p95", "min", "max"), value)
+        figures = dict.fromkeys(("mean", "std", "p5", "median", "p95", "min", "max"), value)
+        return {**figures, "interval": [value - 0.01, value + 0.01]}
 
     def scores(ssim: float) -> dict:
         errors = {"ssim": spread(ssim), "psnr_db": spread(30 * ssim), "mse": spread(0.01)}
@@ -23,6 +24,7 @@ def good_report() -> dict:
     level = {
         "num_embeddings": 64, "shape": [4, 4], "perplexity": 40.0, "perplexity_foreground": 50.0, "usage": 0.9,
         "constant_share": 0.4, "least_perplexity": 4.0, "collapsed": False, "nll": 2.0, "nll_bits": 2.9, "gain": 1.0,
+        "nll_std": 0.1, "nll_interval": None,
         "position_nll": 3.0, "unigram_nll": 4.0, "train_nll": 1.9, "accuracy": 0.5, "position_accuracy": 0.3,
         "position_perplexity": 20.1,
     }  # fmt: skip
@@ -228,6 +230,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_users_name(tmp_p
     assert not re.search(r"https?:|//|@import|url\(|<script|<link", re.sub(r'src="data:[^"]+"', "", text))
     assert set(re.findall(r'href="([^"#]+)"', text)) == {"report.json", "scores.csv"}
     assert "Does it &lt;reconstruct&gt;? <em>weak</em>" in text
+    assert "0.950 (0.940 to 0.960)" in text
     assert "<b>a</b>" not in text
     assert "&lt;b&gt;a&lt;/b&gt;.png" in text
     assert "&lt;healthy&gt;" in text

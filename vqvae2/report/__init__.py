@@ -1,27 +1,27 @@
 """The report on a run: what is measured, its figures, its words and its page.
 
 - ``measures``: reconstruction errors, sharpness, codebook use, likelihoods, each beside the most naive method's.
+- ``describe``: distributions, and intervals of means over subjects.
+- ``distances``: sets of images beside each other, in features of a network.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
 - ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
 - ``page``: one HTML page, with nothing from elsewhere.
 """
 
+from vqvae2.report.describe import spread, spread_out, subject_interval
+from vqvae2.report.distances import encoder_features, set_distances
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
     background_of,
     bits_per_dim,
-    encoder_features,
     level_figures,
     mean_image,
     prior_figures,
     reconstruction_figures,
     scan,
     score_codes,
-    set_distances,
-    spread,
-    spread_out,
     table_figures,
 )
 from vqvae2.report.page import write_page
@@ -64,6 +64,7 @@ __all__ = [
     "set_distances",
     "spread",
     "spread_out",
+    "subject_interval",
     "summary",
     "table_figures",
     "ventricle_figures",

@@ -13,7 +13,8 @@ from torch import Tensor
 from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.report import figures
-from vqvae2.report.measures import Scan, spread_out, upper_name
+from vqvae2.report.describe import spread_out
+from vqvae2.report.measures import Scan, upper_name
 from vqvae2.report.samples import Neighbours, SampleSet, Ventricles, decode
 from vqvae2.vqvae import VQVAE
 

@@ -4,7 +4,7 @@ import math
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vqvae2.report.captions import CAPTIONS
 
@@ -56,6 +56,14 @@ def bullets(lines: Sequence[str], strong: bool = False) -> str:
 def spread(mean: float | None, std: float | None, digits: int) -> str:
     """Mean and standard deviation; a dash where there is none."""
     return "–" if mean is None or not math.isfinite(mean) else f"{num(mean, digits)} ± {num(std, digits)}"
+
+
+def mean(figures: Mapping[str, Any], digits: int) -> str:
+    """A mean with the 95 % interval that a bootstrap over subjects gives it, where there is one."""
+    if not figures.get("interval") or not math.isfinite(figures["mean"]):
+        return spread(figures["mean"], figures["std"], digits)
+    low, high = figures["interval"]
+    return f"{num(figures['mean'], digits)} ({num(low, digits)} to {num(high, digits)})"
 
 
 def num(value: float | None, digits: int) -> str:

@@ -5,7 +5,7 @@ Shapes: N images, B of a batch, C channels, H x W pixels, h x w cells of a level
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,16 @@ from vqvae2.metrics import (
     background_value,
     constant_cells,
     foreground,
-    frechet_distance,
-    gaussian_blur,
     image_scores,
-    kernel_distance,
     least_perplexity,
-    neighbourhoods,
     positionwise_log_table,
     unigram_nll,
     usage,
 )
 from vqvae2.prior import Prior
+from vqvae2.report.describe import spread, spread_out, subject_interval
 from vqvae2.vqvae import VQVAE
 
-Features = Callable[[Tensor], Tensor]
 Progress = Callable[[int], object]
 Scores = dict[str, NDArray[np.float64]]
 
@@ -76,16 +72,6 @@ class CodeScores:
     nll: NDArray[np.float64]
     nll_map: NDArray[np.float64]
     accuracy: float
-
-
-def spread_out(length: int, count: int) -> list[int]:
-    """Choose up to ``count`` of ``length`` indices, evenly spaced from the first to the last.
-
-    Example:
-        >>> spread_out(9, 3), spread_out(2, 5)
-        ([0, 4, 8], [0, 1])
-    """
-    return sorted({round(float(i)) for i in np.linspace(0, length - 1, min(count, length))})
 
 
 def upper_name(levels: Iterable[str], level: str) -> str:
@@ -185,23 +171,6 @@ def _gathered(values: NDArray[Any]) -> NDArray[Any]:
     return distributed.all_gather_rows(torch.from_numpy(np.ascontiguousarray(values))).numpy()
 
 
-def spread(values: NDArray[Any]) -> dict[str, float]:
-    """Describe a distribution: mean, std, p5, median, p95, min and max of the finite values.
-
-    An infinite PSNR (an image reproduced exactly) has no place in a mean; ``infinite`` says how many there are. NaN
-    stands for what could not be measured, and is left out.
-    """
-    values = values[~np.isnan(values)]
-    finite = values[np.isfinite(values)]
-    names = ("mean", "std", "p5", "median", "p95", "min", "max")
-    if not len(finite):
-        return {**dict.fromkeys(names, math.nan), "infinite": len(values)}
-    low, middle, high = np.percentile(finite, [5, 50, 95])
-    figures = (finite.mean(), finite.std(), low, middle, high, finite.min(), finite.max())
-    described = dict(zip(names, map(float, figures), strict=True))
-    return described if len(finite) == len(values) else {**described, "infinite": len(values) - len(finite)}
-
-
 def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dict[str, Any]:
     """Summarise reconstruction errors over a set.
 
@@ -212,7 +181,7 @@ def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dic
     """
 
     def summary(name: str) -> dict[str, Any]:
-        errors = {figure: spread(values) for figure, values in found.scores[name].items()}
+        errors = {figure: spread(values, images.subjects) for figure, values in found.scores[name].items()}
         return {**errors, "sharpness": found.sharpness[name]}
 
     own = found.scores["all"]
@@ -228,56 +197,6 @@ def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dic
     upper = [name for name in found.scores if name.startswith("upper.")]
     figures["upper"] = {name.removeprefix("upper."): summary(name) for name in upper}
     return figures
-
-
-def encoder_features(model: VQVAE) -> Features:
-    """Return a function: images -> what the model's own encoder makes of them, averaged over each level's map.
-
-    It needs no weights but the run's own. It was trained to find what it can reconstruct, so it is blind to what no
-    code holds: read it beside the features of a network that has never seen the model.
-    """
-    device = next(model.parameters()).device
-
-    def features_of(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            parts = [model.features(part.to(device)) for part in images.split(32)]
-            return torch.cat([torch.cat([level.mean((2, 3)) for level in part], 1).cpu() for part in parts])
-
-    return features_of
-
-
-def set_distances(
-    real: Tensor, others: Mapping[str, Tensor], spaces: Mapping[str, Features]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure how far sets of images are from real ones, beside blurred real ones.
-
-    Args:
-        real: (N, C, H, W) in [-1, 1], N > 1.
-        others: name -> (M, C, H, W), M > 1.
-        spaces: name -> function that turns images (N, C, H, W) in [-1, 1] into features (N, d).
-
-    Returns:
-        By space, and in it by the name of the set and ``blurred_0.5`` and ``blurred_1.0`` (the real ones blurred by so
-        many pixels): ``kid``, its ``standard_error``, ``frechet``, ``count``, ``real_count`` and, where all sets have
-        more than three images, the figures of `metrics.Neighbourhoods` over ``compared`` images of each, the size of
-        the smallest set.
-    """
-    sets = {**others, **{f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}}
-    size = min(map(len, sets.values()))
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for space, features_of in spaces.items():
-        beside = features_of(real)
-        found[space] = {}
-        for name, images in sets.items():
-            own = features_of(images)
-            value, error = kernel_distance(own, beside)
-            figures = {"kid": value, "standard_error": error, "frechet": frechet_distance(own, beside)}
-            figures |= {"count": len(own), "real_count": len(beside)}
-            if size > 3:
-                pair = [rows[spread_out(len(rows), size)] for rows in (beside, own)]
-                figures |= asdict(neighbourhoods(pair[0], pair[1])) | {"compared": size}
-            found[space][name] = figures
-    return found
 
 
 def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
@@ -369,16 +288,25 @@ def table_figures(
     return figures, position_map
 
 
-def prior_figures(held_out: CodeScores, train: CodeScores, position_nll: float) -> dict[str, float]:
+def prior_figures(
+    held_out: CodeScores, train: CodeScores, position_nll: float, subjects: Sequence[str]
+) -> dict[str, Any]:
     """Summarise a prior's scores on held-out and on training codes.
 
+    Args:
+        held_out: of N images.
+        train: of some training images.
+        position_nll: of the position-wise unigram on the former.
+        subjects: of the N images.
+
     Returns:
-        ``nll`` and ``train_nll`` in nats per code, and with ``_bits`` in bits, ``nll_std`` over images, ``gain`` =
-        position_nll - nll, ``accuracy`` and ``train_accuracy``.
+        ``nll``, its ``nll_interval`` and ``train_nll`` in nats per code, and with ``_bits`` in bits, ``nll_std`` over
+        images, ``gain`` = position_nll - nll, ``accuracy`` and ``train_accuracy``.
     """
     nll, train_nll = float(held_out.nll.mean()), float(train.nll.mean())
     return {
         "nll": nll,
+        "nll_interval": subject_interval(held_out.nll, subjects),
         "nll_bits": nll / math.log(2),
         "nll_std": float(held_out.nll.std()),
         "gain": position_nll - nll,

@@ -20,7 +20,7 @@ from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.data.phantom import ventricle_area
 from vqvae2.metrics import nearest, ssim
-from vqvae2.report.measures import spread_out
+from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
 _ELEMENTS_AT_ONCE = 1 << 24

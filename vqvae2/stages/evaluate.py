@@ -267,7 +267,7 @@ def _priors(
                 prior, upto = models.priors[level], i + 1
                 held_out = report.score_codes(prior, codes[:upto], labels, size, bar.update)
                 seen = report.score_codes(prior, known["codes"][:upto], known["label"], size, bar.update)
-                figures |= report.prior_figures(held_out, seen, figures["position_nll"])
+                figures |= report.prior_figures(held_out, seen, figures["position_nll"], evaluated.images.subjects)
                 maps[level], nll[level] = (held_out.nll_map, position_map), held_out.nll
             found["levels"][level] |= figures
     if models.complete:

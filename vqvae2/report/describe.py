@@ -1,0 +1,63 @@
+"""Figures that stand for many: evenly spaced rows, distributions, and intervals of means."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def spread_out(length: int, count: int) -> list[int]:
+    """Choose up to ``count`` of ``length`` indices, evenly spaced from the first to the last.
+
+    Example:
+        >>> spread_out(9, 3), spread_out(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
+    return sorted({round(float(i)) for i in np.linspace(0, length - 1, min(count, length))})
+
+
+def spread(values: NDArray[Any], subjects: Sequence[str] | None = None) -> dict[str, Any]:
+    """Describe a distribution: mean, std, p5, median, p95, min and max of the finite values.
+
+    With the ``subjects`` of the values there is the ``interval`` of the mean besides, see `subject_interval`.
+
+    An infinite PSNR (an image reproduced exactly) has no place in a mean; ``infinite`` says how many there are. NaN
+    stands for what could not be measured, and is left out.
+    """
+    if subjects is not None:
+        interval = subject_interval(values, subjects)
+        return {**spread(values), "interval": interval}
+    values = values[~np.isnan(values)]
+    finite = values[np.isfinite(values)]
+    names = ("mean", "std", "p5", "median", "p95", "min", "max")
+    if not len(finite):
+        return {**dict.fromkeys(names, math.nan), "infinite": len(values)}
+    low, middle, high = np.percentile(finite, [5, 50, 95])
+    figures = (finite.mean(), finite.std(), low, middle, high, finite.min(), finite.max())
+    described = dict(zip(names, map(float, figures), strict=True))
+    return described if len(finite) == len(values) else {**described, "infinite": len(values) - len(finite)}
+
+
+def subject_interval(values: NDArray[Any], subjects: Sequence[str], draws: int = 2000) -> list[float] | None:
+    """Estimate the 95 % interval of a mean over images of several subjects, by a bootstrap over subjects.
+
+    Images of one person are alike, so that many images of few people say less than their number promises: subjects are
+    drawn with replacement, each with all of its images.
+
+    Args:
+        values: (N,); values that are not finite are left out.
+        subjects: N names.
+        draws: of the bootstrap, always the same ones.
+
+    Returns:
+        ``[low, high]``; None for fewer than five subjects, of whom it would promise too much.
+    """
+    kept = np.isfinite(values)
+    names, row = np.unique(np.asarray(subjects)[kept], return_inverse=True)
+    if len(names) < 5:
+        return None
+    sums, counts = np.bincount(row, values[kept]), np.bincount(row)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return [float(edge) for edge in np.percentile(drawn @ sums / (drawn @ counts), [2.5, 97.5])]

@@ -1,0 +1,63 @@
+"""Distances between sets of images, in features of one network or another."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from vqvae2.metrics import frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
+from vqvae2.report.describe import spread_out
+from vqvae2.vqvae import VQVAE
+
+Features = Callable[[Tensor], Tensor]
+
+
+def encoder_features(model: VQVAE) -> Features:
+    """Return a function: images -> what the model's own encoder makes of them, averaged over each level's map.
+
+    It needs no weights but the run's own. It was trained to find what it can reconstruct, so it is blind to what no
+    code holds: read it beside the features of a network that has never seen the model.
+    """
+    device = next(model.parameters()).device
+
+    def features_of(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            parts = [model.features(part.to(device)) for part in images.split(32)]
+            return torch.cat([torch.cat([level.mean((2, 3)) for level in part], 1).cpu() for part in parts])
+
+    return features_of
+
+
+def set_distances(
+    real: Tensor, others: Mapping[str, Tensor], spaces: Mapping[str, Features]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure how far sets of images are from real ones, beside blurred real ones.
+
+    Args:
+        real: (N, C, H, W) in [-1, 1], N > 1.
+        others: name -> (M, C, H, W), M > 1.
+        spaces: name -> function that turns images (N, C, H, W) in [-1, 1] into features (N, d).
+
+    Returns:
+        By space, and in it by the name of the set and ``blurred_0.5`` and ``blurred_1.0`` (the real ones blurred by so
+        many pixels): ``kid``, its ``standard_error``, ``frechet``, ``count``, ``real_count`` and, where all sets have
+        more than three images, the figures of `metrics.Neighbourhoods` over ``compared`` images of each, the size of
+        the smallest set.
+    """
+    sets = {**others, **{f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}}
+    size = min(map(len, sets.values()))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for space, features_of in spaces.items():
+        beside = features_of(real)
+        found[space] = {}
+        for name, images in sets.items():
+            own = features_of(images)
+            value, error = kernel_distance(own, beside)
+            figures = {"kid": value, "standard_error": error, "frechet": frechet_distance(own, beside)}
+            figures |= {"count": len(own), "real_count": len(beside)}
+            if size > 3:
+                pair = [rows[spread_out(len(rows), size)] for rows in (beside, own)]
+                figures |= asdict(neighbourhoods(pair[0], pair[1])) | {"compared": size}
+            found[space][name] = figures
+    return found
