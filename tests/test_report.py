@@ -76,10 +76,12 @@ def test_the_interval_of_a_mean_counts_people_and_not_images():
         formula = 2 * 1.96 * people.std() / math.sqrt(50)
         assert 0.85 < (high - low) / formula < 1.1
     assert 180 <= inside <= 198
-    values = np.array([1.0, 2.0, np.nan, 3.0, np.inf, 5.0, 6.0])
-    assert report.subject_interval(values, list("aabbcde")) == report.subject_interval(values[[0, 1, 3, 5, 6]], "aabde")
-    assert report.subject_interval(values, list("aabbccd")) is None
-    assert report.spread(np.arange(5.0), list("abcde"))["interval"] == report.subject_interval(np.arange(5.0), "abcde")
+    values = np.array([1.0, 2.0, np.nan, 3.0, np.inf, 5.0, 6.0, 7.0])
+    without = report.subject_interval(values[[0, 1, 3, 5, 6, 7]], list("aabdef"))
+    assert without is not None
+    assert report.subject_interval(values, list("aabbcdef")) == without
+    assert report.subject_interval(values, list("aabbccdd")) is None
+    assert report.spread(values[5:], list("def"))["interval"] is None
 
 
 def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tiny_vqvae, images):
