@@ -66,6 +66,8 @@ def good_report() -> dict:
                 "distance_median": 0.2, "real_distance_median": 0.2, "reconstructed_distance_median": 0.2,
                 "real_distance_p1": 0.1, "reconstructed_distance_p1": 0.1, "ratio_of_medians": 1.0,
                 "ratio_of_medians_reconstructed": 1.0, "closer_share": 0.0, "closer_share_reconstructed": 0.0,
+                "correlation_median": 0.9, "real_correlation_median": 0.9, "correlation_p99": 0.95,
+                "correlated_share": 0.0,
             },
         },
         "phantom": {
@@ -108,6 +110,7 @@ DEFECTS = {
     "samples.memorisation.mirrored_copies": (2, "mirrored training image"),
     "samples.memorisation.identical_codes": (1, "exactly the codes of a training image"),
     "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
+    "samples.memorisation.correlated_share": (0.2, "shifted or mirrored, more with a training image"),
     "phantom.ventricle_difference_ratio": (0.2, "Labels have too little effect"),
     "phantom.labels.atrophy.nan": (3, "no head could be found"),
 }
@@ -168,7 +171,8 @@ VERDICTS = [
     ("samples.label", {"sex": "F"}, 1, "not measured", "chosen class"),
     ("samples.memorisation.copies", 2, 2, "fail", "2 of 64 samples are a copy"),
     ("samples.memorisation.identical_codes", 1, 2, "fail", "1 of 64 samples is a copy"),
-    ("samples.memorisation.closer_share_reconstructed", 0.5, 2, "weak", "50% are nearer"),
+    ("samples.memorisation.closer_share_reconstructed", 0.5, 2, "weak", "50% by distance"),
+    ("samples.memorisation.correlated_share", 0.2, 2, "weak", "20% by correlation over shifts"),
 ]
 
 

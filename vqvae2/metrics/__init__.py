@@ -5,6 +5,7 @@
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
 - ``sets``: one set of images held against another: nearest neighbours, Frechet and kernel distance (KID),
   precision and recall.
+- ``copies``: the same after shifts, mirrored and in another light.
 - ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
@@ -22,6 +23,7 @@ from vqvae2.metrics.codes import (
     unigram_nll,
     usage,
 )
+from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.pretrained import features
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, nearest, neighbourhoods
@@ -37,11 +39,13 @@ from vqvae2.metrics.sharpness import (
 
 __all__ = [
     "BANDS",
+    "Aligned",
     "Bands",
     "BlurScale",
     "CodeCounts",
     "Neighbourhoods",
     "Sharpness",
+    "aligned_nearest",
     "background_value",
     "best_strength",
     "constant_cells",

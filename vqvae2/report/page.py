@@ -355,6 +355,11 @@ def _samples(report: Report, known: Mapping[str, Figure]) -> str:
             f"{found['identical_codes']} with exactly the codes of a training image. A copy lies no farther from a "
             "training image than that image's own reconstruction, and closer than the 1st percentile of held-out "
             "images. Distances are root-mean-square differences on the [−1, 1] scale.</p>"
+            "<p>Correlation with the nearest training image after the best shift, mirrored or not: median "
+            f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
+            f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
+            f"{num(found['correlation_p99'], 3)}, as 1 % of held-out images have. It finds copies that were shifted, "
+            "re-lit, mirrored or blurred.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
 

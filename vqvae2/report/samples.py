@@ -19,7 +19,7 @@ from torch import Tensor
 from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.data.phantom import ventricle_area
-from vqvae2.metrics import nearest, ssim
+from vqvae2.metrics import Aligned, aligned_nearest, nearest, ssim
 from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
@@ -63,6 +63,8 @@ class Neighbours:
         mirrored_index, mirrored: (N,) of the mirrored samples.
         real_index, real: (M,) of the held-out images.
         reconstructed: (M,) of the held-out images' reconstructions, which lack detail as samples do.
+        aligned: best correlation of the samples with a training image over shifts, mirrored or not.
+        aligned_real, aligned_reconstructed: (M,) the same correlations of the held-out images and reconstructions.
     """
 
     index: NDArray[np.int64]
@@ -72,6 +74,9 @@ class Neighbours:
     real_index: NDArray[np.int64]
     real: NDArray[np.float64]
     reconstructed: NDArray[np.float64]
+    aligned: Aligned
+    aligned_real: NDArray[np.float64]
+    aligned_reconstructed: NDArray[np.float64]
 
 
 def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> SampleSet | None:
@@ -167,12 +172,23 @@ def nearest_training(queries: Tensor, train: ImageSet) -> tuple[NDArray[np.int64
 
 @torch.no_grad()
 def neighbours(samples: Tensor, real: Tensor, reconstructed: Tensor, train: ImageSet) -> Neighbours:
-    """Measure how far samples and held-out images (and their reconstructions) are from the training images."""
+    """Measure how near samples and held-out images (and their reconstructions) are to the training images."""
     index, distance = nearest_training(samples, train)
     mirrored_index, mirrored = nearest_training(samples.flip(-1), train)
     real_index, real_distance = nearest_training(real, train)
     _, reconstructed_distance = nearest_training(reconstructed, train)
-    return Neighbours(index, distance, mirrored_index, mirrored, real_index, real_distance, reconstructed_distance)
+    aligned, *beside = (aligned_nearest(images, train.images) for images in (samples, real, reconstructed))
+    return Neighbours(
+        index,
+        distance,
+        mirrored_index,
+        mirrored,
+        real_index,
+        real_distance,
+        reconstructed_distance,
+        aligned,
+        *(found.correlation.double().numpy() for found in beside),
+    )
 
 
 def memorisation_figures(
@@ -193,7 +209,9 @@ def memorisation_figures(
     Returns:
         Medians, ``ratio_of_medians`` (samples over held-out images) and ``ratio_of_medians_reconstructed`` (over
         their reconstructions), ``closer_share`` and ``closer_share_reconstructed`` of samples below the 1st percentile
-        of each, ``copies``, ``mirrored_copies``, ``identical_codes``, and the ``nearest`` image of every sample.
+        of each, ``copies``, ``mirrored_copies``, ``identical_codes``, and the ``nearest`` image of every sample. For
+        correlations over shifts: medians of samples and held-out images, ``correlation_p99`` (the greater 99th
+        percentile of held-out images and of their reconstructions) and ``correlated_share`` of samples above it.
     """
     low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
 
@@ -204,6 +222,8 @@ def memorisation_figures(
     copy = copies(found.index, found.distance)
     mirrored = copies(found.mirrored_index, found.mirrored) & ~copy
     known = set(code_rows(train_codes))
+    correlation = found.aligned.correlation.double().numpy()
+    high = max(float(np.percentile(c, 99)) for c in (found.aligned_real, found.aligned_reconstructed))
     median = {name: float(np.median(getattr(found, name))) for name in ("distance", "real", "reconstructed")}
     return {
         "count": len(found.index),
@@ -217,12 +237,16 @@ def memorisation_figures(
         "reconstructed_distance_p1": low_reconstructed,
         "closer_share": float((found.distance < low).mean()),
         "closer_share_reconstructed": float((found.distance < low_reconstructed).mean()),
+        "correlation_median": float(np.median(correlation)),
+        "real_correlation_median": float(np.median(found.aligned_real)),
+        "correlation_p99": high,
+        "correlated_share": float((correlation > high).mean()),
         "copies": int(copy.sum()),
         "mirrored_copies": int(mirrored.sum()),
         "identical_codes": sum(row in known for row in samples.rows()),
         "nearest": [
-            {"sample": i, "key": train.keys[j], "distance": float(d)}
-            for i, (j, d) in enumerate(zip(found.index, found.distance, strict=True))
+            {"sample": i, "key": train.keys[j], "distance": float(d), "correlation": float(c)}
+            for i, (j, d, c) in enumerate(zip(found.index, found.distance, correlation, strict=True))
         ],
     }
 

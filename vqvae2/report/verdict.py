@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scipy.stats import binom
+
 from vqvae2.report.captions import SETS, SPACES
 from vqvae2.report.measures import upper_name
 
@@ -90,20 +92,23 @@ def _is_new(report: Report) -> tuple[str, str]:
     if not found:
         return "not measured", "There are no samples to compare."
     copies = found["copies"] + found["mirrored_copies"] + found["identical_codes"]
-    near = found["closer_share_reconstructed"]
     told = (
-        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image; {near:.0%} are "
-        "nearer to one than 99 % of the reconstructions of held-out images are (by chance 1 %)"
+        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image. By chance 1 % "
+        f"are nearer to one than 99 % of held-out images: {found['closer_share_reconstructed']:.0%} by distance, "
+        f"{found['correlated_share']:.0%} by correlation over shifts, mirrored or not"
     )
-    if copies:
-        return "fail", f"{told}."
-    return ("weak" if _too_near(found) else "good"), f"{told}."
+    near = any(
+        _more_than_chance(found[name], found["count"]) for name in ("closer_share_reconstructed", "correlated_share")
+    )
+    return ("fail" if copies else "weak" if near else "good"), f"{told}."
 
 
-def _too_near(found: Mapping[str, Any]) -> bool:
-    """By chance 1 % are that near; ten times as many, and more than one sample, are not chance."""
-    near: float = found["closer_share_reconstructed"]
-    return near > 0.1 and near * found["count"] > 1.5
+def _more_than_chance(share: float, count: int) -> bool:
+    """Tell whether samples beyond the 1 % nearest of held-out images are more than chance and that bound's error allow.
+
+    The bound is measured on few images, so that twice as many are granted, and three standard errors.
+    """
+    return share * count > binom.ppf(0.999, count, 0.02)
 
 
 def summary(report: Report) -> list[str]:
@@ -339,12 +344,15 @@ def _sample_warnings(report: Report) -> Iterator[str]:
         ):
             if found[name]:
                 yield f"Memorisation: {found[name]} of {found['count']} samples {_be(found[name])} {what}."
-        if _too_near(found):
-            near = found["closer_share_reconstructed"]
-            yield (
-                f"Memorisation: {near:.0%} of the samples are closer to a training image than 99 % of the "
-                "reconstructions of held-out images are."
-            )
+        for name, how in (
+            ("closer_share_reconstructed", "lie closer to a training image"),
+            ("correlated_share", "correlate, shifted or mirrored, more with a training image"),
+        ):
+            if _more_than_chance(found[name], found["count"]):
+                yield (
+                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of the reconstructions of "
+                    "held-out images do."
+                )
 
 
 def _label_warnings(report: Report) -> Iterator[str]:
