@@ -2,11 +2,11 @@
 
     python benchmarks/planted.py --run RUN --json FILE [--count 64]
 
-RUN is a complete run with a report (`evaluate.py`). In place of its samples stand real images of the people that were set
-aside to choose the checkpoint, as they are (there must be no alarm) and with a fault: copies of training images among
-them, kinds of images missing, blur, noise, one image again and again, upside down. At last a codebook is made to collapse.
-For the search for copies it then plants each change of every chosen training image, and counts how many are found above
-the bound that half of the held-out people set, and how many images of the other half lie above it.
+RUN is a complete run with a report (`evaluate.py`). In place of its samples stand real images of the people that were
+set aside to choose the checkpoint, as they are (there must be no alarm) and with a fault: copies of training images
+among them, kinds of images missing, blur, noise, one image again and again, upside down. At last a codebook is made to
+collapse. For the search for copies it then plants each change of every chosen training image, and counts how many are
+found above the bound that half of the held-out people set, and how many images of the other half lie above it.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Copies that a distance of pixels misses: shifted, mirrored, blurred or in another light."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ from torch import Tensor
 _SIDE = 16  # of the thumbnails that choose candidates
 
 
-class Aligned(NamedTuple):
+@dataclass(frozen=True)
+class Aligned:
     """The reference that correlates best with each of N queries, over shifts and mirroring.
 
     Attributes:

@@ -3,12 +3,14 @@
 - ``measures``: reconstruction errors, sharpness, codebook use, likelihoods, each beside the most naive method's.
 - ``describe``: distributions, and intervals of means over subjects.
 - ``distances``: sets of images beside each other, in features of a network.
+- ``anatomy``: plain measures of heads.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
 - ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
 - ``page``: one HTML page, with nothing from elsewhere.
 """
 
+from vqvae2.report.anatomy import anatomy_figures
 from vqvae2.report.describe import spread, spread_out, subject_interval
 from vqvae2.report.distances import encoder_features, set_distances
 from vqvae2.report.measures import (
@@ -46,6 +48,7 @@ __all__ = [
     "SampleSet",
     "Scan",
     "Ventricles",
+    "anatomy_figures",
     "background_of",
     "bits_per_dim",
     "decode",

@@ -7,6 +7,7 @@ from typing import Any
 
 from vqvae2 import files
 from vqvae2.metrics import BANDS
+from vqvae2.report.anatomy import MEASURES
 from vqvae2.report.captions import SETS, SPACES, WORDS
 from vqvae2.report.markup import Figure, bullets, mean, num, pictures, spread, table
 from vqvae2.report.measures import upper_name
@@ -360,6 +361,25 @@ def _samples(report: Report, known: Mapping[str, Figure]) -> str:
             f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
             f"{num(found['correlation_p99'], 3)}, as 1 % of held-out images have. It finds copies that were shifted, "
             "re-lit, mirrored or blurred.</p>"
+        )
+    found = samples.get("anatomy")
+    if found:
+        rows = [
+            [
+                MEASURES[name],
+                *(num(f[kind], 3) for kind in ("samples", "real", "train")),
+                num(f["distance"], 2),
+                num(f["train_distance"], 2),
+            ]
+            for name, f in found.items()
+        ]
+        head = ["mean of", "samples", "held-out images", "training images"]
+        head += ["distance of samples", "distance of training images"]
+        text += "<h3>Anatomy</h3>" + table(head, rows)
+        text += (
+            '<p class="note">Classes of brightness inside the rim of the foreground, by three Gaussians fitted to '
+            "training images. Distance: Wasserstein's between the distributions over images, in standard deviations of "
+            "the held-out images; 0 is equal.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
 

@@ -359,6 +359,10 @@ def _samples(
         "diversity": report.diversity_figures(images, real, again),
         "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
     }
+    known = train.__getitems__(report.spread_out(len(train), _COMPARED))["image"]
+    anatomy = report.anatomy_figures(images, real, known, _background(evaluated))
+    if anatomy is not None and not found_set.how["label"]:
+        found["samples"]["anatomy"] = anatomy
     album.samples(images, found_set, real, near, train)
     return sets
 
