@@ -183,4 +183,6 @@ def test_tensorboard_holds_the_figures_of_stats_jsonl(tmp_path):
         assert [step for step, _ in shown] == [step for step, _ in told]
         np.testing.assert_allclose([v for _, v in shown], [v for _, v in told], rtol=1e-5)
     assert set(events.Tags()["images"]) == {"pictures/grey", "colour"}
+    (settings,) = events.Tensors("settings/text_summary")
+    assert "| max_steps | 12 |" in settings.tensor_proto.string_val[0].decode()
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["colour.png", "pictures-grey.png"]

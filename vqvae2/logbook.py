@@ -35,6 +35,12 @@ class Logbook:
         with self._told():
             self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
+    def settings(self, settings: Mapping[str, object]) -> None:
+        """Write settings as a table to TensorBoard, where a run is looked up by them."""
+        rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+        with self._told():
+            self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
+
     def figures(self, step: int, seconds: float, figures: Mapping[str, float]) -> None:
         """Write figures by name, at a step and a time in seconds of training."""
         record: dict[str, float | None] = {"step": step, "seconds": round(seconds, 3)}

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -233,6 +233,10 @@ class _Run:
         score = self.task.score
         self.say(f"* marks the lowest {score} so far: that model is kept" if score else "the latest model is kept")
         self.logbook = Logbook(self.folder, self.step) if distributed.is_main() else None
+        if self.logbook is not None and not resume:
+            configs = [config, *(getattr(module, "config", None) for module in self.task.modules().values())]
+            known = [entry for entry in configs if is_dataclass(entry) and not isinstance(entry, type)]
+            self.logbook.settings({name: value for entry in known for name, value in asdict(entry).items()})
         distributed.barrier()
         start = self.step * config.accumulate
         batches = load_batches(self.task.dataset, config.batch_size, self.seed, start, self.device, self.num_workers)
