@@ -23,7 +23,7 @@ h3 { margin: 26px 0 8px; font-size: 15px; }
 code, pre { font: 13px/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: 0; padding: 12px 16px; background: var(--wash); border-radius: 6px; white-space: pre-wrap;
       overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 12px; }
+.cards { margin-top: 16px; display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 12px; }
 .card { padding: 12px 14px; background: var(--wash); border-radius: 8px; }
 .card h3 { margin: 0; font-size: 12.5px; font-weight: 600; color: var(--soft); }
 .card b { display: block; margin: 2px 0 3px; font-size: 25px; line-height: 1.2; font-weight: 650;
