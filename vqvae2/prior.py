@@ -11,14 +11,13 @@ Shapes: B batch, h x w cells, n x m positions (cells, or patches of p x p of the
 C channels, R residual channels, A label attributes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -33,9 +32,11 @@ from vqvae2.causal import (
     shift_down,
     shift_previous,
 )
+from vqvae2.conditioning import ConditionStack, add
 from vqvae2.device import recorded, records, widest
 from vqvae2.lean import Dropout, RMSNorm
 from vqvae2.patches import PatchHead, fold, unfold
+from vqvae2.prior_config import PriorConfig
 
 __all__ = ["Prior", "PriorConfig"]
 
@@ -43,145 +44,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long as two or three
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """Everything that rebuilds a Prior."""
-
-    level: str = "top"
-    """Name of the level. Taken from the code store by train_prior."""
-    height: int = 16
-    """Cells of the level, vertically. Taken from the code store by train_prior."""
-    width: int = 16
-    """Cells of the level, horizontally. Taken from the code store by train_prior."""
-    num_embeddings: int = 512
-    """Codes K of the level. Taken from the code store by train_prior."""
-    condition_levels: tuple[str, ...] = ()
-    """Coarser levels that the prior is conditioned on, top first. Taken from the code store by train_prior."""
-    condition_shapes: tuple[tuple[int, int], ...] = ()
-    """Their shapes (h, w). Taken from the code store by train_prior."""
-    condition_num_embeddings: tuple[int, ...] = ()
-    """Their K. Taken from the code store by train_prior."""
-    attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Label attributes and the names of their classes. Taken from the code store by train_prior."""
-    embedding_dim: int = 64
-    """Dimension E of the codes' embedding."""
-    channels: int = 128
-    """Hidden units C of both streams."""
-    residual_channels: int = 128
-    """Residual units R inside a gated block."""
-    vertical_channels: int = 0
-    """Residual units of the vertical stream, which sampling runs a row at a time, so they cost little; 0: R."""
-    num_layers: int = 8
-    """Gated blocks."""
-    kernel_size: int = 5
-    """Causal kernel k >= 2: k//2 + 1 rows of k columns above, k//2 + 1 codes to the left."""
-    attention_every: int = 0
-    """Causal attention after every n-th gated block; 0: none."""
-    num_heads: int = 8
-    """Attention heads; they divide the channels."""
-    patch: int = 1
-    """Codes p along each side of a patch that the streams take as one position: a fine level in p^2 times fewer steps.
-    It divides the height and the width."""
-    patch_channels: int = 64
-    """Channels of the head that predicts the codes within a patch, one after the other."""
-    output_layers: int = 0
-    """1x1 residual blocks before the logits."""
-    condition_layers: int = 4
-    """Residual blocks of the stack over the coarser levels."""
-    condition_channels: int = 0
-    """Channels of that stack, which works at the coarser resolution, so that width costs little there; 0: C."""
-    dropout: float = 0.1
-    """Dropout in each gated block, in [0, 1)."""
-    attention_dropout: float = 0.0
-    """Dropout of the attention weights, in [0, 1)."""
-    input_dropout: float = 0.0
-    """Share of the input codes that training hides from the network, against overfitting, in [0, 1)."""
-    label_dropout: float = 0.1
-    """Share of the labels that training hides, so that sampling without a label is defined, in [0, 1]."""
-
-    position_logits: bool = True
-    """Add to the logits a fixed table of the training log-frequency of each code at each position (a position-wise
-    unigram)."""
-    codebook_embeddings: bool = True
-    """Initialise the code embeddings from the VQ-VAE's codebooks if embedding_dim equals theirs, else at random."""
-    recompute: bool = False
-    """Activation checkpointing: store only each layer's input and recompute the rest in the backward pass."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "height",
-            "width",
-            "num_embeddings",
-            "embedding_dim",
-            "channels",
-            "residual_channels",
-            "num_layers",
-            "num_heads",
-            "patch",
-            "patch_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("attention_every", "output_layers", "condition_layers", "condition_channels"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.kernel_size < 2:
-            raise ValueError(f"kernel_size must be >= 2, got {self.kernel_size}: a smaller one never looks aside")
-        if not len(self.condition_levels) == len(self.condition_shapes) == len(self.condition_num_embeddings):
-            raise ValueError("condition_levels, condition_shapes and condition_num_embeddings must match in number")
-        if self.height % self.patch or self.width % self.patch:
-            raise ValueError(f"patch must divide {self.height}x{self.width} codes, got {self.patch}")
-        finer = (*self.condition_shapes[-1:], self.grid)
-        for height, width in self.condition_shapes:
-            for rows, columns in finer:
-                if rows % height or columns % width:
-                    raise ValueError(f"condition of {height}x{width} cells does not divide {rows}x{columns}")
-        if self.attention_every and self.channels % self.num_heads:
-            raise ValueError(f"num_heads must divide channels, got {self.num_heads} and {self.channels}")
-        for name in ("dropout", "attention_dropout", "input_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout}")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells of the level (h, w)."""
-        return self.height, self.width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Positions of the streams (n, m): cells, or patches of them."""
-        return self.height // self.patch, self.width // self.patch
-
-    def for_level(
-        self,
-        index: int,
-        levels: Sequence[str],
-        shapes: Sequence[tuple[int, int]],
-        num_embeddings: Sequence[int],
-        attributes: Mapping[str, Sequence[str]],
-    ) -> "PriorConfig":
-        """Fill in what follows from the codes: those of level ``index``, given all coarser ones and the labels.
-
-        Args:
-            index: of the level, 0 the top.
-            levels, shapes, num_embeddings: names, (h, w) and K of all levels, top first.
-            attributes: of the labels, with the names of their classes.
-        """
-        return replace(
-            self,
-            level=levels[index],
-            height=shapes[index][0],
-            width=shapes[index][1],
-            num_embeddings=num_embeddings[index],
-            condition_levels=tuple(levels[:index]),
-            condition_shapes=tuple(shapes[:index]),
-            condition_num_embeddings=tuple(num_embeddings[:index]),
-            attributes=tuple((name, tuple(classes)) for name, classes in attributes.items()),
-        )
 
 
 def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
@@ -200,53 +62,6 @@ def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
                 part.training = True
 
     return run
-
-
-class ConditionStack(nn.Module):
-    """Turn the coarser levels' codes into features at the prior's resolution (not causal: they are all known).
-
-    Codes are embedded and brought to the finest of the coarser resolutions, a residual stack runs there, and each cell
-    is unfolded into the cells below it, every one with features of its own.
-    """
-
-    def __init__(self, config: PriorConfig) -> None:
-        super().__init__()
-        channels = config.condition_channels or config.channels
-        self.shape = config.condition_shapes[-1]
-        self.factors = (config.grid[0] // self.shape[0], config.grid[1] // self.shape[1])
-        dim = config.embedding_dim
-        self.embeddings = nn.ModuleList(nn.Embedding(k, dim) for k in config.condition_num_embeddings)
-        self.inputs = nn.ModuleList(nn.Linear(dim, channels) for _ in config.condition_num_embeddings)
-        self.position = nn.Parameter(torch.zeros(*self.shape, channels))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Conv2d(channels, config.condition_channels or config.residual_channels, 3, padding=1),
-                nn.SiLU(),
-                Dropout(config.dropout),
-                nn.Conv2d(config.condition_channels or config.residual_channels, channels, 1),
-            )
-            for _ in range(config.condition_layers)
-        )
-        self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
-
-    def forward(self, codes: list[Tensor]) -> Tensor:
-        """Map codes (B, h', w') by level, top first, to (B, n, m, C)."""
-        inputs = []
-        for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
-            repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
-            below = "b h w c -> b (h fy) (w fx) c"
-            inputs.append(repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1]))
-        x = rearrange(_add(sum(inputs[1:], inputs[0]), self.position), "b h w c -> b c h w")
-        for block in self.blocks:
-            x = x + block(x)
-        x = self.unfold(rearrange(x, "b c h w -> b h w c"))
-        return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
-
-
-def _add(x: Tensor, parameter: Tensor) -> Tensor:
-    """Add a parameter to activations in their precision: float32 would widen all that follows under autocast."""
-    return x + parameter.to(x.dtype)
 
 
 class Prior(nn.Module):
@@ -474,11 +289,11 @@ class Prior(nn.Module):
         for (_, classes), table, column in zip(config.attributes, self.labels, label.T, strict=True):
             rows.append(table(column.masked_fill(column < 0, len(classes))))
         x = torch.stack(rows).sum(0)[:, None, None, :]
-        return x.expand(-1, *config.grid, -1) if context is None else _add(context, x)
+        return x.expand(-1, *config.grid, -1) if context is None else add(context, x)
 
     def _above(self, x: Tensor, position: Tensor, context: Tensor | None, past: Past) -> list[Tensor]:
         """Run the vertical stream over rows: what lies above -> the link (B, n, m, R) of every block."""
-        v, links = _add(self.input_v(x), position), []
+        v, links = add(self.input_v(x), position), []
         for block in self.blocks:
             assert isinstance(block, GatedBlock)
             v, link = self._run(block.above, v, context, past)
@@ -487,7 +302,7 @@ class Prior(nn.Module):
 
     def _within(self, x: Tensor, position: Tensor, links: list[Tensor], past: Past) -> Tensor:
         """Run the horizontal stream: what comes before (B, n, m, p^2 E) and the links -> (B, n, m, C)."""
-        h = _add(self.input_h(x), position)
+        h = add(self.input_h(x), position)
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
             assert isinstance(block, GatedBlock)
             h = self._run(block.within, h, link, past)

@@ -1,0 +1,60 @@
+"""What a prior knows of the coarser levels.
+
+Shapes: B batch, n x m positions of the prior, C channels.
+"""
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vqvae2.lean import Dropout
+from vqvae2.prior_config import PriorConfig
+
+__all__ = ["ConditionStack", "add"]
+
+
+class ConditionStack(nn.Module):
+    """Turn the coarser levels' codes into features at the prior's resolution (not causal: they are all known).
+
+    Codes are embedded and brought to the finest of the coarser resolutions, a residual stack runs there, and each cell
+    is unfolded into the cells below it, every one with features of its own.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        channels = config.condition_channels or config.channels
+        self.shape = config.condition_shapes[-1]
+        self.factors = (config.grid[0] // self.shape[0], config.grid[1] // self.shape[1])
+        dim = config.embedding_dim
+        self.embeddings = nn.ModuleList(nn.Embedding(k, dim) for k in config.condition_num_embeddings)
+        self.inputs = nn.ModuleList(nn.Linear(dim, channels) for _ in config.condition_num_embeddings)
+        self.position = nn.Parameter(torch.zeros(*self.shape, channels))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(channels, config.condition_channels or config.residual_channels, 3, padding=1),
+                nn.SiLU(),
+                Dropout(config.dropout),
+                nn.Conv2d(config.condition_channels or config.residual_channels, channels, 1),
+            )
+            for _ in range(config.condition_layers)
+        )
+        self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
+
+    def forward(self, codes: list[Tensor]) -> Tensor:
+        """Map codes (B, h', w') by level, top first, to (B, n, m, C)."""
+        inputs = []
+        for embedding, project, level in zip(self.embeddings, self.inputs, codes, strict=True):
+            repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
+            below = "b h w c -> b (h fy) (w fx) c"
+            inputs.append(repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1]))
+        x = rearrange(add(sum(inputs[1:], inputs[0]), self.position), "b h w c -> b c h w")
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.unfold(rearrange(x, "b c h w -> b h w c"))
+        return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
+
+
+def add(x: Tensor, parameter: Tensor) -> Tensor:
+    """Add a parameter to activations in their precision: float32 would widen all that follows under autocast."""
+    return x + parameter.to(x.dtype)
