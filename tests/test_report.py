@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
@@ -315,6 +316,21 @@ def test_every_level_count_and_both_colour_kinds_can_be_drawn(tmp_path, started)
         assert set(album.widths) == names
         assert {path.stem for path in (tmp_path / f"{channels}").iterdir()} == names
         assert report.reconstruction_figures(found, pair)["upper"].keys() == {"top", "middle"} & set(model.levels[:-1])
+
+
+def test_samples_are_shown_by_class_where_two_classes_have_two_on_both_sides(tmp_path, monkeypatch):
+    album, drawn = Album(tmp_path), []
+    monkeypatch.setattr(figures, "rows_of_images", lambda rows, titles: drawn.append((rows, titles)) or Figure())
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 1, 8, 8)
+    attributes = {"site": ("a", "b"), "age": ("young", "middle", "old")}
+    labels = np.array([[0, 2], [0, 0], [-1, 2], [0, 0], [0, 1], [0, -1]])
+    real = np.array([[0, 0], [1, 2], [1, 2], [1, 0], [0, 1], [0, 1]])
+    album.by_class(images, labels, images, real, attributes)
+    ((rows, titles),) = drawn
+    assert titles == {"sample": ["age young", "age old"]}
+    assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == [[1, 0], [3, 2], [0, 1], [3, 2]]
+    album.by_class(images, labels[:, :1], images, real[:, :1], {"site": ("a", "b")})
+    assert len(drawn) == 1
 
 
 def test_equal_figures_are_equal_files(tmp_path):

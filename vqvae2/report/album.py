@@ -117,6 +117,40 @@ class Album:
         mark = {"1st percentile of held-out images": float(np.percentile(near.real, 1))}
         self.add("distances", figures.histograms({"": kinds}, "RMS difference, [−1, 1] scale", "share of images", mark))
 
+    def by_class(
+        self,
+        images: Tensor,
+        labels: NDArray[np.int64],
+        real: Tensor,
+        real_labels: NDArray[np.int64],
+        attributes: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Show samples of some classes of the first attribute beside held-out images of the same classes.
+
+        Args:
+            images, labels: (N, C, H, W) samples and the classes (N, A) they were drawn for, -1 missing.
+            real, real_labels: held-out images and their classes.
+            attributes: name -> classes.
+        """
+        for column, (attribute, classes) in enumerate(attributes.items()):
+            places = [
+                (np.flatnonzero(labels[:, column] == k)[:2], np.flatnonzero(real_labels[:, column] == k)[:2])
+                for k in range(len(classes))
+            ]
+            known = [k for k, (made, true) in enumerate(places) if len(made) == len(true) == 2]
+            if len(known) < 2:
+                continue
+            chosen = [known[i] for i in spread_out(len(known), _SHOWN)]
+            rows = {
+                "sample": images[[places[k][0][0] for k in chosen]],
+                "sample ": images[[places[k][0][1] for k in chosen]],
+                "held-out image": real[[places[k][1][0] for k in chosen]],
+                "held-out image ": real[[places[k][1][1] for k in chosen]],
+            }
+            titles = {"sample": [f"{attribute} {classes[k]}" for k in chosen]}
+            self.add("samples_by_class", figures.rows_of_images(rows, titles))
+            return
+
     def ventricles(self, found: Ventricles) -> None:
         """Show the phantom's ventricle areas by label."""
         self.add("ventricles", figures.ventricle_areas(found.samples, found.true))

@@ -41,6 +41,10 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "training counts for each position.",
     ),
     "samples": ("Samples", "Drawn from the priors and decoded, in the order in which they were drawn."),
+    "samples_by_class": (
+        "Samples by class",
+        "The first two samples of each class beside the first two held-out images of it: do samples follow the label?",
+    ),
     "sample_nll": (
         "Likelihood of samples and of held-out images",
         "NLL of each image's codes under the priors. Samples far to the left of held-out images mean that a prior is "

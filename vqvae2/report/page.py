@@ -318,7 +318,7 @@ def _samples(report: Report, known: Mapping[str, Figure]) -> str:
     )
     text = f"<p>{samples['count']} samples of <code>{escape(samples['folder'])}</code>: {settings}, "
     text += f"seed {samples['seed']}, label {escape(asked)}.</p>"
-    text += pictures(["samples"], known)
+    text += pictures(["samples", "samples_by_class"], known)
     found = samples.get("diversity")
     if found:
         text += "<h3>Diversity</h3>" + table(

@@ -364,6 +364,7 @@ def _samples(
     if anatomy is not None and not found_set.how["label"]:
         found["samples"]["anatomy"] = anatomy
     album.samples(images, found_set, real, near, train)
+    album.by_class(images, found_set.labels, real, evaluated.images.labels[some], evaluated.like["attributes"])
     return sets
 
 
