@@ -11,7 +11,6 @@ found above the bound that half of the held-out people set, and how many images 
 
 import argparse
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,10 @@ def main() -> int:
     base = files.read_json(run.path / "report" / "report.json")
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     held_out = base["split"]["name"]
-    splits = open_data(config, ["train", "selection", held_out], like).splits
+    splits = open_data(config, None, like).splits
+    if held_out not in ("val", "test") or not splits["selection"]:
+        raise SystemExit("error: planted.py needs a report on val or test, and subjects set aside for selection.")
+    count = min(arguments.count, len(splits["selection"]))
     spaces = {"encoder": report.encoder_features(model)}
     try:
         features(torch.zeros(0, 3, 32, 32))
@@ -46,12 +48,12 @@ def main() -> int:
     except UserError as error:
         print(f"note: {error}")
     judge = Judge(model, splits["train"], splits[held_out], base, spaces, CodeStore(run.codes))
-    rows = [judge.samples(name, images) for name, images in planted(splits, arguments.count).items()]
-    rows.append(judge.collapsed(arguments.count))
+    rows = [judge.samples(name, images) for name, images in planted(splits, count).items()]
+    rows.append(judge.collapsed(count))
     found = search(splits["train"], splits[held_out])
     tell(rows, found)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"sets": rows, "copies": found}, indent=2) + "\n")
+    files.write_json(arguments.json, {"sets": rows, "copies": found})
     print(f"wrote {arguments.json}")
     return 0
 
@@ -66,9 +68,10 @@ def planted(splits: dict[str, ImageSet], count: int) -> dict[str, Tensor]:
     real = some(other, count)
     few = max(1, count // 20)
     generator = torch.Generator().manual_seed(0)
-    # Half of the kinds: by the first label where there is one, else the darker half.
-    first = other.labels[:, 0] if other.labels.shape[1] else other.images.mean((1, 2, 3))
-    half = np.flatnonzero(first <= np.median(first))
+    # Half of the kinds: the first classes of the first label where there is one, else the darker half.
+    first = other.labels[:, 0].astype(float) if other.labels.shape[1] else other.images.mean((1, 2, 3))
+    kinds = np.unique(first[first >= 0])
+    half = np.flatnonzero((first >= 0) & (first < kinds[len(kinds) // 2]))
     chosen = [int(half[i]) for i in report.spread_out(len(half), count)]
     return {
         "real": real,

@@ -194,7 +194,9 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
         distances = found["distances"][space]
         assert distances.keys() == sets.keys()
         for name, images in sets.items():
-            value, _ = kernel_distance(features_of(images), features_of(test))
+            paired = name not in ("samples", "training_images")
+            value, _ = kernel_distance(features_of(images), features_of(test), paired=paired)
+            assert ("coverage" in distances[name]) == (not paired)
             assert distances[name]["kid"] == pytest.approx(value, abs=1e-6)
             assert distances[name]["count"] == len(images)
     assert found["verdict"] == verdict(found)

@@ -46,7 +46,7 @@ def good_report() -> dict:
         "distances": {
             space: {
                 name: {
-                    "kid": 0.1, "standard_error": 0.01, "frechet": 1.5, "count": 9, "real_count": 9, "compared": 9,
+                    "kid": 0.1, "standard_error": 0.01, "frechet": 1.5, "count": 64, "real_count": 64, "compared": 64,
                     "precision": 0.9, "recall": 0.8, "density": 1.1, "coverage": 0.7, "two_sample": 0.52,
                 }
                 for name in ("reconstructions", "samples", "training_images", "blurred_0.5", "blurred_1.0")
@@ -62,7 +62,7 @@ def good_report() -> dict:
                 "compared": 9, "pairwise_ssim": 0.6, "real_pairwise_ssim": 0.55, "reconstructed_pairwise_ssim": 0.58,
             },
             "memorisation": {
-                "count": 64, "real_count": 9, "copies": 0, "mirrored_copies": 0, "identical_codes": 0,
+                "count": 64, "real_count": 300, "copied": 0, "copies": 0, "mirrored_copies": 0, "identical_codes": 0,
                 "distance_median": 0.2, "real_distance_median": 0.2, "reconstructed_distance_median": 0.2,
                 "real_distance_p1": 0.1, "reconstructed_distance_p1": 0.1, "ratio_of_medians": 1.0,
                 "ratio_of_medians_reconstructed": 1.0, "closer_share": 0.0, "closer_share_reconstructed": 0.0,
@@ -169,8 +169,8 @@ VERDICTS = [
     ("samples.diversity.pairwise_ssim", 0.75, 1, "fail", "too alike"),
     ("samples.diversity.pairwise_ssim", 0.3, 1, "fail", "too unlike"),
     ("samples.label", {"sex": "F"}, 1, "not measured", "chosen class"),
-    ("samples.memorisation.copies", 2, 2, "fail", "2 of 64 samples are a copy"),
-    ("samples.memorisation.identical_codes", 1, 2, "fail", "1 of 64 samples is a copy"),
+    ("samples.memorisation.copied", 2, 2, "fail", "2 of 64 samples are a copy"),
+    ("samples.memorisation.copied", 1, 2, "fail", "1 of 64 samples is a copy"),
     ("samples.memorisation.closer_share_reconstructed", 0.5, 2, "weak", "50% by distance"),
     ("samples.memorisation.correlated_share", 0.2, 2, "weak", "20% by correlation over shifts"),
 ]
@@ -191,6 +191,21 @@ def test_each_planted_failure_moves_its_own_band_and_says_why(place, value, ques
     assert lines[question]["band"] == band
     assert told in lines[question]["reason"]
     assert all(line["band"] == "good" for i, line in enumerate(lines) if i != question)
+
+
+def test_few_images_and_faint_ones_are_judged_without_what_they_lack():
+    found = plain_report()
+    sets = found["distances"]["MobileNetV2"]
+    sets["samples"] |= {"kid": 0.09, "standard_error": float("nan"), "compared": 5, "coverage": 0.0}
+    looks = report.verdict(found)[1]
+    assert looks["band"] == "good"
+    assert "nan" not in looks["reason"]
+    sets["samples"]["standard_error"] = None  # as read from report.json
+    assert report.verdict(found)[1] == looks
+    del found["reconstruction"]["sharpness"]["blur_px"]
+    assert report.verdict(found)[0]["band"] == "not measured"
+    found["samples"]["memorisation"] |= {"real_count": 4, "closer_share_reconstructed": 0.2}
+    assert report.verdict(found)[2]["band"] == "good", "one in five lies nearer than four others by chance"
 
 
 def test_without_pretrained_weights_the_verdict_uses_the_models_own_features():

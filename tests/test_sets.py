@@ -117,6 +117,18 @@ def test_neighbourhoods_refuse_sets_of_other_sizes_or_too_few():
             neighbourhoods(torch.zeros(x), torch.zeros(y))
 
 
+def test_pairs_that_belong_together_can_be_left_out():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(20, 5))
+    x = y + 0.1 * rng.normal(size=(20, 5))
+    others = [(i, j) for i in range(20) for j in range(20) if i != j]
+    expected = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) - 2 * kernel(x[i], y[j]) for i, j in others) / len(others)
+    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y), paired=True)[0] == pytest.approx(expected)
+    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y))[0] < expected
+    with pytest.raises(ValueError, match="pairs"):
+        kernel_distance(torch.zeros(5, 2), torch.zeros(6, 2), paired=True)
+
+
 @pytest.mark.parametrize(("x", "y"), [((3, 4), (3, 5)), ((1, 4), (3, 4)), ((3, 4, 1), (3, 4, 1))])
 def test_kernel_distance_refuses_other_shapes(x, y):
     with pytest.raises(ValueError, match="kernel_distance"):

@@ -42,8 +42,9 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         import pydicom
         import SimpleITK  # noqa: F401 - needed for the pixels
     except ImportError:
-        if reason := no_content(paths[0]):
-            raise UserError(f"no DICOM file can be read ({reason})", paths[0]) from None
+        reasons = [no_content(path) for path in paths]
+        if all(reasons):
+            raise UserError(f"no DICOM file can be read ({reasons[0]})", paths[0]) from None
         raise UserError("DICOM needs pydicom and SimpleITK", paths[0], "Run pip install pydicom SimpleITK") from None
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # values are only compared

@@ -5,7 +5,7 @@
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
 - ``sets``: one set of images held against another: nearest neighbours, Frechet and kernel distance (KID),
   precision and recall.
-- ``copies``: the same after shifts, mirrored and in another light.
+- ``copies``: nearest neighbours after shifts, mirrored and in another light.
 - ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps

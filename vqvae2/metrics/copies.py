@@ -52,8 +52,8 @@ def aligned_nearest(
         )
     known = _thumbnails(references, chunk)
     known = torch.cat([known, known.flip(-1)]).flatten(1)
-    scores = _thumbnails(queries, chunk).flatten(1) @ known.T
-    chosen = scores.topk(min(candidates, len(known)), dim=1).indices
+    small, most = _thumbnails(queries, chunk).flatten(1), min(candidates, len(known))
+    chosen = torch.cat([(part @ known.T).topk(most, dim=1).indices for part in small.split(chunk)])
     count, height, width = len(references), *queries.shape[2:]
     rows = torch.arange(-min(reach, height // 2), min(reach, height // 2) + 1) % height
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width

@@ -49,7 +49,7 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     return index, distance
 
 
-def kernel_distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, float]:
+def kernel_distance(x: Tensor, y: Tensor, groups: int = 10, paired: bool = False) -> tuple[float, float]:
     """Estimate the squared maximum mean discrepancy of two sets of features, without bias (KID).
 
     The kernel is (x . y / d + 1)^3. A set compared with another of the same distribution has 0 on average, whatever
@@ -60,6 +60,8 @@ def kernel_distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, floa
         y: (M, d), M > 1.
         groups: that the images are cut into for the standard error (jackknife: each group is left out once). They
             follow one another, so that images of one person are left out together.
+        paired: row i of x was made from row i of y, as a reconstruction is: such pairs are left out, since they are
+            nearer than two images are.
 
     Returns:
         The distance, and its standard error (about 1.4 times too large for sets of one distribution); NaN where there
@@ -71,15 +73,19 @@ def kernel_distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, floa
     Source: Binkowski et al., "Demystifying MMD GANs", 2018, section 4.
     """
     _check("kernel_distance", x, y, least=2)
+    if paired and len(x) != len(y):
+        raise ValueError(f"kernel_distance takes pairs of two sets of one size, got {len(x)} and {len(y)}")
     within, across, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     for kernel in (within, across):
         kernel.fill_diagonal_(0)  # an image beside itself is no pair
+    if paired:
+        between.fill_diagonal_(0)
 
     def estimate(rows: Tensor, columns: Tensor) -> float:
         n, m = int(rows.sum()), int(columns.sum())
         a, b = rows.double(), columns.double()
         pairs = a @ within @ a / (n * (n - 1)) + b @ across @ b / (m * (m - 1))
-        return float(pairs - 2 * (a @ between @ b) / (n * m))
+        return float(pairs - 2 * (a @ between @ b) / (n * m - (float(a @ b) if paired else 0)))
 
     group_x, group_y = (torch.arange(len(rows)) * groups // len(rows) for rows in (x, y))
     value = estimate(group_x >= 0, group_y >= 0)

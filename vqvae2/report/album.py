@@ -125,7 +125,9 @@ class Album:
         real_labels: NDArray[np.int64],
         attributes: Mapping[str, Sequence[str]],
     ) -> None:
-        """Show samples of some classes of the first attribute beside held-out images of the same classes.
+        """Show samples of some classes beside held-out images of the same classes.
+
+        It takes the first attribute of which two classes have two images on both sides.
 
         Args:
             images, labels: (N, C, H, W) samples and the classes (N, A) they were drawn for, -1 missing.

@@ -14,9 +14,9 @@ from vqvae2.metrics import foreground
 MEASURES = {
     "area": "area, share of the frame",
     "symmetry": "left-right symmetry, correlation",
-    "dark": "dark share (fluid)",
-    "grey": "middle share (grey matter)",
-    "bright": "bright share (white matter)",
+    "dark": "dark share",
+    "grey": "middle share",
+    "bright": "bright share",
 }
 """What is measured, and what it is called."""
 _BINS = 256

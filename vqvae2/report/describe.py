@@ -59,5 +59,9 @@ def subject_interval(values: NDArray[Any], subjects: Sequence[str], draws: int =
     if len(names) < 5:
         return None
     sums, counts = np.bincount(row, values[kept]), np.bincount(row)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    return [float(edge) for edge in np.percentile(drawn @ sums / (drawn @ counts), [2.5, 97.5])]
+    generator, even, means = np.random.default_rng(0), np.full(len(names), 1 / len(names)), []
+    at_once = max(1, 10_000_000 // len(names))  # 80 MB of numbers
+    for start in range(0, draws, at_once):
+        drawn = generator.multinomial(len(names), even, size=min(at_once, draws - start))
+        means.append(drawn @ sums / (drawn @ counts))
+    return [float(edge) for edge in np.percentile(np.concatenate(means), [2.5, 97.5])]

@@ -36,28 +36,30 @@ def set_distances(
 
     Args:
         real: (N, C, H, W) in [-1, 1], N > 1.
-        others: name -> (M, C, H, W), M > 1.
+        others: name -> (M, C, H, W), M > 1. Those called ``reconstructions`` are of the real ones, in their order.
         spaces: name -> function that turns images (N, C, H, W) in [-1, 1] into features (N, d).
 
     Returns:
         By space, and in it by the name of the set and ``blurred_0.5`` and ``blurred_1.0`` (the real ones blurred by so
-        many pixels): ``kid``, its ``standard_error``, ``frechet``, ``count``, ``real_count`` and, where all sets have
-        more than three images, the figures of `metrics.Neighbourhoods` over ``compared`` images of each, the size of
-        the smallest set.
+        many pixels): ``kid``, its ``standard_error``, ``count`` and ``real_count``. Of sets that were not made from the
+        real images, with more than three images, also ``frechet`` and the figures of `metrics.Neighbourhoods`, over
+        ``compared`` images of each, the size of the smallest set.
     """
-    sets = {**others, **{f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}}
-    size = min(map(len, sets.values()))
+    blurred = {f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}
+    made_of_real = {*blurred, "reconstructions"}
+    sets = {**others, **blurred}
+    size = min(map(len, [real, *(images for name, images in sets.items() if name not in made_of_real)]))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for space, features_of in spaces.items():
         beside = features_of(real)
         found[space] = {}
         for name, images in sets.items():
             own = features_of(images)
-            value, error = kernel_distance(own, beside)
-            figures = {"kid": value, "standard_error": error, "frechet": frechet_distance(own, beside)}
-            figures |= {"count": len(own), "real_count": len(beside)}
-            if size > 3:
-                pair = [rows[spread_out(len(rows), size)] for rows in (beside, own)]
-                figures |= asdict(neighbourhoods(pair[0], pair[1])) | {"compared": size}
+            value, error = kernel_distance(own, beside, paired=name in made_of_real)
+            figures = {"kid": value, "standard_error": error, "count": len(own), "real_count": len(beside)}
+            if name not in made_of_real and size > 3:
+                real_rows, own_rows = (rows[spread_out(len(rows), size)] for rows in (beside, own))
+                figures |= {"compared": size, "frechet": frechet_distance(real_rows, own_rows)}
+                figures |= asdict(neighbourhoods(real_rows, own_rows))
             found[space][name] = figures
     return found

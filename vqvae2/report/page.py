@@ -95,9 +95,9 @@ def _summary(report: Report) -> str:
         if "nll" in figures:
             of = f"nats per code; position-wise unigram {num(figures['position_nll'], 2)}"
             cards.append((f"NLL, {level}", num(figures["nll"], 2), of))
-    _, distances = nearest_features(report)
+    space, distances = nearest_features(report)
     if "samples" in distances:
-        of = f"scored images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}; 0 is perfect"
+        of = f"in {SPACES[space]}; images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}"
         cards.append(("KID of samples", num(distances["samples"]["kid"], 3), of))
     samples = report.get("samples", {})
     if "diversity" in samples:
@@ -215,12 +215,16 @@ def _distances(report: Report) -> str:
                 f = sets[name]
                 kid = f"{num(f['kid'], 3)} ± {num(f['standard_error'], 3)}"
                 rest = [num(f.get(figure), 2) for figure in _NEIGHBOURHOODS]
-                rows.append([words, str(f["count"]), kid, num(f["frechet"], 3), *rest])
-        count, compared = (next(iter(sets.values())).get(name) for name in ("real_count", "compared"))
+                rows.append([words, str(f["count"]), kid, num(f.get("frechet"), 2), *rest])
+        count = next(iter(sets.values()))["real_count"]
+        compared = next((f["compared"] for f in sets.values() if "compared" in f), 0)
         head = ["set", "images", "KID ± standard error", "Fréchet distance", *_NEIGHBOURHOODS.values()]
         note = f"Against {count} scored images. "
         if compared:
-            note += f"Precision and what stands right of it: {compared} images of each set, 3 nearest neighbours. "
+            note += (
+                f"Fréchet distance and what stands right of it: {compared} images of each set, 3 nearest neighbours; "
+                "not of sets that were made from the scored images themselves. "
+            )
         text += f"<h3>Distances in {escape(SPACES[space])}</h3>"
         text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
         text += f'<p class="note">{note}{_SPACE_NOTES[space]}</p>'
@@ -359,8 +363,8 @@ def _samples(report: Report, known: Mapping[str, Figure]) -> str:
             "<p>Correlation with the nearest training image after the best shift, mirrored or not: median "
             f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
             f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
-            f"{num(found['correlation_p99'], 3)}, as 1 % of held-out images have. It finds copies that were shifted, "
-            "re-lit, mirrored or blurred.</p>"
+            f"{num(found['correlation_p99'], 3)}, which 1 % at most of held-out images and of their reconstructions "
+            "have. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
     found = samples.get("anatomy")
     if found:
@@ -378,8 +382,8 @@ def _samples(report: Report, known: Mapping[str, Figure]) -> str:
         text += "<h3>Anatomy</h3>" + table(head, rows)
         text += (
             '<p class="note">Classes of brightness inside the rim of the foreground, by three Gaussians fitted to '
-            "training images. Distance: Wasserstein's between the distributions over images, in standard deviations of "
-            "the held-out images; 0 is equal.</p>"
+            "training images; in T1 slices of heads roughly fluid, grey and white matter. Distance: Wasserstein's "
+            "between the distributions over images, in standard deviations of the held-out images; 0 is equal.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
 

@@ -209,9 +209,10 @@ def memorisation_figures(
     Returns:
         Medians, ``ratio_of_medians`` (samples over held-out images) and ``ratio_of_medians_reconstructed`` (over
         their reconstructions), ``closer_share`` and ``closer_share_reconstructed`` of samples below the 1st percentile
-        of each, ``copies``, ``mirrored_copies``, ``identical_codes``, and the ``nearest`` image of every sample. For
-        correlations over shifts: medians of samples and held-out images, ``correlation_p99`` (the greater 99th
-        percentile of held-out images and of their reconstructions) and ``correlated_share`` of samples above it.
+        of each, ``copies``, ``mirrored_copies``, ``identical_codes``, ``copied`` (samples that are one of these), and
+        the ``nearest`` images of every sample, by distance and by correlation. For correlations over shifts: medians of
+        samples and held-out images, ``correlation_p99`` (the greater 99th percentile of held-out images and of their
+        reconstructions) and ``correlated_share`` of samples above it.
     """
     low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
 
@@ -222,6 +223,7 @@ def memorisation_figures(
     copy = copies(found.index, found.distance)
     mirrored = copies(found.mirrored_index, found.mirrored) & ~copy
     known = set(code_rows(train_codes))
+    identical = np.array([row in known for row in samples.rows()], bool)
     correlation = found.aligned.correlation.double().numpy()
     high = max(float(np.percentile(c, 99)) for c in (found.aligned_real, found.aligned_reconstructed))
     median = {name: float(np.median(getattr(found, name))) for name in ("distance", "real", "reconstructed")}
@@ -243,10 +245,18 @@ def memorisation_figures(
         "correlated_share": float((correlation > high).mean()),
         "copies": int(copy.sum()),
         "mirrored_copies": int(mirrored.sum()),
-        "identical_codes": sum(row in known for row in samples.rows()),
+        "identical_codes": int(identical.sum()),
+        "copied": int((copy | mirrored | identical).sum()),
         "nearest": [
-            {"sample": i, "key": train.keys[j], "distance": float(d), "correlation": float(c)}
-            for i, (j, d, c) in enumerate(zip(found.index, found.distance, correlation, strict=True))
+            {
+                "sample": i,
+                "key": train.keys[j],
+                "distance": float(d),
+                "correlated_key": train.keys[int(found.aligned.index[i])],
+                "correlation": float(correlation[i]),
+                "mirrored": bool(found.aligned.mirrored[i]),
+            }
+            for i, (j, d) in enumerate(zip(found.index, found.distance, strict=True))
         ],
     }
 

@@ -15,6 +15,8 @@ Report = Mapping[str, Any]
 
 _SHARP, _SOFT = 0.75, 1.5
 """Blur of equal score, in pixels, up to which reconstructions are good, and weak."""
+_ENOUGH = 30
+"""Images of each set from which on coverage is judged."""
 _EXCESS = 0.1
 """Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 
@@ -50,7 +52,9 @@ def _reconstructs(report: Report) -> tuple[str, str]:
         return "fail", f"{told}: no better than one picture for all."
     if collapsed:
         return "fail", f"The codebook of level {collapsed[0]} has collapsed. {told}."
-    blur = found["sharpness"]["blur_px"]
+    blur = found["sharpness"].get("blur_px")
+    if blur is None:
+        return "not measured", f"{told}; no image has a foreground, in which sharpness is measured."
     sight = f"{told}; in the foreground as after a Gaussian blur of {blur:.2f} pixels"
     for band, most in (("good", _SHARP), ("weak", _SOFT)):
         if blur <= most:
@@ -62,53 +66,57 @@ def _looks_real(report: Report) -> tuple[str, str]:
     samples = report.get("samples")
     space, sets = nearest_features(report)
     if not samples or "samples" not in sets:
-        return "not measured", "There are no samples to compare."
+        return "not measured", "Samples were not compared with held-out images."
     if samples["label"]:
         return "not measured", "Samples of a chosen class differ from the scored images by their nature."
     found, low, high = sets["samples"], sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"]
     kid, error = found["kid"], found["standard_error"]
-    told = f"KID {kid:.3f} (standard error {error:.3f}) in {SPACES[space]}; "
+    known = error is not None and math.isfinite(error)  # not of fewer than 20 images
+    told = f"KID {kid:.3f}{f' (standard error {error:.3f})' if known else ''} in {SPACES[space]}; "
     told += f"held-out images blurred by 0.5 pixels have {low:.3f}, by 1 pixel {high:.3f}"
     if "training_images" in sets:
         told += f", training images {sets['training_images']['kid']:.3f}"
-    least = kid - 2 * (0 if math.isnan(error) else error)
+    least = kid - 2 * error if known else kid
     band = "good" if least <= low else "weak" if least <= high else "fail"
-    diversity = samples.get("diversity", {"compared": 0})
-    excess = diversity["pairwise_ssim"] - diversity["reconstructed_pairwise_ssim"] if diversity["compared"] > 1 else 0
-    if abs(excess) > _EXCESS:
-        band, told = "fail", f"Samples are too {'alike' if excess > 0 else 'unlike'}. {told}"
-    known = sets.get("training_images", {}).get("coverage", 0)
-    if band == "good" and known and found["coverage"] < known / 2:
-        missing = f"coverage {found['coverage']:.2f}, of training images {known:.2f}"
-        band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
     if band != "good" and "reconstructions" in sets:
         own = sets["reconstructions"]["kid"]
         told += f". Reconstructions have {own:.3f}: most is lost by {'the priors' if kid > 2 * own else 'the VQ-VAE'}"
+    diversity = samples.get("diversity", {"compared": 0})
+    excess = diversity["pairwise_ssim"] - diversity["reconstructed_pairwise_ssim"] if diversity["compared"] > 1 else 0
+    if abs(excess) > _EXCESS:
+        pairs = f"two samples have SSIM {diversity['pairwise_ssim']:.2f}, two reconstructions"
+        kind = f"{'alike' if excess > 0 else 'unlike'}: {pairs} {diversity['reconstructed_pairwise_ssim']:.2f}"
+        band, told = "fail", f"Samples are too {kind}. {told}"
+    usual = sets.get("training_images", {}).get("coverage", 0)
+    if band == "good" and found.get("compared", 0) >= _ENOUGH and found["coverage"] < usual / 2:
+        missing = f"coverage {found['coverage']:.2f}, of training images {usual:.2f}"
+        band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
     return band, f"{told}."
 
 
 def _is_new(report: Report) -> tuple[str, str]:
     found = report.get("samples", {}).get("memorisation")
     if not found:
-        return "not measured", "There are no samples to compare."
-    copies = found["copies"] + found["mirrored_copies"] + found["identical_codes"]
+        return "not measured", "Samples were not compared with training images."
+    copies = found["copied"]
     told = (
-        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image. By chance 1 % "
-        f"are nearer to one than 99 % of held-out images: {found['closer_share_reconstructed']:.0%} by distance, "
-        f"{found['correlated_share']:.0%} by correlation over shifts, mirrored or not"
+        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image. Nearer to one "
+        "than 99 % of held-out people's images and reconstructions are (by chance 1 %): "
+        f"{found['closer_share_reconstructed']:.0%} by distance, {found['correlated_share']:.0%} by correlation over "
+        "shifts, mirrored or not"
     )
-    near = any(
-        _more_than_chance(found[name], found["count"]) for name in ("closer_share_reconstructed", "correlated_share")
-    )
+    near = any(_more_than_chance(found, name) for name in ("closer_share_reconstructed", "correlated_share"))
     return ("fail" if copies else "weak" if near else "good"), f"{told}."
 
 
-def _more_than_chance(share: float, count: int) -> bool:
-    """Tell whether samples beyond the 1 % nearest of held-out images are more than chance and that bound's error allow.
+def _more_than_chance(found: Mapping[str, Any], name: str) -> bool:
+    """Tell whether more samples than by chance lie beyond the nearest 1 % of held-out images.
 
-    The bound is measured on few images, so that twice as many are granted, and three standard errors.
+    That bound is measured on few images, so that twice as many are granted, or more where there are very few.
     """
-    return share * count > binom.ppf(0.999, count, 0.02)
+    share = min(1.0, max(0.02, 3 / (found["real_count"] + 1)))
+    more: bool = found[name] * found["count"] > binom.ppf(0.999, found["count"], share)
+    return more
 
 
 def summary(report: Report) -> list[str]:
@@ -226,7 +234,7 @@ def _diversity(report: Report) -> Iterator[str]:
 def _privacy(report: Report) -> Iterator[str]:
     found = report.get("samples", {}).get("memorisation")
     if found:
-        copies = found["copies"] + found["mirrored_copies"]
+        copies = found["copied"]
         yield (
             f"Memorisation: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image "
             f"as held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
@@ -348,10 +356,10 @@ def _sample_warnings(report: Report) -> Iterator[str]:
             ("closer_share_reconstructed", "lie closer to a training image"),
             ("correlated_share", "correlate, shifted or mirrored, more with a training image"),
         ):
-            if _more_than_chance(found[name], found["count"]):
+            if _more_than_chance(found, name):
                 yield (
-                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of the reconstructions of "
-                    "held-out images do."
+                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of held-out people's images "
+                    "and reconstructions do."
                 )
 
 

@@ -375,7 +375,8 @@ def _distances(
     some = report.spread_out(len(evaluated.images), _COMPARED)
     made = {"reconstructions": report.decode(models.vqvae, [level[some] for level in codes])}
     if "samples" in found:
-        made["samples"] = report.decode(models.vqvae, sets[0].codes)
+        rows = report.spread_out(len(sets[0]), _COMPARED)
+        made["samples"] = report.decode(models.vqvae, [level[rows] for level in sets[0].codes])
     if evaluated.train is not None and evaluated.own and evaluated.held_out:
         rows = report.spread_out(len(evaluated.train), _COMPARED)
         made["training_images"] = evaluated.train.__getitems__(rows)["image"]
