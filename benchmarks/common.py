@@ -182,7 +182,7 @@ def tell_sizes(ours: nn.Module, peer: nn.Module | None) -> dict[str, int]:
 def stages_parser(doc: str | None) -> argparse.ArgumentParser:
     """Make the parser of a benchmark that runs the stages on a folder of images."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of images; see the README for the layouts")
+    parser.add_argument("--data", required=True, help="folder of images; see docs/data.md for the layouts")
     parser.add_argument("--json", required=True, type=Path, help="file for the figures")
     parser.add_argument("--preset", default="brain128", help="settings (default: %(default)s)")
     return parser

@@ -121,7 +121,7 @@ def rate_at(curve: Sequence[Point], score: float, figure: str = "ssim_foreground
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of grey 8-bit images; see the README for the layouts")
+    parser.add_argument("--data", required=True, help="folder of grey 8-bit images; see docs/data.md for the layouts")
     parser.add_argument("--json", required=True, type=Path, help="file for the figures")
     parser.add_argument("--split", default="val", help="images that are encoded (default: %(default)s)")
     parser.add_argument("--slices", type=int, default=320, help="at most so many, evenly spread (default: %(default)s)")

@@ -65,7 +65,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of images; see the README for the layouts")
+    parser.add_argument("--data", required=True, help="folder of images; see docs/data.md for the layouts")
     parser.add_argument("--json", required=True, type=Path, help="file for the figures")
     parser.add_argument("--peer", type=Path, help="the mended copy, imported from there")
     parser.add_argument(
