@@ -143,12 +143,12 @@ def test_copies_and_changes_that_a_preset_brings_are_the_run_s(tmp_path, call):
     flags += ["--num-residual-layers", 1, "--strides", 2, 2, "--rate-weight", 0]
     assert call(train_vqvae.main, "--run", run, *flags).code == 0
     record = RunFolder(run).read()["train_vqvae"]
-    assert (record["copies"], record["augmentation"]["augment_flip"]) == (8, 0.5)
+    assert (record["copies"], record["augmentation"]["augment_flip"]) == (4, 0.5)
     assert call(train_vqvae.main, "--run", run, "--resume", "--max-steps", 3).code == 0
-    assert RunFolder(run).read()["train_vqvae"]["copies"] == 8
+    assert RunFolder(run).read()["train_vqvae"]["copies"] == 4
     assert call(extract_codes.main, "--run", run, "--allow-collapse").code == 0
     store = CodeStore(run / "codes")
-    assert len(store.indices("copies")) == 8 * len(store.indices("train"))
+    assert len(store.indices("copies")) == 4 * len(store.indices("train"))
     unchanged = [part for name in ("flip", "shift", "rotate", "scale") for part in (f"--augment-{name}", 0)]
     still = call(extract_codes.main, "--run", run, "--allow-collapse", "--overwrite", *unchanged)
     assert still.code == 0, still.err

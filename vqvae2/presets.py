@@ -158,9 +158,9 @@ _BRAIN = Preset(
     ),
     # Limits in steps, so that every machine trains the same model; minutes are an upper bound for slow ones.
     vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=4800, max_minutes=60, evaluations=6),
-    # Few people: priors that see each slice turned and scaled a little learn shapes instead of learning by heart.
-    augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03, augment_rotate=6, augment_scale=0.06),
-    copies=8,
+    # Mirrored and shifted by whole pixels, which changes the codes and blurs nothing.
+    augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03),
+    copies=4,
     # A table of code frequencies knows the training images too well: each is counted in it. Fine levels run in patches.
     priors=(
         replace(_PRIOR, position_logits=False),
@@ -177,8 +177,8 @@ _BRAIN = Preset(
         replace(_PRIOR, num_layers=6, attention_every=0, patch=2, dropout=0.1, position_logits=False),
     ),
     prior_training=(
-        replace(_PRIOR_TRAINING, max_steps=3500, max_minutes=20, evaluations=8),
-        replace(_PRIOR_TRAINING, max_steps=5000, max_minutes=60, evaluations=6),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=20, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=30, evaluations=6),
         replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=50, evaluations=4),
     ),
     size="128x128",
@@ -195,9 +195,11 @@ PRESETS: dict[str, Preset] = {
     "brain128": _BRAIN,
     "brain128-long": replace(
         _BRAIN,
-        source="ours: brain128 with larger batches, more of them, and more bits; 17 minutes on an H100",
+        source="ours: brain128 with larger batches, more of them, and more bits, for a GPU",
         vqvae=replace(_BRAIN.vqvae, rate_weight=(0.0, 0.5, 0.3)),
         vqvae_training=replace(_BRAIN.vqvae_training, batch_size=16, max_steps=6000, max_minutes=600),
+        # Long enough to learn from slices that are turned and scaled besides.
+        augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03, augment_rotate=6, augment_scale=0.06),
         copies=16,
         prior_training=tuple(
             replace(training, batch_size=32, max_steps=steps, max_minutes=600)
