@@ -13,20 +13,26 @@ from vqvae2.vqvae import VQVAE
 Features = Callable[[Tensor], Tensor]
 
 
-def encoder_features(model: VQVAE) -> Features:
+def encoder_features(model: VQVAE, like: Tensor) -> Features:
     """Return a function: images -> what the model's own encoder makes of them, averaged over each level's map.
 
     It needs no weights but the run's own. It was trained to find what it can reconstruct, so it is blind to what no
     code holds: read it beside the features of a network that has never seen the model.
+
+    Args:
+        model: in evaluation mode.
+        like: (N, C, H, W) images, N > 1, by whose features each feature is brought to mean 0 and deviation 1.
     """
     device = next(model.parameters()).device
 
-    def features_of(images: Tensor) -> Tensor:
+    def raw(images: Tensor) -> Tensor:
         with torch.inference_mode():
             parts = [model.features(part.to(device)) for part in images.split(32)]
             return torch.cat([torch.cat([level.mean((2, 3)) for level in part], 1).cpu() for part in parts])
 
-    return features_of
+    known = raw(like)
+    mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
+    return lambda images: (raw(images) - mean) / deviation
 
 
 def set_distances(

@@ -16,7 +16,9 @@ Report = Mapping[str, Any]
 _SHARP, _SOFT = 0.75, 1.5
 """Blur of equal score, in pixels, up to which reconstructions are good, and weak."""
 _ENOUGH = 30
-"""Images of each set from which on coverage is judged."""
+"""Images of each set from which on coverage and neighbours are judged."""
+_APART = 0.9
+"""Accuracy of the nearest neighbour above which samples are told from held-out images."""
 _EXCESS = 0.1
 """Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 
@@ -87,10 +89,15 @@ def _looks_real(report: Report) -> tuple[str, str]:
         pairs = f"two samples have SSIM {diversity['pairwise_ssim']:.2f}, two reconstructions"
         kind = f"{'alike' if excess > 0 else 'unlike'}: {pairs} {diversity['reconstructed_pairwise_ssim']:.2f}"
         band, told = "fail", f"Samples are too {kind}. {told}"
-    usual = sets.get("training_images", {}).get("coverage", 0)
-    if band == "good" and found.get("compared", 0) >= _ENOUGH and found["coverage"] < usual / 2:
-        missing = f"coverage {found['coverage']:.2f}, of training images {usual:.2f}"
-        band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
+    known_people = sets.get("training_images", {})
+    if found.get("compared", 0) >= _ENOUGH and known_people:
+        apart, usual = found["two_sample"], known_people["two_sample"]
+        if apart > max(_APART, usual):
+            share = f"{apart:.0%} of them and of real ones have their nearest neighbour on their own side"
+            band, told = "fail", f"Samples are told from held-out images: {share} (training images {usual:.0%}). {told}"
+        elif band == "good" and found["coverage"] < known_people["coverage"] / 2:
+            missing = f"coverage {found['coverage']:.2f}, of training images {known_people['coverage']:.2f}"
+            band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
     return band, f"{told}."
 
 

@@ -383,13 +383,14 @@ def _distances(
     made = {name: images for name, images in made.items() if len(images) > 1}
     if len(some) < 2:
         return
-    spaces = {"encoder": report.encoder_features(models.vqvae)}
+    real = evaluated.images.__getitems__(some)["image"]
+    spaces = {"encoder": report.encoder_features(models.vqvae, real)}
     try:
         features(torch.zeros(0, 3, 32, 32))
         spaces["MobileNetV2"] = features
     except UserError as error:
         models.missing.append(f"distances in MobileNetV2's features, which tell best whether images look real: {error}")
-    found["distances"] = report.set_distances(evaluated.images.__getitems__(some)["image"], made, spaces)
+    found["distances"] = report.set_distances(real, made, spaces)
 
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
