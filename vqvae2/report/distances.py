@@ -31,8 +31,9 @@ def encoder_features(model: VQVAE, like: Tensor) -> Features:
             return torch.cat([torch.cat([level.mean((2, 3)) for level in part], 1).cpu() for part in parts])
 
     known = raw(like)
-    mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
-    return lambda images: (raw(images) - mean) / deviation
+    mean, deviation = known.mean(0), known.std(0)
+    scale = torch.where(deviation > 1e-3 * deviation.max(), 1 / deviation, 0)  # what hardly varies says nothing
+    return lambda images: (raw(images) - mean) * scale
 
 
 def set_distances(
