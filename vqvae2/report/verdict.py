@@ -83,9 +83,9 @@ def _looks_real(report: Report) -> tuple[str, str]:
     if band != "good" and "reconstructions" in sets:
         own = sets["reconstructions"]["kid"]
         told += f". Reconstructions have {own:.3f}: most is lost by {'the priors' if kid > 2 * own else 'the VQ-VAE'}"
-    diversity = samples.get("diversity", {"compared": 0})
-    excess = diversity["pairwise_ssim"] - diversity["reconstructed_pairwise_ssim"] if diversity["compared"] > 1 else 0
+    excess = _excess_likeness(samples)
     if abs(excess) > _EXCESS:
+        diversity = samples["diversity"]
         pairs = f"two samples have SSIM {diversity['pairwise_ssim']:.2f}, two reconstructions"
         kind = f"{'alike' if excess > 0 else 'unlike'}: {pairs} {diversity['reconstructed_pairwise_ssim']:.2f}"
         band, told = "fail", f"Samples are too {kind}. {told}"
@@ -99,6 +99,14 @@ def _looks_real(report: Report) -> tuple[str, str]:
             missing = f"coverage {found['coverage']:.2f}, of training images {known_people['coverage']:.2f}"
             band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
     return band, f"{told}."
+
+
+def _excess_likeness(samples: Mapping[str, Any]) -> float:
+    """Mean SSIM of two samples minus that of two real images' reconstructions; 0 where too few were compared."""
+    found = samples.get("diversity")
+    if not found or found["compared"] < 2:
+        return 0.0
+    return float(found["pairwise_ssim"] - found["reconstructed_pairwise_ssim"])
 
 
 def _is_new(report: Report) -> tuple[str, str]:
@@ -337,19 +345,18 @@ def _sample_warnings(report: Report) -> Iterator[str]:
                 f"At level {level} samples ({drawn['mean']:.2f} nats per code) are much more probable to the prior "
                 f"than held-out images ({figures['nll']:.2f}): it is overconfident."
             )
-    found = samples.get("diversity")
-    if found and found["compared"] > 1:
-        excess = found["pairwise_ssim"] - found["reconstructed_pairwise_ssim"]
-        if abs(excess) > _EXCESS:
-            kind = (
-                "more alike than real images are: they lack diversity"
-                if excess > 0
-                else "less alike than real images are, as noise would be"
-            )
-            yield (
-                f"Samples are {kind} (mean pairwise SSIM {found['pairwise_ssim']:.2f} against "
-                f"{found['reconstructed_pairwise_ssim']:.2f})."
-            )
+    excess = _excess_likeness(samples)
+    if abs(excess) > _EXCESS:
+        found = samples["diversity"]
+        kind = (
+            "more alike than real images are: they lack diversity"
+            if excess > 0
+            else "less alike than real images are, as noise would be"
+        )
+        yield (
+            f"Samples are {kind} (mean pairwise SSIM {found['pairwise_ssim']:.2f} against "
+            f"{found['reconstructed_pairwise_ssim']:.2f})."
+        )
     found = samples.get("memorisation")
     if found:
         for name, what in (
