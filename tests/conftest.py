@@ -17,10 +17,11 @@ settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hide pretrained weights that this machine may have, from the stages' processes too."""
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide pretrained weights and decoded images that this machine may have, from the stages' processes too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        for name in ("TORCH_HOME", "VQVAE2_CACHE"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
 
 

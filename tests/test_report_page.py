@@ -54,6 +54,16 @@ def good_report() -> dict:
             for space in ("encoder", "MobileNetV2")
         },
         "bits_per_dim": {"prior": 0.1, "position_unigram": 0.2, "unigram": 0.3, "uniform": 0.4},
+        "recognition": {
+            "attribute": "diagnosis", "classes": ["<healthy>", "atrophy"], "majority": 0.5, "score_count": 64,
+            **{
+                name: {
+                    "accuracy": 0.9, "interval": [0.8, 0.95], "count": 64, "by_class": [0.85, 0.95], "calibration": 0.02
+                }
+                for name in ("held_out", "recognised", "score", "real_score")
+            },
+            "curve": {"encoder": [{"share": 1.0, "precision": 0.8, "recall": 0.7, "frechet": 3.0, "compared": 16}]},
+        },
         "samples": {
             "folder": "samples", "count": 64, "label": {"diagnosis": "<healthy>"}, "temperature": [1.0, 1.0],
             "top_k": [0, 0], "top_p": [1.0, 1.0], "seed": 0,

@@ -10,7 +10,7 @@ from random_weights import WEIGHTS, random_weights
 from torchvision.transforms.functional import normalize
 
 from vqvae2.errors import UserError
-from vqvae2.metrics import features, frechet_distance, kernel_distance, neighbourhoods
+from vqvae2.metrics import features, frechet_distance, kernel_distance, nearest, neighbourhoods, sets
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -156,3 +156,21 @@ def test_missing_and_damaged_weights_are_told_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "hub" / "checkpoints" / WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be read"):
         features(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_the_nearest_is_exact_however_products_are_rounded(monkeypatch, fast, kind):
+    precision = torch.bfloat16 if fast else torch.float32
+    monkeypatch.setattr(sets, "resolve_precision", lambda *_: precision)
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, 256, (700, 1, 8, 8)).astype(kind)
+    references[600] = references[17]  # the first of equals is taken
+    references[601:680] = references[3]
+    references[601:680, 0, 0, 0] += np.arange(79).astype(kind) % 3  # too many candidates for one query
+    queries = np.concatenate([references[[17, 3, 99]], rng.integers(0, 256, (20, 1, 8, 8)).astype(kind)])
+    queries = queries.astype(np.float32) + rng.normal(0, 0.01, queries.shape).astype(np.float32)
+    index, distance = nearest(torch.from_numpy(queries), references, chunk=64)
+    exact = np.sqrt(np.square(queries[:, None] - references[None].astype(np.float64)).sum((2, 3, 4)))
+    assert index.tolist() == exact.argmin(1).tolist()
+    np.testing.assert_allclose(distance, exact.min(1), rtol=1e-4)

@@ -316,14 +316,17 @@ class CodeStore(Dataset[dict[str, Any]]):
         """Return the positions of a split's images, in order; none for a split that is not there."""
         return [i for i, name in enumerate(self.splits) if name == split]
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64] | None = None) -> list[NDArray[Any]]:
+    def read(
+        self, indices: Sequence[int] | NDArray[np.int64] | None = None, levels: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]:
         """Read many images' codes.
 
         Args:
             indices: N positions in [0, len), in any order; None reads all.
+            levels: which; None: all, top first.
 
         Returns:
-            (N, h, w) arrays by level, top first, in the stored unsigned type.
+            (N, h, w) arrays by level, in the stored unsigned type.
 
         Raises:
             IndexError: a position out of range.
@@ -332,14 +335,22 @@ class CodeStore(Dataset[dict[str, Any]]):
         chosen = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"positions {chosen.min()} to {chosen.max()} of {len(self)}")
-        out = np.empty(len(chosen), self._row)
+        kinds = {name: self._row[name] for name in levels or self.levels}
+        out = {name: np.empty((len(chosen), *kind.shape), kind.base) for name, kind in kinds.items()}
         chunks, offsets = np.divmod(chosen, self._per_value)
         order = np.argsort(chunks, kind="stable")
         present, starts = np.unique(chunks[order], return_index=True)
         with self._transaction() as transaction:
             for chunk, where in zip(present.tolist(), np.split(order, starts[1:]), strict=False):
-                out[where] = np.frombuffer(_value(transaction, "codes", chunk), self._row)[offsets[where]]
-        return [np.ascontiguousarray(out[name]) for name in self.levels]
+                rows = np.frombuffer(_value(transaction, "codes", chunk), self._row)
+                for name, array in out.items():
+                    array[where] = rows[name][offsets[where]]
+        return list(out.values())
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of an image's codes, all levels together."""
+        return self._row.itemsize
 
     def verify(self) -> None:
         """Read everything and compare with the checksums and the fingerprint.

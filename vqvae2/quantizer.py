@@ -324,7 +324,8 @@ class VectorQuantizer(nn.Module):
         # Where bincount would make the device wait for the host.
         counts = vectors.new_zeros(self.num_embeddings).scatter_add_(0, codes, vectors.new_ones(1).expand(len(codes)))
         sums = torch.zeros_like(self.embedding).index_add_(0, codes, vectors)
-        counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
+        both = distributed.all_reduce_sum(torch.cat([counts[:, None], sums], 1))
+        counts, sums = both[:, 0], both[:, 1:]
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
         # 4K vectors at least: a few vectors say nothing about most of the codes.
         growing = min(self.config.decay, (1 + self._updates) / (10 + self._updates))

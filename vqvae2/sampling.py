@@ -7,9 +7,8 @@ fixed size, the last one padded; so a set can be enlarged, interrupted or shared
 Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attributes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
 __all__ = [
-    "KeptChunks",
     "Samples",
     "Sharpness",
     "check_priors",
@@ -31,6 +29,7 @@ __all__ = [
     "log_probabilities",
     "sample",
     "sample_chunk",
+    "sample_chunks",
     "sample_codes",
     "sample_rows",
     "sharpness_by_level",
@@ -68,18 +67,6 @@ class Samples:
     codes: list[Tensor]
     nll: Tensor
     label: Tensor
-
-
-class KeptChunks(Protocol):
-    """Where finished chunks lie, so that an interrupted set is gone on with."""
-
-    def get(self, first: int) -> tuple[list[Tensor], Tensor] | None:
-        """Return codes and NLL of the chunk that starts with sample ``first``, if it is there."""
-        ...
-
-    def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
-        """Keep a chunk."""
-        ...
 
 
 def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
@@ -234,37 +221,53 @@ def sample_rows(
     sharpness: Sequence[Sharpness] | None = None,
     chunk_size: int = 16,
     progress: Callable[[int], object] | None = None,
-    kept: KeptChunks | None = None,
 ) -> Samples:
-    """Sample one image for each row of labels, in chunks of one size; the last chunk is padded and cut.
+    """Sample one image for each row of labels; in a distributed run every process returns the whole set.
 
-    In a distributed run the processes take the chunks in turn, and each returns the whole set.
-
-    Args: as of `sample_chunk`, with label (N, A), the chunks' size, and where finished chunks are kept and found.
+    Args: as of `sample_chunks`.
     """
-    num, parts = len(label), []
-    firsts = range(0, num, chunk_size)
-    for first in firsts[distributed.rank() :: distributed.world_size()]:
-        indices = range(first, first + chunk_size)
-        rows = label[[min(index, num - 1) for index in indices]]
-        found = kept.get(first) if kept is not None else None
-        if found is not None:
-            codes = [level.to(next(model.parameters()).device) for level in found[0]]
-            parts.append(Samples(model.decode(codes), codes, found[1].to(codes[0].device), rows))
-            if progress is not None:
-                progress(sum(level.numel() for level in codes))
-            continue
-        part = sample_chunk(model, priors, indices, rows, seed, sharpness, progress)
-        if kept is not None:
-            kept.put(first, [level.cpu() for level in part.codes], part.nll.cpu())
-        parts.append(part)
+    num = len(label)
+    parts = [part for _, part in sample_chunks(model, priors, label, seed, sharpness, chunk_size, progress)]
     if not parts:  # more processes than chunks
         parts = [_nothing(model, label)]
+    chunks = -(-num // chunk_size)
     images, *codes, nll = (
-        _in_order(column, len(firsts), chunk_size)[:num]
+        _in_order(column, chunks, chunk_size)[:num]
         for column in zip(*((part.images, *part.codes, part.nll) for part in parts), strict=True)
     )
     return Samples(images, codes, nll, label)
+
+
+def sample_chunks(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    label: Tensor,
+    seed: int = 0,
+    sharpness: Sequence[Sharpness] | None = None,
+    chunk_size: int = 16,
+    progress: Callable[[int], object] | None = None,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, Samples]]:
+    """Sample one image for each row of labels, chunk by chunk; in a distributed run the processes take turns.
+
+    Args:
+        model, priors, seed, sharpness, progress: as of `sample_chunk`.
+        label: (N, A) int64, -1 missing.
+        chunk_size: S, images of a chunk; the last one is filled up with more samples, so that all are made alike.
+        done: first samples of the chunks that are left out.
+
+    Yields:
+        (number of its first sample, the chunk of S samples), of this process's chunks.
+    """
+    num = len(label)
+    for first in range(0, num, chunk_size)[distributed.rank() :: distributed.world_size()]:
+        indices = range(first, first + chunk_size)
+        if first in done:
+            if progress is not None:
+                progress(chunk_size * sum(prior.config.height * prior.config.width for prior in priors))
+            continue
+        rows = label[[min(index, num - 1) for index in indices]]
+        yield first, sample_chunk(model, priors, indices, rows, seed, sharpness, progress)
 
 
 def _nothing(model: VQVAE, label: Tensor) -> Samples:

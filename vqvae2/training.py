@@ -34,6 +34,7 @@ from vqvae2.optim import (
     make_optimizer,
     moments,
 )
+from vqvae2.progress import Minutes, in_words
 
 __all__ = ["Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
 
@@ -173,6 +174,7 @@ class _Run:
         self.task, self.config, self.folder = task, config, folder
         self.device, self.precision = device, precision
         self.seed, self.num_workers, self.say = seed, num_workers, say
+        self.minutes = Minutes()
         self.modules = task.modules()
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.loss = self._shared_loss()
@@ -196,7 +198,7 @@ class _Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # older versions do not know the name that it advises
             # Codebooks synchronise their buffers themselves.
-            return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @property
     def seconds(self) -> float:
@@ -355,6 +357,10 @@ class _Run:
         bar.update(100 * self.progress - bar.n)
         shown = {name.split("/")[-1]: f"{figures[name]:.4g}" for name in ("train/loss", self.task.unit)}
         bar.set_postfix(step=self.step, **shown)
+        if bar.disable and self.minutes.passed():  # no terminal
+            words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+            left = f", {in_words(self.seconds / self.progress - self.seconds)} left" if self.progress else ""
+            self.say(f"  step {self.step:,}, {words}{left}")
 
     def _check_loss(self, value: float) -> None:
         self._refuse_non_finite("the loss", value)

@@ -1,5 +1,7 @@
-"""Images in memory as stored integers, handed out as tensors in [-1, 1]."""
+"""Images as stored integers, in memory or mapped from a file, handed out as tensors in [-1, 1]."""
 
+import functools
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+
+from vqvae2.data.decoding import digest_of
+from vqvae2.data.pixels import Decoded, Images, PixelFile
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -42,14 +47,16 @@ class ImageSet(Dataset[dict[str, Any]]):
         labels: (N, A) int64, -1 where missing.
         value_range: the stored values that become -1 and 1.
         skipped: (path, reason) of the files that could not be read.
+        file: what is known of each image without a look at its pixels, where they were read from files.
     """
 
-    images: Pixels
+    images: Images
     keys: list[str]
     subjects: list[str]
     labels: NDArray[np.int64]
     value_range: tuple[float, float]
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    file: PixelFile | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.keys) == len(self.subjects) == len(self.labels):
@@ -57,8 +64,33 @@ class ImageSet(Dataset[dict[str, Any]]):
         if self.images.ndim != 4 or self.labels.ndim != 2:
             raise ValueError(f"expected (N, C, H, W) and (N, A), got {self.images.shape} and {self.labels.shape}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "file": None}  # processes that load batches do without
+
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The lowest and the highest stored value."""
+        if self.file is not None:
+            return int(self.file.index["low"].min()), int(self.file.index["high"].max())
+        return int(np.min(self.images)), int(np.max(self.images))
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the stored values."""
+        return zlib.crc32(np.ascontiguousarray(self.images).data) if self.file is None else self.file.checksum
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether images are decoded from their files whenever they are asked for."""
+        return isinstance(self.images, Decoded)
+
+    @functools.cached_property
+    def digests(self) -> list[bytes]:
+        """A hash of each image's pixels, by which copies are found; empty for an image of one value."""
+        return [digest_of(self.images[row]) for row in range(len(self))]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image: "image" (C, H, W) float32 in [-1, 1], "label" (A,) int64, "index"."""
@@ -154,7 +186,7 @@ class ImageData:
             lines.append(f"files      {listed}{more}, brought to size by {self.fit}")
         lines.append(f"{'split':<11}{'images':>8}{'subjects':>10}{'values':>14}")
         for split, images in self.splits.items():
-            seen = f"{images.images.min()} to {images.images.max()}" if len(images) else "-"
+            seen = "{} to {}".format(*images.span) if len(images) else "-"
             lines.append(f"{split:<11}{len(images):>8,}{len(set(images.subjects)):>10,}{seen:>14}")
         for column, (attribute, classes) in enumerate(self.attributes.items()):
             for split, images in self.splits.items():

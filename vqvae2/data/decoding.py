@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
-from vqvae2 import distributed
-from vqvae2.data.storage import Pixels
 from vqvae2.errors import UserError
+from vqvae2.progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM")
 MOST_PIXELS = 64_000_000  # a slice has far fewer; a small file that claims more is there to fill the memory
 
+Pixels = NDArray[Any]
 S = TypeVar("S")
 T = TypeVar("T")
 _POINTERS = {
@@ -171,15 +171,13 @@ def recolour(pixels: Pixels, channels: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).convert("L"))[None]
 
 
-def decode_all(
-    paths: Sequence[Path], prepare: Callable[[Picture], Picture]
-) -> Iterator[tuple[int, Picture | UnreadableError]]:
-    """Decode files and prepare each; yields (index, picture or why not) in order."""
-    return read_all(paths, lambda path: prepare(decode(path)), "reading images", 2 * (os.cpu_count() or 1))
+def decode_all(paths: Sequence[Path], prepare: Callable[[Picture], T]) -> Iterator[tuple[int, T | UnreadableError]]:
+    """Decode files and prepare each; yields (index, what it became or why not) in order."""
+    return read_all(paths, lambda path: prepare(decode(path)), "reading images", "images", 2 * (os.cpu_count() or 1))
 
 
 def read_all(
-    paths: Sequence[S], read: Callable[[S], T], doing: str, threads: int
+    paths: Sequence[S], read: Callable[[S], T], doing: str, unit: str, threads: int
 ) -> Iterator[tuple[int, T | UnreadableError]]:
     """Read files, or groups of files, in a pool of threads, at most 16, with a progress bar.
 
@@ -193,7 +191,7 @@ def read_all(
         except UnreadableError as reason:
             return reason
 
-    bar = tqdm(total=len(paths), desc=doing, delay=2, leave=False, disable=distributed.quiet())
+    progress = Progress(len(paths), doing, unit, everywhere=True)  # one process of the machine reads for all
     pool = ThreadPoolExecutor(min(16, threads))
     try:
         # A few at a time: what is read waits in memory until it is asked for.
@@ -203,8 +201,8 @@ def read_all(
             result = waiting.popleft().result()
             if index + ahead < len(paths):
                 waiting.append(pool.submit(one, paths[index + ahead]))
-            bar.update()
+            progress()
             yield index, result
     finally:
-        bar.close()
+        progress.close()
         pool.shutdown(cancel_futures=True)

@@ -58,7 +58,7 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
             raise UnreadableError(f"no readable DICOM file ({' '.join(str(error).split())[:160]})") from None
 
     groups: dict[tuple[Path, str], list[tuple[Path, Any]]] = defaultdict(list)
-    for index, found in read_all(paths, header, "reading DICOM headers", 8):
+    for index, found in read_all(paths, header, "reading DICOM headers", "files", 8):
         path = paths[index]
         if isinstance(found, UnreadableError):
             skipped.append((path.relative_to(folder).as_posix(), str(found)))

@@ -3,6 +3,8 @@
 Shapes: N and M images.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,6 +13,7 @@ SIDE = 32
 _BITS = 24  # of 256 that may differ
 _CORRELATION = 0.995
 _CHUNK = 256
+_ELEMENTS = 1 << 24  # distances held at once
 _LEAST = 0.1 / SIDE
 
 Thumbnails = NDArray[np.float32]
@@ -24,6 +27,34 @@ def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
     small = small - small.mean()
     norm = np.linalg.norm(small)
     return small / norm if norm > 1e-6 else np.zeros_like(small)
+
+
+def pooled(thumbnails: Thumbnails) -> Thumbnails:
+    """Sum thumbnails (..., 32, 32) over blocks of 4 x 4, divided by 4: (..., 64), no further apart than they are."""
+    blocks = thumbnails.reshape(*thumbnails.shape[:-2], SIDE // 4, 4, SIDE // 4, 4).sum((-3, -1)) / 4
+    return blocks.reshape(*thumbnails.shape[:-2], -1)
+
+
+def near_candidates(some: Thumbnails, others: Thumbnails) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Find what can nearly equal: all pairs of `nearly_equal` are among them.
+
+    Thumbnails of norm 1 that correlate by r are sqrt(2 - 2 r) apart, and their pooled forms no further.
+
+    Args:
+        some: (N, 64), as from `pooled`.
+        others: (M, 64).
+
+    Yields:
+        (index in some, indices in others), where there are any.
+    """
+    limit = 2 * (1 - _CORRELATION) + 1e-5  # rounding
+    squares = np.square(others).sum(1)
+    chunk = max(1, _ELEMENTS // max(1, len(others)))
+    for start in range(0, len(some), chunk):
+        part = some[start : start + chunk]
+        apart = squares - 2 * part @ others.T
+        for row in np.flatnonzero(apart.min(1) + np.square(part).sum(1) <= limit):
+            yield start + int(row), np.flatnonzero(apart[row] + np.square(part[row]).sum() <= limit)
 
 
 def difference_hash(thumbnails: Thumbnails) -> NDArray[np.uint64]:

@@ -1,8 +1,8 @@
 """From what the user names to images in memory."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode
 from vqvae2.data.layout import read_layout
-from vqvae2.data.reading import Reading
+from vqvae2.data.pixels import Files, PixelFile, Source, read_pixels
+from vqvae2.data.reading import Place, Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
 from vqvae2.data.selection import Layout, key_of
-from vqvae2.data.slicing import config_of, cut_volumes
+from vqvae2.data.slicing import Volumes, config_of, slice_keys, slice_notes
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern
 from vqvae2.data.tables import Table, parse_labels, read_table
-from vqvae2.data.volumes import slice_settings
+from vqvae2.data.volumes import SliceConfig, slice_settings
 from vqvae2.errors import UserError
 
 
@@ -65,41 +66,86 @@ def load_images(
     Raises:
         UserError: where nothing can be read or values exceed the stored range.
     """
-    skipped: list[tuple[str, str]] = []
     if isinstance(source, str | Path):
         entities = tuple(like.get("bids_entity", ()))
         config = config or DataConfig(bids_suffix=like.get("bids_suffix"), bids_entity=entities)
         layout = read_layout(Path(source).expanduser(), replace(config.choice(), again=True))
-        layout, pictures = cut_volumes(layout, config_of(like))
-        paths, keys, subjects, skipped = layout.paths, layout.keys, layout.subjects, layout.skipped
     else:
-        pictures = None
         paths = [Path(path) for path in source]
         keys = [path.as_posix() for path in paths]
-        subjects = keys
-    read = Reading(paths, keys, (like["height"], like["width"]), like["fit"], pictures)
+        layout = Layout("", paths, keys, [None] * len(paths), keys, paths[0].parent if paths else Path())
+    everything = {"all": list(range(len(layout.paths)))}
+    opened = _open(layout, everything, (like["height"], like["width"]), like["fit"], like["channels"], config_of(like))
     low, high = like["value_range"]
-    read.demand_range((low, high))
+    opened.read.demand_range((low, high))
+    count = len(opened.keys["all"])
     return ImageSet(
-        read.stack(read.kept, like["channels"]),
-        [keys[i] for i in read.kept],
-        [subjects[i] for i in read.kept],
-        np.full((len(read.kept), len(like["attributes"])), -1, np.int64),
+        opened.read.files["all"].in_channels(like["channels"]),
+        opened.keys["all"],
+        [layout.subjects[i] for i in opened.rows["all"]],
+        np.full((count, len(like["attributes"])), -1, np.int64),
         (low, high),
-        skipped + read.skipped,
+        layout.skipped + opened.skipped,
+        opened.read.files["all"],
     )
+
+
+@dataclass
+class _Opened:
+    """The pixels of some splits, and by split the rows of the layout that its images are of, and their keys."""
+
+    read: Reading
+    rows: dict[str, list[int]]
+    keys: dict[str, list[str]]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+
+
+def _open(
+    layout: Layout,
+    wanted: Mapping[str, Sequence[int]],
+    size: tuple[int, int] | None,
+    how: str,
+    channels: int | None,
+    slicing: SliceConfig,
+) -> _Opened:
+    """Read the pixels of splits: of each the wanted rows of the layout."""
+    names = slice_keys(layout) if layout.volumes else layout.keys
+    files: dict[str, PixelFile] = {}
+    rows: dict[str, list[int]] = {}
+    keys: dict[str, list[str]] = {}
+    skipped: list[tuple[str, str]] = []
+    cut: list[tuple[str, dict[str, Any]]] = []
+    for split, chosen in wanted.items():
+        source: Source
+        if layout.volumes:
+            groups = [layout.series.get(layout.paths[i], (layout.paths[i],)) for i in chosen]
+            source = Volumes(groups, slicing, str(layout.folder))
+        else:
+            source = Files([layout.paths[i] for i in chosen], str(layout.folder))
+        file = files[split] = read_pixels(source, size, how, grey=channels == 1)
+        rows[split] = [chosen[item] for item in file.index["item"].tolist()]
+        keys[split] = [
+            names[i] if place < 0 else f"{names[i]}_k{place:03d}"
+            for i, place in zip(rows[split], file.index["place"].tolist(), strict=True)
+        ]
+        skipped += [(layout.keys[chosen[item]], reason) for item, reason in file.skipped]
+        cut += [(layout.keys[chosen[item]], about) for item, about in file.about.items()]
+    read = Reading(files, lambda place: keys[place[0]][place[1]], skipped, layout)
+    return _Opened(read, rows, keys, skipped, slice_notes(slicing, cut) if layout.volumes else [])
 
 
 def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[str, Any] | None) -> ImageData:
     layout = read_layout(Path(config.data).expanduser(), replace(config.choice(), again=like is not None))
     folder = layout.folder
     slicing = config_of(like) if like and like.get("slices") else config
-    layout, pictures = cut_volumes(layout, slicing)
     texts, subjects = _tables(config, layout)
     place = assign(subjects, layout.splits, config.split_seed)
+    size = (like["height"], like["width"]) if like else config.height_width()
     if "val" not in place:
+        _open(layout, {"train": range(len(place))}, size, config.fit, config.channels, slicing)  # perhaps it holds none
         raise UserError(
-            f"all {len(place):,} images show one subject, {subjects[0]}, so that nothing can be held out",
+            f"all {len(place):,} {layout.unit} show one subject, {subjects[0]}, so that nothing can be held out",
             folder,
             "If they show several, give --subject-pattern; '.+' counts each image as a subject",
         )
@@ -112,40 +158,42 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         raise UserError(f"there are no labels {', '.join(unused)}", "--bins", "Give --labels FILE:COLUMN with them")
     labels = encode(texts, training, stored.get("attributes"), stored.get("bins"), edges)
 
-    wanted = [i for i, split in enumerate(place) if splits is None or split in splits]
-    if not wanted:
-        there = ", ".join(split for split in SPLITS if split in place)
-        raise UserError(f"there are no images in {', '.join(splits or ())}", folder, f"There are {there}")
-    size = (stored["height"], stored["width"]) if like else config.height_width()
+    wanted = {split: [i for i, own in enumerate(place) if own == split] for split in SPLITS if split in place}
+    chosen = {split: rows for split, rows in wanted.items() if splits is None or split in splits}
+    if not chosen:
+        raise UserError(f"there are no images in {', '.join(splits or ())}", folder, f"There are {', '.join(wanted)}")
     how = stored.get("fit", config.fit)
-    chosen = [layout.paths[i] for i in wanted], [layout.keys[i] for i in wanted]
-    read = Reading(*chosen, size, how, None if pictures is None else [pictures[i] for i in wanted])
+    opened = _open(layout, chosen, size, how, stored.get("channels") or config.channels, slicing)
+    read = opened.read
     value_range = read.value_range
     if like:
         value_range = (like["value_range"][0], like["value_range"][1])
         read.demand_range(value_range)
-    channels = stored.get("channels") or config.channels or (1 if read.grey else 3)
+    channels = stored.get("channels") or config.channels or (3 if read.coloured else 1)
+    notes += opened.notes
     if read.halved:
         notes.append(f"{read.halved:,} images have 16 bits a colour, of which the upper 8 are read")
-    if channels == 1 and not read.grey:
+    if channels == 1 and read.coloured:
         notes.append("colours are turned to grey by their luminance")
-    elif channels == 3 and read.coloured and len(read.coloured) < len(read.kept) / 2:
+    elif channels == 3 and read.first_coloured and read.coloured < read.count / 2:
         notes.append(
-            f"{len(read.coloured):,} of {len(read.kept):,} images have colour, such as {read.keys[read.coloured[0]]}, "
+            f"{read.coloured:,} of {read.count:,} images have colour, such as {read.key(read.first_coloured)}, "
             "so all are read as RGB; --channels 1 reads all as grey"
         )
-    member = {j: place[wanted[j]] for j in read.kept}
     # Where data are read again, their first report has told of what is nearly the same.
-    notes += _copy_notes(read, member, near=like is None)
+    notes += _copy_notes(read, near=like is None)
 
-    held: dict[str, ImageSet] = {}
-    for split in SPLITS:
-        local = [j for j in read.kept if member[j] == split]
-        rows = [wanted[j] for j in local]
-        if rows:
-            images = read.stack(local, channels)
-            names, whom = [layout.keys[i] for i in rows], [subjects[i] for i in rows]
-            held[split] = ImageSet(images, names, whom, labels.values[rows], value_range)
+    held = {
+        split: ImageSet(
+            file.in_channels(channels),
+            opened.keys[split],
+            [subjects[i] for i in opened.rows[split]],
+            labels.values[opened.rows[split]],
+            value_range,
+            file=file,
+        )
+        for split, file in read.files.items()
+    }
     height, width = next(iter(held.values())).images.shape[2:]
     return ImageData(
         name=config.data,
@@ -156,13 +204,13 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         value_range=value_range,
         attributes=labels.attributes,
         splits=held,
-        skipped=layout.skipped + read.skipped,
+        skipped=layout.skipped + opened.skipped,
         notes=notes + labels.notes,
         doubts=layout.doubts + (layout.subject_doubts if config.subject_pattern is None else []),
         fit=how,
         bins=labels.bins,
         sizes=dict(read.sizes),
-        slices=slice_settings(slicing) if pictures is not None else None,
+        slices=slice_settings(slicing) if layout.volumes else None,
         bids_suffix=config.bids_suffix,
         bids_entity=config.bids_entity,
     )
@@ -242,7 +290,7 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
                 )
             subjects = [new or old for new, old in zip(named, subjects, strict=True)]
     alone = sum(count == 1 for count in Counter(subjects).values())
-    if alone > len(subjects) / 2 and config.subject_pattern is None:
+    if alone > len(subjects) / 2 and config.subject_pattern is None and not layout.volumes:
         layout.notes.append(
             f"{alone:,} of {len(subjects):,} images each count as a separate subject, by {told_by}; "
             "if several show one person, give --subject-pattern"
@@ -276,24 +324,24 @@ def _split_notes(place: list[str], layout: Layout) -> list[str]:
     return notes
 
 
-def _copy_notes(read: Reading, member: dict[int, str], near: bool) -> list[str]:
+def _copy_notes(read: Reading, near: bool) -> list[str]:
     """Remark on images that are, exactly or nearly, in an earlier split too."""
-    exact: dict[int, int] = {}
-    nearly: dict[int, int] = {}
+    exact: dict[Place, Place] = {}
+    nearly: dict[Place, Place] = {}
     for position, split in enumerate(SPLITS[1:], 1):
-        earlier = [j for j in read.kept if member[j] in SPLITS[:position]]
-        own = [j for j in read.kept if member[j] == split]
-        exact |= read.copies(earlier, own)
-        if near:
-            nearly |= read.near_copies(earlier, [j for j in own if j not in exact])
+        if split in read.files:
+            exact |= read.copies(SPLITS[:position], split)
+            if near:
+                nearly |= read.near_copies(SPLITS[:position], split)
     notes = []
+    nearly = {one: other for one, other in nearly.items() if one not in exact}
     for found, words in ((exact, "exact copies"), (nearly, "nearly copies")):
         if found:
-            pairs = Counter((member[a], member[b]) for a, b in found.items())
+            pairs = Counter((one[0], other[0]) for one, other in found.items())
             told = ", ".join(f"{count:,} of {split} in {other}" for (split, other), count in pairs.items())
             one, other = next(iter(found.items()))
             notes.append(
-                f"{len(found):,} images are {words} of images of another split ({told}), such as {read.keys[one]} of "
-                f"{read.keys[other]}"
+                f"{len(found):,} images are {words} of images of another split ({told}), such as {read.key(one)} of "
+                f"{read.key(other)}"
             )
     return notes

@@ -1,34 +1,35 @@
-"""Many files decoded and brought to one size, one range of values and one number of channels."""
+"""The splits of a data set as pixels: one size, one range of values, one number of channels."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from vqvae2.data.dataset import Pixels
-from vqvae2.data.decoding import Picture, UnreadableError, decode_all, fit, recolour
-from vqvae2.data.duplicates import Thumbnails, nearly_equal, thumbnail
-from vqvae2.data.storage import PixelStore, empty
+from vqvae2.data.duplicates import Thumbnails, near_candidates, nearly_equal, thumbnail
+from vqvae2.data.pixels import PixelFile
+from vqvae2.data.selection import Layout
 from vqvae2.errors import UserError
+
+Place = tuple[str, int]
+"""An image: its split, and its number there."""
 
 
 class Reading:
-    """Decoded files.
+    """The pixels of some splits.
 
     Args:
-        paths: of the files.
-        keys: their names in messages.
-        size: (height, width) to which all are brought, None to demand that they are equal.
-        how: "shrink", "pad", "crop", "resize" or "cover", as of `decoding.fit`.
-        pictures: what they hold, where that is known already.
+        files: the pixels by split.
+        key: of an image, for messages.
+        skipped: (key, reason) of the files that could not be read.
+        layout: of the data, for messages.
 
     Attributes:
-        kept: indices of the files that could be read, in order.
-        skipped: (key, reason) of the others.
+        files: the pixels of the splits that have images.
+        count: images in all.
         sizes: (height, width) of the files -> how many.
-        coloured: indices of those that are not grey; grey stored as RGB is grey.
-        grey: whether all are.
+        coloured: how many images are not grey; grey stored as RGB is grey.
+        first_coloured: the first of them.
         value_range: 0 to 255, or to the top of the fewest bits, from 9, that hold all 16 bit images.
         halved: how many have 16 bits a colour, of which the upper 8 are read.
 
@@ -38,37 +39,43 @@ class Reading:
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        keys: Sequence[str],
-        size: tuple[int, int] | None,
-        how: str,
-        pictures: Sequence[Picture] | None = None,
+        files: Mapping[str, PixelFile],
+        key: Callable[[Place], str],
+        skipped: Sequence[tuple[str, str]],
+        layout: Layout,
     ) -> None:
-        self.keys = keys
-        self.skipped: list[tuple[str, str]] = []
+        self.key = key
+        self.files = {split: file for split, file in files.items() if len(file.index)}
+        self.count = sum(len(file.index) for file in self.files.values())
+        if not self.count:
+            first = f", such as {skipped[0][0]} ({skipped[0][1]})" if skipped else ""
+            raise UserError(f"none of {len(skipped):,} {layout.unit} can be read{first}", layout.folder)
         self.sizes: Counter[tuple[int, int]] = Counter()
-        self._pictures: dict[int, Picture] = {}
-        self._thumbnails: dict[int, Thumbnails] = {}
-        held = PixelStore()
+        for file in self.files.values():
+            found, counts = np.unique(file.index["size"], axis=0, return_counts=True)
+            for (height, width), count in zip(found.tolist(), counts.tolist(), strict=True):
+                self.sizes[height, width] += count
+        self._check_alike()
+        colours = {split: np.flatnonzero(file.index["coloured"]) for split, file in self.files.items()}
+        self.coloured = sum(map(len, colours.values()))
+        self.first_coloured = next(((split, int(rows[0])) for split, rows in colours.items() if len(rows)), None)
+        self.halved = sum(int(file.index["halved"].sum()) for file in self.files.values())
+        self.value_range = self._value_range()
 
-        def prepare(picture: Picture) -> Picture:
-            if size is not None:
-                picture.pixels = fit(picture.pixels, size, how)
-            return picture
-
-        ready = None if pictures is None else enumerate(prepare(picture) for picture in pictures)
-        for index, result in decode_all(paths, prepare) if ready is None else ready:
-            if isinstance(result, UnreadableError):
-                self.skipped.append((keys[index], str(result)))
-            else:
-                result.pixels = held.keep(result.pixels)
-                self._pictures[index] = result
-                self.sizes[result.size] += 1
-        self.kept = sorted(self._pictures)
-        if not self.kept:
-            first = f", such as {keys[0]} ({self.skipped[0][1]})" if self.skipped else ""
-            raise UserError(f"none of {len(paths):,} images can be read{first}", paths[0].parent if paths else "")
-        if size is None and len(self.sizes) > 1:
+    def _check_alike(self) -> None:
+        wide = sum(int(file.index["wide"].sum()) for file in self.files.values())
+        if 0 < wide < self.count:
+            one, other = (
+                next(key for split, file in self.files.items() if (key := self._first(split, file, is_wide)))
+                for is_wide in (True, False)
+            )
+            raise UserError(
+                f"{wide:,} images have 16 bits and {self.count - wide:,} have 8",
+                f"{one} and {other}",
+                "Store all alike: their brightness cannot be compared",
+            )
+        shapes = {file.images.shape[2:] for file in self.files.values() if file.images is not None}
+        if len(shapes) > 1 or any(file.images is None for file in self.files.values()):
             common = self.sizes.most_common(4)
             told = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in common)
             told += ", ..." if len(self.sizes) > 4 else ""
@@ -78,23 +85,16 @@ class Reading:
                 told,
                 f"Choose one, such as --size {h}x{w}; --fit says how the others come to it",
             )
-        self.coloured = [i for i in self.kept if self._pictures[i].pixels.ndim == 3]
-        self.grey = not self.coloured
-        self.halved = sum(picture.halved for picture in self._pictures.values())
-        self.value_range = self._value_range()
+
+    def _first(self, split: str, file: PixelFile, wide: bool) -> str:
+        """The first image of a bit depth; "" if there is none."""
+        rows = np.flatnonzero(file.index["wide"] == wide)
+        return self.key((split, int(rows[0]))) if len(rows) else ""
 
     def _value_range(self) -> tuple[float, float]:
-        wide = [i for i in self.kept if self._pictures[i].pixels.dtype == np.uint16]
-        if not wide:
+        if not any(file.index["wide"].any() for file in self.files.values()):
             return 0.0, 255.0
-        if len(wide) < len(self.kept):
-            narrow = next(i for i in self.kept if i not in wide)
-            raise UserError(
-                f"{len(wide):,} images have 16 bits and {len(self.kept) - len(wide):,} have 8",
-                f"{self.keys[wide[0]]} and {self.keys[narrow]}",
-                "Store all alike: their brightness cannot be compared",
-            )
-        top = max(int(self._pictures[i].pixels.max()) for i in wide)
+        top = max(int(file.index["high"].max()) for file in self.files.values())
         return 0.0, float(next(2**bits for bits in range(9, 17) if top < 2**bits) - 1)
 
     def demand_range(self, value_range: tuple[float, float]) -> None:
@@ -102,32 +102,45 @@ class Reading:
         if self.value_range[1] > value_range[1] or (self.value_range[1] > 255) != (value_range[1] > 255):
             raise UserError(
                 f"pixel values go up to {self.value_range[1]:g}, those of the training images to {value_range[1]:g}",
-                self.keys[self.kept[0]],
+                self.key((next(iter(self.files)), 0)),
                 "Store both with the same bit depth",
             )
 
-    def stack(self, rows: Sequence[int], channels: int) -> Pixels:
-        """The images (N, C, H, W) of these indices, uint8 or uint16."""
-        sample = self._pictures[self.kept[0]].pixels
-        images = empty((len(rows), channels, *sample.shape[:2]), sample.dtype)
-        for place, index in enumerate(rows):
-            images[place] = recolour(self._pictures[index].pixels, channels)
-        return images
+    def copies(self, originals: Sequence[str], split: str) -> dict[Place, Place]:
+        """The images of a split that are pixel for pixel in others, each with its original; constant ones have none."""
+        known: dict[bytes, Place] = {}
+        for name in originals:
+            if name in self.files:
+                for row, digest in enumerate(self.files[name].index["digest"]):
+                    known.setdefault(digest.tobytes(), (name, row))
+        known.pop(bytes(32), None)
+        own = self.files[split].index["digest"]
+        return {
+            (split, row): known[text] for row, digest in enumerate(own) if known and (text := digest.tobytes()) in known
+        }
 
-    def copies(self, originals: Sequence[int], others: Sequence[int]) -> dict[int, int]:
-        """The others that are pixel for pixel among the originals, each with its original; constant ones left aside."""
-        known = {self._pictures[i].digest: i for i in reversed(originals)}
-        known.pop(b"", None)
-        return {i: known[digest] for i in others if (digest := self._pictures[i].digest) in known}
-
-    def near_copies(self, originals: Sequence[int], others: Sequence[int]) -> dict[int, int]:
-        """The others that are nearly among the originals (recompressed, brightened), each with its original."""
-        if not originals or not others:
+    def near_copies(self, originals: Sequence[str], split: str) -> dict[Place, Place]:
+        """The images of a split that are nearly in others (recompressed, brightened), each with its original."""
+        names = [name for name in originals if name in self.files]
+        if not names or split not in self.files:
             return {}
-        some, rest = (np.stack([self._thumbnail(i) for i in rows]) for rows in (originals, others))
-        return {others[a]: originals[b] for a, b in nearly_equal(rest, some)}
+        places = np.cumsum([0] + [len(self.files[name].index) for name in names])
+        pooled = np.concatenate([self.files[name].index["pooled"] for name in names])
+        found = {}
+        for row, candidates in near_candidates(np.asarray(self.files[split].index["pooled"]), pooled):
+            which = [
+                (names[n], int(i - places[n]))
+                for i, n in zip(candidates, np.searchsorted(places, candidates, "right") - 1, strict=True)
+            ]
+            own = self._thumbnail((split, row))[None]
+            if pairs := nearly_equal(own, np.stack([self._thumbnail(place) for place in which])):
+                found[split, row] = which[pairs[0][1]]
+        return found
 
-    def _thumbnail(self, index: int) -> Thumbnails:
-        if index not in self._thumbnails:
-            self._thumbnails[index] = thumbnail(self._pictures[index].pixels)
-        return self._thumbnails[index]
+    @lru_cache(maxsize=65536)  # noqa: B019 - lives as long as the reading
+    def _thumbnail(self, place: Place) -> Thumbnails:
+        split, row = place
+        images = self.files[split].images
+        assert images is not None
+        pixels = images[row]
+        return thumbnail(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

@@ -30,13 +30,18 @@ class Layout:
     subjects: list[str]
     folder: Path
     attributes: dict[str, list[str]] = field(default_factory=dict)  # by the folders; "" where a folder says nothing
-    volumes: bool = False  # the files are volumes, or slices of them
+    volumes: bool = False  # the files are volumes
     series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)  # of a DICOM series' first file: all
     told_by: str = "the names of the files"  # what says whom an image shows
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # readings that are uncertain, with the flag that settles them
     subject_doubts: list[str] = field(default_factory=list)  # whom images show; --subject-pattern settles them all
+
+    @property
+    def unit(self) -> str:
+        """What the files are."""
+        return "volumes" if self.volumes else "images"
 
 
 @dataclass(frozen=True)

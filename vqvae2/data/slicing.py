@@ -1,17 +1,17 @@
-"""From a layout of volumes to one of slices."""
+"""From a layout's volumes to their slices."""
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
+from vqvae2.data.pixels import Item, Prepare, stamp
 from vqvae2.data.selection import Layout
-from vqvae2.data.storage import PixelStore
 from vqvae2.data.subjects import stem_of
-from vqvae2.data.volumes import REMARKS, SliceConfig, cut_all
-from vqvae2.errors import UserError
+from vqvae2.data.volumes import REMARKS, Cut, SliceConfig, beside, cut_all, slice_settings
 
 
 def config_of(like: dict[str, Any]) -> SliceConfig:
@@ -19,72 +19,76 @@ def config_of(like: dict[str, Any]) -> SliceConfig:
     return config_from(SliceConfig, like.get("slices") or {}, "the stored slices")
 
 
-def cut_volumes(layout: Layout, config: SliceConfig) -> tuple[Layout, list[Picture] | None]:
-    """Cut the volumes of a layout.
+@dataclass(frozen=True)
+class Volumes:
+    """Volumes, each of one file or of the files of a DICOM series, and how they are cut: a `pixels.Source`."""
 
-    Args:
-        layout: of volumes, or of images, which is returned as it is.
-        config: how.
+    volumes: Sequence[tuple[Path, ...]]
+    config: SliceConfig
+    whose: str
+    paths: None = None  # no slice can be read alone
 
-    Returns:
-        ``(layout, pictures)``: one entry a slice, its key the volume's with ``_k`` and the index along the axis (the
-        volume's alone if that is a single slice); None for images, which are still to be read.
+    def __len__(self) -> int:
+        return len(self.volumes)
 
-    Raises:
-        UserError: no volume can be read.
-    """
-    if not layout.volumes:
-        return layout, None
+    def identity(self) -> Iterator[str] | None:
+        """Name each file with its size and time; None where headers do not tell where their voxels lie."""
+        others = [beside(files[0]) for files in self.volumes]
+        if None in others:
+            return None
+        settings = [f"{name} {value}" for name, value in slice_settings(self.config).items()]
+        groups = (
+            "\n".join(stamp(path) for path in (*files, *(more or ())))
+            for files, more in zip(self.volumes, others, strict=True)
+        )
+        return iter([*settings, *groups])
+
+    def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
+        """Cut them in a pool of threads."""
+        for index, found in cut_all(self.volumes, self.config):
+            yield index, found if isinstance(found, UnreadableError) else _item(found, prepare)
+
+
+def _item(found: Cut, prepare: Prepare) -> Item:
+    flat = "flat" in found.remarks
+    images = [
+        (-1 if flat else place, prepare(Picture(pixels, (pixels.shape[0], pixels.shape[1]), digest_of(pixels), False)))
+        for pixels, place in zip(found.pixels, found.places, strict=True)
+    ]
+    remarks = [*found.remarks, *(["missing"] if found.missing else [])]
+    about = {"empty": found.empty, "remarks": remarks, "missing": found.missing, "spacing": found.spacing}
+    return Item(images, about)
+
+
+def slice_keys(layout: Layout) -> list[str]:
+    """Return what the slices of each volume are called, but for ``_k`` and their index along the axis."""
     stems = [(Path(key).parent / stem_of(Path(key).name)).as_posix() for key in layout.keys]
     shared = {stem for stem, count in Counter(stems).items() if count > 1}  # a.nii and a.nii.gz
-    pictures: list[Picture] = []
-    held = PixelStore()
-    keys, rows, empty = [], [], 0
-    told: dict[str, list[str]] = {remark: [] for remark in REMARKS}
-    missing: list[float] = []
-    spacings: Counter[tuple[float, float]] = Counter()
-    skipped = list(layout.skipped)
-    for index, found in cut_all([layout.series.get(path, (path,)) for path in layout.paths], config):
-        if isinstance(found, UnreadableError):
-            skipped.append((layout.keys[index], str(found)))
-            continue
-        stem = layout.keys[index] if stems[index] in shared else stems[index]
-        empty += found.empty
-        for remark in (*found.remarks, *(["missing"] if found.missing else [])):
-            told[remark].append(layout.keys[index])
-        missing += [found.missing] if found.missing else []
-        spacings[tuple(round(size, 3) for size in found.spacing)] += 1  # type: ignore[index]
-        for pixels, place in zip(found.pixels, found.places, strict=True):
-            size = (pixels.shape[0], pixels.shape[1])
-            pictures.append(Picture(held.keep(pixels), size, digest_of(pixels), False))
-            keys.append(stem if "flat" in found.remarks else f"{stem}_k{place:03d}")
-            rows.append(index)
-    if not pictures:
-        first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""
-        raise UserError(f"none of {len(layout.paths):,} volumes can be read{first}", layout.paths[0].parent)
+    return [key if stem in shared else stem for key, stem in zip(layout.keys, stems, strict=True)]
+
+
+def slice_notes(config: SliceConfig, cut: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Say how volumes were cut.
+
+    Args:
+        config: how.
+        cut: (key, what is known of it) of each volume that was read.
+    """
+    spacings = Counter(tuple(round(size, 3) for size in about["spacing"]) for _, about in cut)
     common = ", ".join(f"{count:,} of {down:g} x {across:g}" for (down, across), count in spacings.most_common(3))
     notes = [
-        f"{len(set(rows)):,} volumes, {config.slice_axis} slices {config.slice_range or 'of the whole extent'}, "
+        f"{len(cut):,} volumes, {config.slice_axis} slices {config.slice_range or 'of the whole extent'}, "
         f"clipped at percentiles {config.clip_low:g} and {config.clip_high:g} of each volume; mm a pixel: {common}"
     ]
     if any(abs(down / across - 1) > 0.02 for down, across in spacings):
         notes.append("pixels are not square in some volumes; --spacing resamples them")
     elif len(spacings) > 1:
         notes.append("pixels differ in size between volumes; --spacing resamples them")
-    for remark, whose in told.items():
-        if whose:
-            share = sum(missing) / max(len(missing), 1)
-            notes.append(f"{len(whose):,} volumes " + REMARKS[remark].format(f", such as {whose[0]}", share))
-    if empty:
+    missing = [about["missing"] for _, about in cut if about["missing"]]
+    share = sum(missing) / max(len(missing), 1)
+    for remark, words in REMARKS.items():
+        if whose := [key for key, about in cut if remark in about["remarks"]]:
+            notes.append(f"{len(whose):,} volumes " + words.format(f", such as {whose[0]}", share))
+    if empty := sum(about["empty"] for _, about in cut):
         notes.append(f"{empty:,} slices left out: less than {config.min_foreground:g} of them is foreground")
-    cut = replace(
-        layout,
-        paths=[layout.paths[i] for i in rows],
-        keys=keys,
-        splits=[layout.splits[i] for i in rows],
-        attributes={name: [values[i] for i in rows] for name, values in layout.attributes.items()},
-        subjects=[layout.subjects[i] for i in rows],
-        skipped=skipped,
-        notes=layout.notes + notes,
-    )
-    return cut, pictures
+    return notes

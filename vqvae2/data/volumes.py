@@ -184,14 +184,16 @@ def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterato
             importlib.import_module(package)
         except ImportError:
             raise UserError(f"volumes of this format need {package}", files[0], f"Run pip install {package}") from None
-    return read_all(sources, lambda files: _cached(files, config), "cutting volumes", min(8, os.cpu_count() or 1))
+    return read_all(
+        sources, lambda files: _cached(files, config), "cutting volumes", "volumes", min(8, os.cpu_count() or 1)
+    )
 
 
 def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     """Cut a volume, or find what was cut of the same bytes with the same settings before."""
     content = []
-    beside = _beside(files[0])
-    for path in (*files, *(beside or ())):
+    others = beside(files[0])
+    for path in (*files, *(others or ())):
         if reason := no_content(path):
             raise UnreadableError(reason)
         try:
@@ -199,7 +201,7 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
                 content.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from None
-    if beside is None:
+    if others is None:
         return cut(files, config)
     settings = json.dumps([_FORMAT, content, slice_settings(config)], sort_keys=True)
     kept = cache_folder() / "slices" / f"{hashlib.sha256(settings.encode()).hexdigest()}.npz"
@@ -218,7 +220,7 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     return found
 
 
-def _beside(path: Path) -> list[Path] | None:
+def beside(path: Path) -> list[Path] | None:
     """The other files that hold a volume: header or voxels; None where they cannot be told, as of a list of files."""
     name = path.name.lower()
     if name.endswith((".img", ".img.gz")):

@@ -20,6 +20,7 @@ from vqvae2.metrics.codes import (
     perplexity,
     positionwise_log_table,
     positionwise_unigram_nll,
+    table_nll,
     unigram_nll,
     usage,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "positionwise_unigram_nll",
     "ssim",
     "ssim_map",
+    "table_nll",
     "unigram_nll",
     "usage",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from vqvae2 import distributed
 
 _STRENGTHS = tuple(float(2**k) for k in range(-3, 13))
+_CELLS = 1 << 22  # counted at once
 
 
 def perplexity(counts: Any) -> float:
@@ -157,8 +158,9 @@ def unigram_nll(train_codes: Any, codes: Any, num_embeddings: int, smoothing: fl
     Returns:
         Mean NLL in nats per code; log K for a uniform histogram.
     """
-    table = np.log(_unigram(train_codes, num_embeddings, smoothing))
-    return float(-table[_array(codes, np.int64)].mean())
+    table = np.log(_unigram(_position_counts(train_codes, num_embeddings), smoothing))
+    counts = _position_counts(codes, num_embeddings).sum(0)
+    return float(-(counts * table).sum() / counts.sum())
 
 
 def positionwise_unigram_nll(
@@ -179,13 +181,15 @@ def positionwise_unigram_nll(
     Raises:
         ValueError: the maps of the two sets differ in shape.
     """
-    scored = _array(codes, np.int64)
-    train = _array(train_codes, np.int64)
-    if train.shape[1:] != scored.shape[1:]:
-        raise ValueError(f"training codes are {train.shape[1:]} maps, the scored ones {scored.shape[1:]}")
-    table = positionwise_log_table(train, num_embeddings, strength, smoothing)
-    scored = scored.reshape(len(scored), -1)
-    return float(-table[np.arange(scored.shape[1]), scored].mean())
+    if tuple(train_codes.shape[1:]) != tuple(codes.shape[1:]):
+        raise ValueError(f"training codes are {train_codes.shape[1:]} maps, the scored ones {codes.shape[1:]}")
+    return table_nll(positionwise_log_table(train_codes, num_embeddings, strength, smoothing), codes)
+
+
+def table_nll(table: NDArray[np.float64], codes: Any) -> float:
+    """NLL of codes (M, h, w) under a table of :func:`positionwise_log_table`, in nats per code."""
+    counts = _position_counts(codes, table.shape[1])
+    return float(-(counts * table).sum() / counts.sum())
 
 
 def positionwise_log_table(
@@ -204,10 +208,10 @@ def positionwise_log_table(
     Returns:
         (h * w, K), raster order; each row's exponentials sum to 1.
     """
+    counts = _position_counts(train_codes, num_embeddings)
     if strength is None:
-        strength = best_strength(train_codes, num_embeddings, smoothing)
-    prior = strength * _unigram(train_codes, num_embeddings, smoothing)
-    table = np.log(_position_counts(train_codes, num_embeddings) + prior)
+        strength = _best_strength(counts, len(train_codes), smoothing, _STRENGTHS)
+    table = np.log(counts + strength * _unigram(counts, smoothing))
     table -= math.log(len(train_codes) + strength)
     return table
 
@@ -228,7 +232,11 @@ def best_strength(
     Returns:
         The member of the grid with the highest likelihood.
     """
-    counts = _position_counts(train_codes, num_embeddings)
+    return _best_strength(_position_counts(train_codes, num_embeddings), len(train_codes), smoothing, grid)
+
+
+def _best_strength(counts: NDArray[np.int64], images: int, smoothing: float, grid: Sequence[float]) -> float:
+    num_embeddings = counts.shape[1]
     everywhere = counts.sum(axis=0)
     # The code left out is missing from the global unigram too. What never occurs has no term.
     unigram = (everywhere - 1 + smoothing) / (everywhere.sum() - 1 + smoothing * num_embeddings)
@@ -236,7 +244,7 @@ def best_strength(
     count, unigram = counts[position, code], unigram[code]
 
     def likelihood(strength: float) -> float:
-        shares = (count - 1 + strength * unigram) / (len(train_codes) - 1 + strength)
+        shares = (count - 1 + strength * unigram) / (images - 1 + strength)
         return float((count * np.log(shares)).sum())
 
     return max(grid, key=likelihood)
@@ -246,13 +254,19 @@ def _array(values: Any, dtype: Any) -> NDArray[Any]:
     return (values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)).astype(dtype)
 
 
-def _unigram(codes: Any, num_embeddings: int, smoothing: float) -> NDArray[np.float64]:
-    counts = np.bincount(_array(codes, np.int64).reshape(-1), minlength=num_embeddings) + smoothing
-    return counts / counts.sum()
+def _unigram(counts: NDArray[np.int64], smoothing: float) -> NDArray[np.float64]:
+    """Share of each code over all positions, from counts by position."""
+    smooth = counts.sum(0) + smoothing
+    return smooth / smooth.sum()
 
 
-def _position_counts(codes: Any, num_embeddings: int) -> NDArray[np.float64]:
-    flat = _array(codes, np.int64).reshape(len(codes), -1)  # (N, h * w)
-    cells = flat + np.arange(flat.shape[1]) * num_embeddings
-    counts = np.bincount(cells.reshape(-1), minlength=flat.shape[1] * num_embeddings)
-    return counts.reshape(flat.shape[1], num_embeddings).astype(np.float64)
+def _position_counts(codes: Any, num_embeddings: int) -> NDArray[np.int64]:
+    """Count codes (N, h, w) by position, some images at a time: (h * w, K)."""
+    positions = math.prod(codes.shape[1:])
+    counts = np.zeros(positions * num_embeddings, np.int64)
+    chunk = max(1, _CELLS // positions)
+    begins = np.arange(positions) * num_embeddings
+    for start in range(0, len(codes), chunk):
+        part = _array(codes[start : start + chunk], np.int64).reshape(-1, positions)
+        counts += np.bincount((part + begins).reshape(-1), minlength=len(counts))
+    return counts.reshape(positions, num_embeddings)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2.metrics.sets import take
+
 _SIDE = 16  # of the thumbnails that choose candidates
 
 
@@ -35,7 +37,8 @@ def aligned_nearest(
 
     Args:
         queries: (N, C, H, W) of any range.
-        references: (M, C, H, W), M >= 1, of another range perhaps; its colours are averaged, as the queries' are.
+        references: (M, C, H, W), M >= 1, of another range perhaps: an array, a tensor, or what gives rows of either;
+            colours are averaged, as the queries' are.
         reach: pixels by which a reference is shifted at most along each side; what leaves the frame comes back on the
             other side.
         candidates: references, mirrored ones included, that are compared at full size.
@@ -44,8 +47,7 @@ def aligned_nearest(
     Raises:
         ValueError: shapes differ or there is no reference.
     """
-    references = torch.as_tensor(references)
-    if queries.ndim != 4 or queries.shape[1:] != references.shape[1:] or not len(references):
+    if queries.ndim != 4 or tuple(queries.shape[1:]) != tuple(references.shape[1:]) or not len(references):
         raise ValueError(
             "aligned_nearest takes (N, C, H, W) and (M, C, H, W), M >= 1, got "
             f"{tuple(queries.shape)} and {tuple(references.shape)}"
@@ -59,7 +61,7 @@ def aligned_nearest(
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width
     found = []
     for query, places in zip(queries, chosen, strict=True):
-        others = torch.stack([references[int(place) % count] for place in places])
+        others = torch.stack([take(references, int(place) % count) for place in places])
         mirrored = places >= count
         others = torch.where(mirrored[:, None, None], _standard(others).flip(-1), _standard(others))
         product = torch.fft.rfft2(_standard(query[None])).conj() * torch.fft.rfft2(others)
@@ -79,12 +81,12 @@ def _standard(images: Tensor) -> Tensor:
     return grey / grey.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12)
 
 
-def _thumbnails(images: Tensor, chunk: int) -> Tensor:
+def _thumbnails(images: Any, chunk: int) -> Tensor:
     """Small ones, standardised: (N, side, side)."""
     height, width = images.shape[2:]
     size = (min(_SIDE, height), min(_SIDE, width))
     parts = [torch.zeros(0, *size)]
     for start in range(0, len(images), chunk):
-        grey = images[start : start + chunk].float().mean(1, keepdim=True)
+        grey = take(images, slice(start, start + chunk)).float().mean(1, keepdim=True)
         parts.append(_standard(F.adaptive_avg_pool2d(grey, size)))
     return torch.cat(parts)

@@ -12,7 +12,7 @@
 
 from vqvae2.report.anatomy import anatomy_figures
 from vqvae2.report.describe import spread, spread_out, subject_interval
-from vqvae2.report.distances import encoder_features, set_distances
+from vqvae2.report.distances import encoder_features, feature_spaces, set_distances
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
@@ -34,6 +34,7 @@ from vqvae2.report.samples import (
     decode,
     diversity_figures,
     memorisation_figures,
+    nearest_training,
     neighbours,
     pairwise_ssim,
     read_samples,
@@ -54,9 +55,11 @@ __all__ = [
     "decode",
     "diversity_figures",
     "encoder_features",
+    "feature_spaces",
     "level_figures",
     "mean_image",
     "memorisation_figures",
+    "nearest_training",
     "neighbours",
     "pairwise_ssim",
     "prior_figures",

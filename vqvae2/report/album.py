@@ -117,6 +117,11 @@ class Album:
         mark = {"1st percentile of held-out images": float(np.percentile(near.real, 1))}
         self.add("distances", figures.histograms({"": kinds}, "RMS difference, [−1, 1] scale", "share of images", mark))
 
+    def rejection(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Show precision and recall by the share of the samples that is kept."""
+        if curves:
+            self.add("rejection", figures.precision_recall(curves))
+
     def by_class(
         self,
         images: Tensor,

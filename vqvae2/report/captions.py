@@ -45,6 +45,12 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "Samples by class",
         "The first two samples of each class beside the first two held-out images of it: do samples follow the label?",
     ),
+    "rejection": (
+        "Precision and recall where the surest samples are kept",
+        "Of each class the samples are kept of which the classifier is surest: all, three quarters, half, a quarter. "
+        "Precision: share of samples that lie among held-out images; recall: share of held-out images that lie among "
+        "samples.",
+    ),
     "sample_nll": (
         "Likelihood of samples and of held-out images",
         "NLL of each image's codes under the priors. Samples far to the left of held-out images mean that a prior is "

@@ -6,7 +6,8 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from vqvae2.metrics import frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
+from vqvae2.errors import UserError
+from vqvae2.metrics import features, frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
 from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
@@ -34,6 +35,24 @@ def encoder_features(model: VQVAE, like: Tensor) -> Features:
     mean, deviation = known.mean(0), known.std(0)
     scale = torch.where(deviation > 1e-3 * deviation.max(), 1 / deviation, 0)  # what hardly varies says nothing
     return lambda images: (raw(images) - mean) * scale
+
+
+def feature_spaces(model: VQVAE, like: Tensor, missing: list[str] | None = None) -> dict[str, Features]:
+    """Return the features in which sets can be compared here, by name.
+
+    Args:
+        model: in evaluation mode.
+        like: as of `encoder_features`.
+        missing: takes a line on what is not there.
+    """
+    spaces = {"encoder": encoder_features(model, like)}
+    try:
+        features(torch.zeros(0, 3, 32, 32))
+        spaces["MobileNetV2"] = features
+    except UserError as error:
+        if missing is not None:
+            missing.append(f"distances in MobileNetV2's features, which tell best whether images look real: {error}")
+    return spaces
 
 
 def set_distances(

@@ -209,6 +209,20 @@ def histograms(
 
 
 @_styled
+def precision_recall(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Draw precision against recall: name of the features -> points, each with its ``share`` of kept samples."""
+    figure, axes = _panels(1, width=6.5)
+    for (name, points), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+        recall, precision = ([point[key] for point in points] for key in ("recall", "precision"))
+        axes[0].plot(recall, precision, marker="o", color=colour, label=name)
+        for point in points:
+            place = (point["recall"], point["precision"])
+            axes[0].annotate(f"{point['share']:.0%}", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes[0].set(ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    return _finish(figure, axes, "recall")
+
+
+@_styled
 def codebook_use(
     counts: Mapping[str, NDArray[Any]], foreground: Mapping[str, NDArray[Any]], titles: Mapping[str, str]
 ) -> Figure:

@@ -7,10 +7,10 @@ from typing import Any
 
 from vqvae2 import files
 from vqvae2.metrics import BANDS
-from vqvae2.report.anatomy import MEASURES
 from vqvae2.report.captions import SETS, SPACES, WORDS
-from vqvae2.report.markup import Figure, bullets, mean, num, pictures, spread, table
+from vqvae2.report.markup import Figure, bullets, mean, num, pictures, table
 from vqvae2.report.measures import upper_name
+from vqvae2.report.sample_sections import labels_section, samples_section
 from vqvae2.report.style import CSS
 from vqvae2.report.verdict import nearest_features
 
@@ -38,8 +38,8 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
         ("sharpness", "Sharpness", _sharpness(report)),
         ("codebooks", "Codebooks", _codebooks(report, known)),
         ("priors", "Priors", _priors(report, known)),
-        ("samples", "Samples", _samples(report, known)),
-        ("labels", "Labels", _labels(report, known)),
+        ("samples", "Samples", samples_section(report, known)),
+        ("labels", "Labels", labels_section(report, known)),
         ("training", "Training", _training(known)),
         ("words", "Words", _words()),
         ("provenance", "How it was made", _provenance(report)),
@@ -309,108 +309,6 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         values = [[name, num(bits[key], 4)] for key, name in names.items()]
         text += table(["all levels together, coded by", "bits per image dimension"], values)
     return text + pictures(["nll_maps"], known)
-
-
-def _samples(report: Report, known: Mapping[str, Figure]) -> str:
-    samples = report.get("samples")
-    if not samples:
-        return ""
-    asked = ", ".join(f"{name}={value}" for name, value in samples["label"].items()) or "any"
-    settings = ", ".join(
-        f"{name.replace('_', ' ')} {' / '.join(f'{v:g}' for v in samples[name])}"
-        for name in ("temperature", "top_k", "top_p")
-    )
-    text = f"<p>{samples['count']} samples of <code>{escape(samples['folder'])}</code>: {settings}, "
-    text += f"seed {samples['seed']}, label {escape(asked)}.</p>"
-    text += pictures(["samples", "samples_by_class"], known)
-    found = samples.get("diversity")
-    if found:
-        text += "<h3>Diversity</h3>" + table(
-            [f"mean SSIM over all pairs of {found['compared']}", "SSIM"],
-            [
-                ["samples", num(found["pairwise_ssim"], 3)],
-                ["held-out images", num(found["real_pairwise_ssim"], 3)],
-                ["their reconstructions", num(found["reconstructed_pairwise_ssim"], 3)],
-            ],
-        )
-    found = samples.get("memorisation")
-    if found:
-        rows = [
-            ["samples", num(found["distance_median"], 3), "1", "–", "–"],
-            [
-                "held-out images",
-                num(found["real_distance_median"], 3),
-                num(found["ratio_of_medians"], 2),
-                num(found["real_distance_p1"], 3),
-                f"{found['closer_share']:.1%}",
-            ],
-            [
-                "their reconstructions",
-                num(found["reconstructed_distance_median"], 3),
-                num(found["ratio_of_medians_reconstructed"], 2),
-                num(found["reconstructed_distance_p1"], 3),
-                f"{found['closer_share_reconstructed']:.1%}",
-            ],
-        ]
-        head = ["distance to the nearest training image", "median", "samples over these"]
-        head += ["1st percentile", "samples below it (1 % by chance)"]
-        text += "<h3>Memorisation</h3>" + table(head, rows)
-        text += (
-            f'<p class="note">{found["copies"]} copies, {found["mirrored_copies"]} mirrored copies, '
-            f"{found['identical_codes']} with exactly the codes of a training image. A copy lies no farther from a "
-            "training image than that image's own reconstruction, and closer than the 1st percentile of held-out "
-            "images. Distances are root-mean-square differences on the [−1, 1] scale.</p>"
-            "<p>Correlation with the nearest training image after the best shift, mirrored or not: median "
-            f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
-            f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
-            f"{num(found['correlation_p99'], 3)}, which 1 % at most of held-out images and of their reconstructions "
-            "have. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
-        )
-    found = samples.get("anatomy")
-    if found:
-        rows = [
-            [
-                MEASURES[name],
-                *(num(f[kind], 3) for kind in ("samples", "real", "train")),
-                num(f["distance"], 2),
-                num(f["train_distance"], 2),
-            ]
-            for name, f in found.items()
-        ]
-        head = ["mean of", "samples", "held-out images", "training images"]
-        head += ["distance of samples", "distance of training images"]
-        text += "<h3>Anatomy</h3>" + table(head, rows)
-        text += (
-            '<p class="note">Classes of brightness inside the rim of the foreground, by three Gaussians fitted to '
-            "training images; in T1 slices of heads roughly fluid, grey and white matter. Distance: Wasserstein's "
-            "between the distributions over images, in standard deviations of the held-out images; 0 is equal.</p>"
-        )
-    return text + pictures(["neighbours", "distances", "sample_nll"], known)
-
-
-def _labels(report: Report, known: Mapping[str, Figure]) -> str:
-    found = report.get("phantom")
-    if not found:
-        return ""
-    rows = [
-        [
-            name,
-            str(f["samples"]),
-            str(f["nan"]),
-            spread(f["mean"], f["std"], 4),
-            spread(f["true_mean"], f["true_std"], 4),
-        ]
-        for name, f in found["labels"].items()
-    ]
-    text = table(["label asked for", "samples", "without a head", "ventricle area", "of training images"], rows)
-    if "ventricle_difference_ratio" in found:
-        text += (
-            f"<p>The difference between the labels is {num(found['ventricle_difference'], 4)} in samples and "
-            f"{num(found['true_difference'], 4)} in training images: a ratio of "
-            f"<b>{num(found['ventricle_difference_ratio'], 2)}</b> ± "
-            f"{num(found['ventricle_difference_ratio_se'], 2)} (standard error), 0 if labels were ignored.</p>"
-        )
-    return text + pictures(["ventricles"], known)
 
 
 def _words() -> str:

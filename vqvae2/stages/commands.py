@@ -10,7 +10,7 @@ from typing import Any
 
 from vqvae2 import distributed
 
-__all__ = ["STAGES", "command", "flags_of"]
+__all__ = ["STAGES", "TOOLS", "command", "flags_of"]
 
 STAGES = {
     "train-vqvae": "train the VQ-VAE on images",
@@ -20,6 +20,9 @@ STAGES = {
     "evaluate": "measure a run and write its report",
 }
 """What each stage does, by its name on the command line, in the order of the pipeline."""
+
+TOOLS = {"cache": "list the decoded images that are kept, and remove them"}
+"""What else ``vqvae2`` does, by name."""
 
 
 def command(stage: str, *arguments: object) -> str:

@@ -1,5 +1,6 @@
 """What the stages share: the run folder, locks, and the checks that parts of a run belong together."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,18 +35,25 @@ class Compute:
     use fp32 unless bf16 is given; evaluation always uses fp32."""
     seed: int = 0
     """Seed of all random numbers, >= 0."""
-    num_workers: int = 0
-    """Processes that load training batches; 0: the main process loads them."""
+    num_workers: int | None = None
+    """Processes that load training batches; 0: the main process loads them. Default: 0, or, where the disk has no room
+    for decoded images, the cores of the machine divided by its processes, at most 8."""
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
         """Return the device and the precision; in every stage fp32 then means float32, and never TF32."""
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
-        if self.num_workers < 0:
+        if self.num_workers is not None and self.num_workers < 0:
             raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
         forbid_tf32()
         device = distributed.local_device(resolve_device(self.device))
         return device, resolve_precision(self.precision, device)
+
+    def workers(self, decoding: bool) -> int:
+        """Return the number of processes that load batches, which do much where they decode images."""
+        if self.num_workers is not None or not decoding:
+            return self.num_workers or 0
+        return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
-from vqvae2.metrics import features
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
+from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
@@ -27,7 +26,9 @@ from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample import check_out, describe, draw, labels_to_sample, write_samples
+from vqvae2.stages.recognition import recognition
+from vqvae2.stages.sample import describe, labels_to_sample
+from vqvae2.stages.sample_folder import draw_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -51,6 +52,9 @@ class Arguments:
     """Write every reconstruction as PNG, in the data's own values and under its own name."""
     num_samples: int = 64
     """Samples to draw if the run folder holds none; 0: none."""
+    classifier: str | None = None
+    """A label, by name: train a classifier of it on the training images (or take the run's), and measure whether
+    samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
     batch_size: int = 32
     """Images processed at once."""
     compute: Compute = field(default_factory=Compute)
@@ -60,7 +64,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("data", "split"),
-    "report": ("out", "save_reconstructions", "num_samples"),
+    "report": ("out", "save_reconstructions", "num_samples", "classifier"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
 
@@ -136,6 +140,18 @@ def _measure(
     if not distributed.is_main():  # the rest is drawing and writing
         return
     _distances(found, models, evaluated, codes, sets)
+    if arguments.classifier is not None:
+        if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
+            raise UserError("a classifier is trained on the run's own images", "--classifier", "Leave --data out")
+        found["recognition"] = recognition(
+            run,
+            models.vqvae,
+            evaluated,
+            arguments.classifier,
+            sets[0] if "samples" in found else None,
+            arguments.compute.seed,
+        )
+        album.rejection(found["recognition"].get("curve", {}))
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
@@ -210,7 +226,7 @@ def _images(
     naive = None if evaluated.train is None else report.mean_image(evaluated.train)
     keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
     work = len(distributed.own_part(range(len(images))))
-    with tqdm(total=work, desc="reconstruct", unit="image", disable=distributed.quiet()) as bar:
+    with Progress(work, "reconstructing", "images") as progress:
         seen = report.scan(
             model,
             images,
@@ -218,7 +234,7 @@ def _images(
             background=_background(evaluated),
             batch_size=arguments.batch_size,
             each=keep,
-            progress=bar.update,
+            progress=progress,
         )
     found["reconstruction"] = report.reconstruction_figures(seen, images)
     found["levels"] = report.level_figures(seen, model)
@@ -260,13 +276,13 @@ def _priors(
     known = store.__getitems__([train[i] for i in report.spread_out(len(train), _COMPARED)])
     maps, nll, size = {}, {}, arguments.batch_size
     work = len(models.priors) * sum(len(distributed.own_part(range(n))) for n in (len(labels), len(known["label"])))
-    with tqdm(total=work, desc="priors", unit="image", disable=distributed.quiet()) as bar:
+    with Progress(work, "scoring codes", "images") as progress:
         for i, (level, k) in enumerate(zip(model.levels, model.config.num_embeddings, strict=True)):
             figures, position_map = report.table_figures(codes[i].numpy(), train_codes[i], k)
             if level in models.priors:
                 prior, upto = models.priors[level], i + 1
-                held_out = report.score_codes(prior, codes[:upto], labels, size, bar.update)
-                seen = report.score_codes(prior, known["codes"][:upto], known["label"], size, bar.update)
+                held_out = report.score_codes(prior, codes[:upto], labels, size, progress)
+                seen = report.score_codes(prior, known["codes"][:upto], known["label"], size, progress)
                 figures |= report.prior_figures(held_out, seen, figures["position_nll"], evaluated.images.subjects)
                 maps[level], nll[level] = (held_out.nll_map, position_map), held_out.nll
             found["levels"][level] |= figures
@@ -291,6 +307,7 @@ def _own_figures(models: Models, val: ImageSet, background: float | None, argume
         keys=[val.keys[i] for i in rows],
         subjects=[val.subjects[i] for i in rows],
         labels=val.labels[rows],
+        file=None,
     )
     seen = report.scan(models.vqvae, images, background=background, batch_size=arguments.batch_size)
     figures: dict[str, Any] = {name: report.spread(values) for name, values in seen.scores["all"].items()}
@@ -384,28 +401,24 @@ def _distances(
     if len(some) < 2:
         return
     real = evaluated.images.__getitems__(some)["image"]
-    spaces = {"encoder": report.encoder_features(models.vqvae, real)}
-    try:
-        features(torch.zeros(0, 3, 32, 32))
-        spaces["MobileNetV2"] = features
-    except UserError as error:
-        models.missing.append(f"distances in MobileNetV2's features, which tell best whether images look real: {error}")
+    spaces = report.feature_spaces(models.vqvae, real, models.missing)
     found["distances"] = report.set_distances(real, made, spaces)
 
 
 def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
     """Draw samples at temperature 1 into the run folder."""
-    distributed.on_main(lambda: check_out(run.path / "samples"))
     priors = [models.priors[level] for level in models.vqvae.levels]
     num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
     print(f"there are no samples in {run.path}/samples: drawing {num}")
     label = labels_to_sample(run, priors[0].config.attributes, {}, num, seed)
     sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
-    how = {"num": num, **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device)}
+    how: dict[str, Any] = {
+        "num": num,
+        **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
+    }
     how["arguments"] = {"num": num, "seed": seed}
     with locked(run.path / "samples"):
-        samples = draw(models.vqvae, priors, label, seed, sharpness, chunk_size)
-        distributed.on_main(lambda: write_samples(run.path / "samples", samples, models.vqvae, run, how))
+        draw_samples(run.path / "samples", models.vqvae, priors, label, sharpness, run, how)
 
 
 def _print_figures(found: dict[str, Any]) -> None:

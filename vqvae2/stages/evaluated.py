@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
-from vqvae2.data.decoding import digest_of
 from vqvae2.errors import UserError
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder
@@ -56,8 +55,8 @@ class Evaluated:
         """Return which images these are, and how many they share with the training images."""
         train = self.train if self.held_out else None
         shared = set(self.images.subjects) & set(train.subjects) if train and self.own else set()
-        known = {digest_of(image) for image in train.images} - {b""} if train else set()
-        same = sum(digest_of(image) in known for image in self.images.images)
+        known = set(train.digests) - {b""} if train else set()
+        same = sum(digest in known for digest in self.images.digests) if known else 0
         return {
             "name": self.split,
             "data": self.source,

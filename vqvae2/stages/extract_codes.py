@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import zlib
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.codes import CodeStore, CodeWriter
@@ -19,6 +16,7 @@ from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData,
 from vqvae2.device import autocast
 from vqvae2.errors import UserError
 from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
+from vqvae2.progress import Progress
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, initial_batches, locked, longer_training, record_of
 from vqvae2.stages.data_report import check_subjects
@@ -136,7 +134,7 @@ def _write(
         found = distributed.on_main(begin)
         if found:
             print(f"continuing after {found:,} images")
-        bar = stack.enter_context(tqdm(total=total, unit="image", disable=distributed.quiet()))
+        progress = stack.enter_context(Progress(total, "encoding", "images"))
         # Held-out images first: a collapsed codebook is found before the long part begins.
         passes = [(split, 0) for split in sorted(data.splits, key=lambda name: name != "val")]
         for split, copy in passes + [("train", n + 1) for n in range(arguments.copies)]:
@@ -152,7 +150,7 @@ def _write(
                     batch = changed.at_epoch(own, copy) if copy else images.__getitems__(own)
                     codes = _encode(model, batch["image"].to(device), counts if split == "val" else None, bf16)
                     distributed.on_main(lambda: _append(writer, codes, images, rows, split, copy))  # noqa: B023 - called at once
-                bar.update(len(rows))
+                progress(len(rows))
             if split == "val":
                 for count in counts:
                     count.gather()
@@ -219,14 +217,14 @@ def _plan(data: ImageData, arguments: Arguments, device: torch.device) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for split, images in sorted(data.splits.items()):
         digest.update(json.dumps([split, images.keys, images.subjects, images.labels.tolist()]).encode())
-        digest.update(zlib.crc32(np.ascontiguousarray(images.images).data).to_bytes(4, "little"))
+        digest.update(images.checksum.to_bytes(4, "little"))
     return digest.hexdigest()
 
 
 def _report(model: VQVAE, counts: list[CodeCounts], run: RunFolder) -> None:
     store = CodeStore(run.codes)
     size = (run.codes / "data.mdb").stat().st_size
-    bare = sum(level.nbytes for level in store.read())
+    bare = len(store) * store.bytes_per_image
     for name, count in zip(model.levels, counts, strict=True):
         print(
             f"{name:<10} held-out perplexity {count.perplexity:.0f} of {len(count.counts)}, "

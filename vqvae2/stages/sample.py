@@ -1,32 +1,23 @@
 """Stage 4: sample images (Razavi et al. 2019, algorithm 2, last steps)."""
 
-import hashlib
-import json
-import re
-import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vqvae2 import checkpoint, distributed, files
+from vqvae2 import checkpoint, files
+from vqvae2.classifier import Classifier
 from vqvae2.codes import CodeStore
-from vqvae2.data import from_unit
-from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
-from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
-from vqvae2.sampling import KeptChunks, Samples, Sharpness, draw_labels, label_rows, sample_rows, sharpness_by_level
+from vqvae2.sampling import Sharpness, draw_labels, label_rows, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, record_of
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.version import __version__
+from vqvae2.stages.sample_folder import Rejection, check_out, draw_samples, hashes_of
 from vqvae2.vqvae import VQVAE
 
 
@@ -50,10 +41,17 @@ class Arguments:
     """Sample from the k most probable codes, 0: from all; one value, or one for each level."""
     top_p: tuple[float, ...] = (1.0,)
     """Sample from the fewest codes whose probability reaches p, in (0, 1]; one value, or one for each level."""
+    reject: float = 0.0
+    """Share of the samples to leave out, in [0, 1): so many more are drawn, and of each class those are kept of which a
+    classifier is surest (Razavi et al. 2019)."""
+    classifier: Path | None = None
+    """Folder of that classifier; default: the one in the run folder, which evaluate.py --classifier makes."""
     chunk_size: int = 16
     """Images sampled at once; sets of different chunk sizes differ by rounding."""
     out: Path | None = None
     """Folder of the images; default: samples in the run folder."""
+    no_images: bool = False
+    """Write the codes and a grid of the first images alone; evaluate.py decodes them as it goes."""
     overwrite: bool = False
     """Replace a set of other settings in that folder."""
     compute: Compute = field(default_factory=Compute)
@@ -62,8 +60,8 @@ class Arguments:
 
 
 _GROUPS = {
-    "samples": ("num", "label", "temperature", "top_k", "top_p", "seed"),
-    "running": ("run", "out", "overwrite", "dry_run", "device", "precision", "chunk_size"),
+    "samples": ("num", "label", "temperature", "top_k", "top_p", "reject", "seed"),
+    "running": ("run", "out", "no_images", "classifier", "overwrite", "dry_run", "device", "precision", "chunk_size"),
 }
 
 
@@ -85,27 +83,64 @@ def _story(line: CommandLine[Arguments]) -> None:
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
-    label = labels_to_sample(run, attributes, wanted, arguments.num, arguments.compute.seed)
+    rejection = _rejection(run, arguments, attributes, device)
+    drawn = arguments.num if rejection is None else rejection.drawn(arguments.num)
+    label = labels_to_sample(run, attributes, wanted, drawn, arguments.compute.seed)
     sharpness = _sharpness(arguments, len(priors))
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
+    how["reject"] = arguments.reject
+    if rejection is not None:
+        how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
     if not arguments.overwrite:
-        _check_replaced(out, {**how, **_hashes(model, run)}, arguments.num)
+        _check_replaced(out, {**how, **hashes_of(model, run)}, arguments.num)
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
-    print(f"{arguments.num:,} images of {codes} codes, label {asked}, seed {arguments.compute.seed}")
+    chosen = f", the surest of {drawn:,}" if rejection else ""
+    print(f"{arguments.num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
     if precision == "bf16":
         priors = [prior.to(torch.bfloat16) for prior in priors]
     with locked(out):
-        kept = ChunkFolder(out, {**how, **_hashes(model, run)})
-        samples = draw(model, priors, label, arguments.compute.seed, sharpness, arguments.chunk_size, kept)
         record = {"num": arguments.num, **how, "arguments": record_of(line, {})}
-        distributed.on_main(lambda: write_samples(out, samples, model, run, record))
-        distributed.on_main(kept.remove)
-    print(f"wrote {out}/grid.png, {arguments.num:,} images, codes.npz and samples.json")
+        draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
+    images = "" if arguments.no_images else f"{arguments.num:,} images, "
+    print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
     print(f"next: {command('evaluate', '--run', run.path)}")
+
+
+def _classifier_folder(run: RunFolder, arguments: Arguments) -> Path:
+    """The classifier's folder: the one that is named, else the only one in the run folder."""
+    if arguments.classifier is not None:
+        return arguments.classifier
+    found = sorted(path.parent for path in run.path.glob("classifier-*/config.json"))
+    if len(found) == 1:
+        return found[0]
+    way_out = f"Run {command('evaluate', '--run', run.path, '--classifier', 'ATTRIBUTE')}"
+    if found:
+        raise UserError(f"there are {len(found)} classifiers", run.path, f"Give --classifier {found[0]}, or another")
+    raise UserError("there is no classifier by which to reject samples", run.path, way_out)
+
+
+def _rejection(
+    run: RunFolder, arguments: Arguments, attributes: tuple[tuple[str, tuple[str, ...]], ...], device: torch.device
+) -> Rejection | None:
+    if not 0 <= arguments.reject < 1:
+        raise UserError(f"--reject {arguments.reject:g} is no share", how="Give 0 or more, and less than 1")
+    if not arguments.reject:
+        return None
+    folder = _classifier_folder(run, arguments)
+    classifier = Classifier.from_pretrained(folder, device)
+    known = dict(attributes)
+    name, classes = classifier.config.attribute, classifier.config.classes
+    if known.get(name) != classes:
+        raise UserError(
+            f"the classifier tells {name} ({', '.join(classes)}), which the priors do not know so",
+            folder,
+            f"Their attributes are {', '.join(known) or 'none'}",
+        )
+    return Rejection(classifier, list(known).index(name), arguments.reject)
 
 
 def labels_to_sample(
@@ -134,6 +169,9 @@ def _sharpness(arguments: Arguments, levels: int) -> list[Sharpness]:
     return sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, levels)
 
 
+_USUAL = {"reject": 0.0}  # what sets of earlier versions do not say
+
+
 def _check_replaced(out: Path, how: dict, num: int) -> None:
     """Refuse to replace samples of other settings, or more of them. More samples of the same settings keep the first.
 
@@ -144,7 +182,7 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
     if not path.is_file():
         return
     earlier, now = files.read_json(path), files.plain(how)
-    differs = [name for name in now if earlier.get(name) != now[name]]
+    differs = [name for name in now if earlier.get(name, _USUAL.get(name)) != now[name]]
     if differs:
         name = differs[0]
         models = name.endswith("sha256")
@@ -176,16 +214,6 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
             )
     check_fingerprints(run, CodeStore(run.codes), model.levels)
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
-
-
-def check_out(out: Path) -> None:
-    """Raise UserError for a folder that holds files other than samples."""
-    if out.is_dir() and not any((out / own).is_file() for own in ("samples.json", WRITING)):
-        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if others:
-            raise UserError(
-                f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own"
-            )
 
 
 def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
@@ -241,97 +269,4 @@ def describe(
         "chunk_size": chunk_size,
         "device": device.type,
         "precision": precision,
-    }
-
-
-class ChunkFolder:
-    """The finished chunks of a set that is being sampled, kept on disk so that an interrupted run can continue.
-
-    Args:
-        out: folder of the set.
-        how: everything that the samples depend on; chunks of other settings are not found.
-    """
-
-    def __init__(self, out: Path, how: dict) -> None:
-        key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
-        self.out, self.folder = out, out / f".unfinished-{key}"
-
-    def get(self, first: int) -> tuple[list[Tensor], Tensor] | None:
-        """Return codes and NLL of the chunk that starts with sample ``first``, if it exists."""
-        path = self.folder / f"{first:08d}.safetensors"
-        if not path.is_file():
-            return None
-        tensors = safetensors.torch.load_file(path)
-        nll = tensors.pop("nll")
-        return [tensors[name] for name in sorted(tensors)], nll
-
-    def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
-        """Write a chunk."""
-        files.make_folder(self.folder)
-        tensors = {f"{i:03d}": level.contiguous() for i, level in enumerate(codes)}
-        blob = safetensors.torch.save({**tensors, "nll": nll})
-        files.write_atomic(self.folder / f"{first:08d}.safetensors", blob)
-
-    def remove(self) -> None:
-        """Remove the chunks, once the images are written."""
-        for folder in self.out.glob(".unfinished-*"):
-            shutil.rmtree(folder)
-
-
-def draw(
-    model: VQVAE,
-    priors: list[Prior],
-    label: Tensor,
-    seed: int,
-    sharpness: list[Sharpness],
-    chunk_size: int,
-    kept: KeptChunks | None = None,
-) -> Samples:
-    """Sample a set in chunks of one size, with a progress bar; the arguments are those of `sampling.sample_rows`."""
-    chunks = -(-len(label) // (chunk_size * distributed.world_size()))  # of the main process
-    total = chunks * chunk_size * sum(h * w for h, w in model.config.shapes)
-    with tqdm(total=total, unit="code", unit_scale=True, disable=distributed.quiet()) as bar:
-        samples = sample_rows(model, priors, label, seed, sharpness, chunk_size, bar.update, kept)
-    codes = [level.cpu() for level in samples.codes]
-    return Samples(samples.images.cpu(), codes, samples.nll.cpu(), samples.label)
-
-
-def write_samples(out: Path, samples: Samples, model: VQVAE, run: RunFolder, how: dict) -> None:
-    """Write images in the data's own value range, a grid, the codes, and samples.json."""
-    check_out(out)  # all images in it are samples, so they may be removed
-    files.make_folder(out)
-    files.write_atomic(out / WRITING, b"")  # marks the folder as one of samples if writing is interrupted
-    with files.told_as("cannot replace the samples", out, "Choose another folder"):
-        (out / "samples.json").unlink(missing_ok=True)  # never beside images of another set
-        for old in out.iterdir():
-            if re.fullmatch(r"\d{5,}\.png", old.name):
-                old.unlink()
-    data = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
-    pixels = from_unit(samples.images, tuple(data["value_range"]))
-    for i, image in enumerate(pixels):
-        files.write_atomic(out / f"{i:05d}.png", png_bytes(channels_last(image)))
-    shown = [to_picture(image) for image in samples.images[:64]]
-    files.write_atomic(out / "grid.png", png_bytes(grid(shown)))
-    arrays = {level: codes.numpy().astype(np.int32) for level, codes in zip(model.levels, samples.codes, strict=True)}
-    files.write_atomic(out / "codes.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-    nll = {
-        level: [round(float(v), 6) for v in column] for level, column in zip(model.levels, samples.nll.T, strict=True)
-    }
-    record = {
-        "version": __version__,
-        **how,
-        "levels": list(model.levels),
-        **_hashes(model, run),
-        "nll_nats_per_code": nll,
-        "labels": samples.label.tolist(),
-    }
-    files.write_json(out / "samples.json", record)
-    (out / WRITING).unlink()
-
-
-def _hashes(model: VQVAE, run: RunFolder) -> dict:
-    """Return the SHA-256 of all weights that samples depend on."""
-    return {
-        "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
-        "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
     }

@@ -5,18 +5,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, distributed
 from vqvae2.batches import check_divides
 from vqvae2.budget import budget, table
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import positionwise_log_table, positionwise_unigram_nll, unigram_nll
+from vqvae2.metrics import positionwise_log_table, table_nll, unigram_nll
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
@@ -96,15 +98,20 @@ class PriorTask:
         self.device = next(prior.parameters()).device
         train = store.indices("train")
         self.dataset = Subset(store, train + store.indices("copies"))
-        codes, k = store.read(train)[self.index], prior.config.num_embeddings
-        # A resumed training replaces these by its state.
-        table = torch.from_numpy(positionwise_log_table(codes, k))
-        prior.start_from([quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], table)
         self.splits = {split: self._some(split, _EVALUATED) for split in ("selection", "val")}
-        held_out = self.splits["val"]["codes"][self.index].numpy()
-        self.baselines = {
+        table, self.baselines = distributed.on_main(lambda: self._naive(train))
+        # A resumed training replaces these by its state.
+        prior.start_from(
+            [quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], torch.from_numpy(table)
+        )
+
+    def _naive(self, train: list[int]) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """The table of the training codes by position, and what tables of counts reach on held-out codes."""
+        (codes,), k = self.store.read(train, [self.prior.config.level]), self.prior.config.num_embeddings
+        table, held_out = positionwise_log_table(codes, k), self.splits["val"]["codes"][self.index]
+        return table, {
             "val/unigram_nll": unigram_nll(codes, held_out, k),
-            "val/position_nll": positionwise_unigram_nll(codes, held_out, k),
+            "val/position_nll": table_nll(table, held_out),
         }
 
     def modules(self) -> dict[str, nn.Module]:
@@ -234,7 +241,7 @@ def _work(
         precision=precision,
         compile=arguments.compile,
         seed=arguments.compute.seed,
-        num_workers=arguments.compute.num_workers,
+        num_workers=arguments.compute.workers(decoding=False),
         resume=arguments.resume,
     )
     keep_outcome(outcome, run, stage, folder)

@@ -247,7 +247,7 @@ def _train(
         "precision": precision,
         "compile": arguments.compile,
         "seed": compute.seed,
-        "num_workers": compute.num_workers,
+        "num_workers": compute.workers(decoding=data.splits["train"].on_demand),
     }
     train = None
     if arguments.augmentation.changes:
@@ -321,5 +321,6 @@ def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
     activations = training.batch_size * 40 * config.by_level("hidden_channels")[-1] * h * w * 4
     print(f"model      {parameters:,} parameters, hidden {config.hidden_channels}, residual {config.residual_channels}")
     print(f"codes      {codes}; {bits / (config.height * config.width):.2f} bits a pixel before entropy coding")
-    total = parameters * 16 + activations + images.images.nbytes
+    held = images.images.nbytes if isinstance(images.images, np.ndarray) else 0  # mapped files need none
+    total = parameters * 16 + activations + held
     print(f"memory     about {memory_in_words(total)}: weights and optimiser, activations, images")

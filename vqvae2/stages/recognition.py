@@ -1,0 +1,210 @@
+"""What a classifier says of a run: whether samples are recognised as their class, and what choosing them gains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2 import checkpoint, report
+from vqvae2.classifier import Classifier, ClassifierConfig, probabilities, train_classifier
+from vqvae2.data import ImageSet
+from vqvae2.device import resolve_precision
+from vqvae2.errors import UserError
+from vqvae2.metrics import frechet_distance, neighbourhoods
+from vqvae2.progress import Progress
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.evaluated import Evaluated
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["kept_share_figures", "recognition"]
+
+STEPS = 400
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Shares of the samples that are kept, in the curve of precision and recall."""
+_LEAST = 20  # samples of each class, on average, on which a classifier is trained
+_LEAST_COMPARED = 16
+
+
+def recognition(
+    run: RunFolder,
+    model: VQVAE,
+    evaluated: Evaluated,
+    attribute: str,
+    found_set: "report.SampleSet | None",
+    seed: int,
+) -> dict[str, Any]:
+    """Let a classifier judge held-out images and samples; it is trained on the run's training images if there is none.
+
+    Args:
+        run: where the classifier lies, ``classifier-ATTRIBUTE``.
+        model: the VQ-VAE.
+        evaluated: the scored images, of the run's own data, with its training images.
+        attribute: the label.
+        found_set: samples of all classes; None: there are none.
+        seed: of the trainings.
+
+    Returns:
+        ``attribute``, ``classes``, ``held_out`` (`accuracies` of the scored images), ``majority`` (the accuracy of
+        naming the most common class of the training images), and of samples ``recognised`` (`accuracies`), ``score``
+        and ``real_score`` (held-out accuracies of classifiers trained on samples and on as many real images, with
+        ``score_count``), and ``curve``: figures by share kept.
+
+    Raises:
+        UserError: there is no such label.
+    """
+    known = evaluated.like["attributes"]
+    if attribute not in known:
+        raise UserError(
+            f"there is no label {attribute}", "--classifier", f"Labels are {', '.join(known) or 'none: give --labels'}"
+        )
+    train = evaluated.train
+    assert train is not None
+    column = list(known).index(attribute)
+    config = ClassifierConfig(attribute, tuple(known[attribute]), model.config.channels)
+    labels, truth = (torch.from_numpy(images.labels[:, column]) for images in (train, evaluated.images))
+    device = next(model.parameters()).device
+    folder = run.path / f"classifier-{attribute}"
+    if checkpoint.has_model(folder):
+        classifier = Classifier.from_pretrained(folder, device)
+        if classifier.config != config:
+            raise UserError(f"the classifier tells {classifier.config.classes}", folder, "Delete it to train it again")
+    else:
+        classifier = _trained(config, _of(train), labels, seed, device, "training the classifier")
+    held_out = accuracies(_judged(classifier, evaluated.images), truth, evaluated.images.subjects)
+    if not checkpoint.has_model(folder):
+        classifier.save_pretrained(folder, {"steps": STEPS, "seed": seed, "held_out": held_out})
+    usual = int(torch.bincount(labels[labels >= 0]).argmax())
+    found: dict[str, Any] = {
+        "attribute": attribute,
+        "classes": list(config.classes),
+        "held_out": held_out,
+        "majority": float((truth[truth >= 0] == usual).double().mean()),
+    }
+    if found_set is None or found_set.how["label"]:
+        return found
+    own = torch.from_numpy(found_set.labels[:, column])
+    images = report.decode(model, found_set.codes)
+    judged = probabilities(classifier, lambda rows: images[rows], len(images))
+    found["recognised"] = accuracies(judged, own, [str(i) for i in range(len(own))])
+    found["curve"] = _curve(model, images, judged, own, evaluated.images)
+    labelled = int((own >= 0).sum())
+    if labelled >= _LEAST * len(config.classes) and len(own[own >= 0].unique()) > 1:
+        real = (labels >= 0).nonzero()[:, 0]
+        rows = real[report.spread_out(len(real), labelled)]
+        fewer = own.clone()
+        fewer[(own >= 0).nonzero()[len(rows) :, 0]] = -1  # as many samples as there are real images, at most
+        of_samples = _trained(config, lambda rows: images[rows], fewer, seed, device, "training on samples")
+        some = torch.full_like(labels, -1)
+        some[rows] = labels[rows]
+        of_real = _trained(config, _of(train), some, seed, device, "training on as many real images")
+        found["score_count"] = len(rows)
+        for name, judge in (("score", of_samples), ("real_score", of_real)):
+            found[name] = accuracies(_judged(judge, evaluated.images), truth, evaluated.images.subjects)
+    return found
+
+
+def accuracies(judged: Tensor, truth: Tensor, subjects: list[str]) -> dict[str, Any]:
+    """Measure how often the most probable class is the true one.
+
+    Args:
+        judged: (N, K) probabilities.
+        truth: (N,) int64, -1 missing.
+        subjects: N names.
+
+    Returns:
+        ``accuracy`` with its 95 % ``interval`` over subjects, ``count``, ``by_class`` (NaN for a class without images)
+        and ``calibration``: the mean probability of the most probable class minus the accuracy, 0 if it knows how sure
+        it may be.
+    """
+    rows = truth >= 0
+    right = (judged.argmax(1) == truth)[rows].double()
+    by_class = [float(right[truth[rows] == k].mean()) for k in range(judged.shape[1])]
+    interval = report.subject_interval(right.numpy(), [subjects[i] for i in rows.nonzero()[:, 0].tolist()])
+    return {
+        "accuracy": float(right.mean()),
+        "interval": interval,
+        "count": int(rows.sum()),
+        "by_class": by_class,
+        "calibration": float(judged[rows].amax(1).double().mean() - right.mean()),
+    }
+
+
+def kept_share_figures(
+    samples: Tensor, real: Tensor, confidence: Tensor, classes: Tensor, shares: tuple[float, ...] = SHARES
+) -> list[dict[str, float]]:
+    """Measure precision, recall and Frechet distance where of each class only the surest samples are kept.
+
+    Args:
+        samples: (N, d) features.
+        real: (M, d).
+        confidence: (N,) by which samples are ordered.
+        classes: (N,) int64.
+        shares: kept of each class.
+
+    Returns:
+        For each share its figures, all over the same number ``compared`` of images of both sets; empty where that is
+        under 16.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    place = torch.zeros(len(order), dtype=torch.float64)
+    for k in classes.unique():
+        own = order[classes[order] == k]
+        place[own] = torch.arange(len(own), dtype=torch.float64) / len(own)
+    kept = {share: (place < share).nonzero()[:, 0] for share in shares}
+    size = min([len(real), *map(len, kept.values())])
+    if size < _LEAST_COMPARED:
+        return []
+    beside = real[report.spread_out(len(real), size)]
+    found = []
+    for share, rows in kept.items():
+        some = samples[rows[report.spread_out(len(rows), size)]]
+        near = neighbourhoods(beside, some)
+        found.append(
+            {
+                "share": share,
+                "precision": near.precision,
+                "recall": near.recall,
+                "frechet": frechet_distance(beside, some),
+                "compared": size,
+            }
+        )
+    return found
+
+
+def _curve(
+    model: VQVAE, images: Tensor, judged: Tensor, classes: Tensor, real: ImageSet
+) -> dict[str, list[dict[str, float]]]:
+    """The figures by share kept, in each of the features that there are."""
+    known = classes >= 0
+    own = torch.where(known, judged.gather(1, classes.clamp_min(0)[:, None])[:, 0], judged.amax(1))
+    beside = real.__getitems__(report.spread_out(len(real), 1024))["image"]
+    spaces = report.feature_spaces(model, beside)
+    curves: Mapping[str, Any] = {
+        name: kept_share_figures(features(images), features(beside), own, classes) for name, features in spaces.items()
+    }
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _trained(
+    config: ClassifierConfig, images: Any, labels: Tensor, seed: int, device: torch.device, doing: str
+) -> Classifier:
+    with Progress(STEPS, doing, "steps") as progress:
+        return train_classifier(
+            config,
+            images,
+            labels,
+            steps=STEPS,
+            seed=seed,
+            device=device,
+            precision=resolve_precision("auto", device),
+            progress=progress,
+        )
+
+
+def _judged(classifier: Classifier, images: ImageSet) -> Tensor:
+    return probabilities(classifier, _of(images), len(images))
+
+
+def _of(images: ImageSet) -> Any:
+    return lambda rows: images.__getitems__(rows)["image"]
