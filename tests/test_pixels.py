@@ -45,7 +45,7 @@ def read(paths: list[Path], **more) -> pixels.PixelFile:
 
 
 def forbid_decoding(monkeypatch) -> None:
-    monkeypatch.setattr(pixels, "decode_all", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("decoded again"))
 
 
 def test_a_second_opening_decodes_nothing_and_is_the_same(tmp_path, monkeypatch):
@@ -176,7 +176,7 @@ class Interruption(Exception):  # noqa: N818 - no error
 @pytest.mark.parametrize("at", range(6))
 def test_what_was_interrupted_leaves_nothing_and_is_begun_anew(tmp_path, monkeypatch, cache, at):
     paths = paths_of(tmp_path / "data", [picture(i, (9, 8)) for i in range(6)])
-    inner = pixels.decode_all
+    inner = pixels.read_all
 
     def interrupted(*arguments):
         for index, result in inner(*arguments):
@@ -184,11 +184,11 @@ def test_what_was_interrupted_leaves_nothing_and_is_begun_anew(tmp_path, monkeyp
                 raise Interruption
             yield index, result
 
-    monkeypatch.setattr(pixels, "decode_all", interrupted)
+    monkeypatch.setattr(pixels, "read_all", interrupted)
     with pytest.raises(Interruption):
         read(paths)
     assert [path for path in (cache / "pixels").iterdir() if path.suffix != ".lock"] == []
-    monkeypatch.setattr(pixels, "decode_all", inner)
+    monkeypatch.setattr(pixels, "read_all", inner)
     assert len(read(paths).images) == 6
 
 
@@ -227,6 +227,24 @@ def test_two_processes_at_once_decode_each_image_once(tmp_path):
     )
     both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert sum(int(process.communicate()[0]) for process in both) == 200
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29)])
+def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad):
+    images = [*(picture(i, (12, 10)) for i in range(20)), *(picture(i, (12, 10, 3)) for i in range(20, 30))]
+    paths = paths_of(tmp_path / "data", images)
+    for i in bad:
+        paths[i].write_bytes(b"no image")
+    by_threads = read(paths)
+    shutil.rmtree(cache)
+    monkeypatch.setattr(pixels, "_MANY", 10)
+    monkeypatch.setattr(pixels, "cores", lambda: 2)
+    monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("threads"))
+    by_processes = read(paths)
+    assert_array_equal(by_processes.images[:], by_threads.images[:])
+    assert by_processes.index.tobytes() == by_threads.index.tobytes()
+    assert by_processes.skipped == by_threads.skipped
+    assert [item for item, _ in by_threads.skipped] == list(bad)
 
 
 def test_sizes_that_differ_are_told_with_their_counts(tmp_path):

@@ -267,3 +267,28 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_users_name(tmp_p
     assert "a &lt; b" in text
     for anchor in re.findall(r'href="#([^"]+)"', text):
         assert f'id="{anchor}"' in text
+
+
+def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_path):
+    here, there = good_report(), good_report()
+    there["run"] = "<other>"
+    there["reconstruction"]["ssim"]["mean"] = 0.97
+    there["distances"]["MobileNetV2"]["samples"]["kid"] = 0.3
+    found = report.comparison(here, there)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["SSIM"] == {"name": "SSIM", "here": 0.95, "there": 0.97, "better": "there"}
+    assert rows["KID of samples, MobileNetV2"]["better"] == "here"
+    assert rows["top: gain over the position-wise unigram (nats)"]["better"] == ""
+    assert found["doubts"] == []
+    there["split"]["images"], there["samples"]["count"], there["data"]["height"] = 10, 128, 64
+    del there["levels"]["bottom"]
+    found = report.comparison(here, there)
+    assert [doubt.split(":")[0] for doubt in found["doubts"]] == [
+        "other images were scored", "images differ in size", "64 samples here, 128 there",
+    ]  # fmt: skip
+    assert not any(row["name"].startswith("bottom") for row in found["rows"])
+    here |= {"comparison": found, "summary": [], "warnings": []}
+    report.write_page(tmp_path / "index.html", here, {})
+    page = (tmp_path / "index.html").read_text()
+    assert "&lt;other&gt;" in page
+    assert "other images were scored" in page

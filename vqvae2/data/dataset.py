@@ -79,7 +79,7 @@ class ImageSet(Dataset[dict[str, Any]]):
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of the stored values."""
+        """A number that other images have not, but by chance."""
         return zlib.crc32(np.ascontiguousarray(self.images).data) if self.file is None else self.file.checksum
 
     @property

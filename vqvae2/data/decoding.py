@@ -2,27 +2,21 @@
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.errors import UserError
-from vqvae2.progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM")
 MOST_PIXELS = 64_000_000  # a slice has far fewer; a small file that claims more is there to fill the memory
 
 Pixels = NDArray[Any]
-S = TypeVar("S")
-T = TypeVar("T")
 _POINTERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull` in its repository",
     b"/annex/objects/": "a git-annex pointer, not the file itself; run `datalad get` or `git annex get`",
@@ -61,10 +55,15 @@ def decode(path: Path) -> Picture:
         raise UnreadableError(error.strerror or str(error)) from None
     except Exception as error:  # Pillow lets parsers' own errors through (SyntaxError, struct.error, ...)
         raise UnreadableError(f"{type(error).__name__}: {error}") from None
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+    if pixels.ndim == 3 and _is_grey(pixels):
         pixels = pixels[..., 0]
     pixels = np.ascontiguousarray(pixels)
     return Picture(pixels, pixels.shape[:2], digest_of(pixels), halved)
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    """Whether the three colours of (H, W, 3) are equal everywhere; a few rows tell of most images that they are not."""
+    return all(np.array_equal(some[..., 0], some[..., k]) for some in (pixels[::16], pixels) for k in (1, 2))
 
 
 def no_content(path: Path) -> str:
@@ -169,40 +168,3 @@ def recolour(pixels: Pixels, channels: int) -> Pixels:
     if channels == 3:
         return pixels.transpose(2, 0, 1)
     return np.asarray(Image.fromarray(pixels).convert("L"))[None]
-
-
-def decode_all(paths: Sequence[Path], prepare: Callable[[Picture], T]) -> Iterator[tuple[int, T | UnreadableError]]:
-    """Decode files and prepare each; yields (index, what it became or why not) in order."""
-    return read_all(paths, lambda path: prepare(decode(path)), "reading images", "images", 2 * (os.cpu_count() or 1))
-
-
-def read_all(
-    paths: Sequence[S], read: Callable[[S], T], doing: str, unit: str, threads: int
-) -> Iterator[tuple[int, T | UnreadableError]]:
-    """Read files, or groups of files, in a pool of threads, at most 16, with a progress bar.
-
-    Yields:
-        (index, result or why not), in order.
-    """
-
-    def one(path: S) -> T | UnreadableError:
-        try:
-            return read(path)
-        except UnreadableError as reason:
-            return reason
-
-    progress = Progress(len(paths), doing, unit, everywhere=True)  # one process of the machine reads for all
-    pool = ThreadPoolExecutor(min(16, threads))
-    try:
-        # A few at a time: what is read waits in memory until it is asked for.
-        ahead = 4 * min(16, threads)
-        waiting = deque(pool.submit(one, path) for path in paths[:ahead])
-        for index in range(len(paths)):
-            result = waiting.popleft().result()
-            if index + ahead < len(paths):
-                waiting.append(pool.submit(one, paths[index + ahead]))
-            progress()
-            yield index, result
-    finally:
-        progress.close()
-        pool.shutdown(cancel_futures=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqvae2.data.decoding import UnreadableError, no_content, read_all
+from vqvae2.data.decoding import UnreadableError, no_content
+from vqvae2.data.pools import read_all
 from vqvae2.data.subjects import pseudonym
 from vqvae2.errors import UserError
 

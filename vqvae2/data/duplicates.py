@@ -6,6 +6,7 @@ Shapes: N and M images.
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -13,7 +14,7 @@ SIDE = 32
 _BITS = 24  # of 256 that may differ
 _CORRELATION = 0.995
 _CHUNK = 256
-_ELEMENTS = 1 << 24  # distances held at once
+_ELEMENTS = 1 << 22  # distances held at once
 _LEAST = 0.1 / SIDE
 
 Thumbnails = NDArray[np.float32]
@@ -21,8 +22,10 @@ Thumbnails = NDArray[np.float32]
 
 def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
     """Shrink an image (H, W) or (H, W, 3) to 32 x 32 grey values with mean 0 and norm 1; a constant one to zeros."""
+    if pixels.dtype == np.uint8 and min(pixels.shape[:2]) >= 4 * SIDE:  # means of blocks first, which is faster
+        pixels = np.asarray(Image.fromarray(pixels).reduce(min(pixels.shape[:2]) // (2 * SIDE)))
     grey = pixels.astype(np.float32)
-    grey = grey if grey.ndim == 2 else grey.mean(2)
+    grey = grey if grey.ndim == 2 else grey @ np.full(3, 1 / 3, np.float32)
     small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     small = small - small.mean()
     norm = np.linalg.norm(small)
@@ -48,13 +51,14 @@ def near_candidates(some: Thumbnails, others: Thumbnails) -> Iterator[tuple[int,
         (index in some, indices in others), where there are any.
     """
     limit = 2 * (1 - _CORRELATION) + 1e-5  # rounding
-    squares = np.square(others).sum(1)
-    chunk = max(1, _ELEMENTS // max(1, len(others)))
+    known = torch.from_numpy(np.array(others))
+    squares, chunk = known.square().sum(1), max(1, _ELEMENTS // max(1, len(others)))
     for start in range(0, len(some), chunk):
-        part = some[start : start + chunk]
-        apart = squares - 2 * part @ others.T
-        for row in np.flatnonzero(apart.min(1) + np.square(part).sum(1) <= limit):
-            yield start + int(row), np.flatnonzero(apart[row] + np.square(part[row]).sum() <= limit)
+        part = torch.from_numpy(np.array(some[start : start + chunk]))
+        apart = torch.addmm(squares, part, known.T, alpha=-2)  # but for |part|^2
+        own = part.square().sum(1)
+        for row in (apart.amin(1) + own <= limit).nonzero()[:, 0].tolist():
+            yield start + row, (apart[row] + own[row] <= limit).nonzero()[:, 0].numpy()
 
 
 def difference_hash(thumbnails: Thumbnails) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ It is written under another name, and renamed when it is whole. One process writ
 Where the disk has no room for the pixels, the index alone is kept, and images are decoded whenever they are asked for.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -23,17 +24,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vqvae2 import files
-from vqvae2.data.decoding import Picture, UnreadableError, decode, decode_all, fit, recolour
+from vqvae2.data.decoding import Picture, UnreadableError, decode, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
+from vqvae2.data.pools import cores, read_all, read_by_processes
 from vqvae2.data.storage import cache_folder, memory_limit
 from vqvae2.errors import UserError
 
 FORMAT = 1  # of the cache
 DISK_SHARE = 0.8  # of the free disk that the pixels of one split may take
-_CHUNK = 64  # images copied or decoded at once
+_CHUNK = 64  # images copied at once
+_MANY = 2000  # files that are decoded by processes, whose start takes a moment
 
 INDEX = np.dtype(
     [
@@ -108,8 +112,42 @@ class Files:
         return (stamp(path) for path in self.paths)
 
     def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
-        """Decode them in a pool of threads."""
-        return decode_all(self.paths, lambda picture: Item([(-1, prepare(picture))]))
+        """Decode them, in threads or, if there are many, in processes."""
+        if len(self.paths) < _MANY or cores() < 2:
+            read = functools.partial(_item, prepare)
+            yield from read_all(self.paths, read, "reading images", "images", 2 * cores())
+            return
+        for first, (pixels, records) in read_by_processes(
+            self.paths, functools.partial(_chunk, prepare), "reading images", "images"
+        ):
+            rest = iter(pixels.numpy() if isinstance(pixels, torch.Tensor) else pixels)
+            for index, record in enumerate(records, first):
+                if isinstance(record, str):
+                    yield index, UnreadableError(record)
+                else:
+                    yield index, Item([(-1, Prepared(next(rest), record))])
+
+
+def _item(prepare: Prepare, path: Path) -> Item:
+    return Item([(-1, prepare(decode(path)))])
+
+
+def _chunk(
+    prepare: Prepare, paths: Sequence[Path]
+) -> tuple[torch.Tensor | list[NDArray[Any]], list[tuple[Any, ...] | str]]:
+    """Decode some files: the pixels of those that can be read, together where they are alike, and record or reason."""
+    pixels: list[NDArray[Any]] = []
+    records: list[tuple[Any, ...] | str] = []
+    for path in paths:
+        try:
+            image = prepare(decode(path))
+        except UnreadableError as reason:
+            records.append(str(reason))
+            continue
+        pixels.append(image.pixels)
+        records.append(image.record)
+    alike = len({(image.shape, image.dtype) for image in pixels}) == 1
+    return torch.from_numpy(np.stack(pixels)) if alike else pixels, records
 
 
 def stamp(path: Path) -> str:
@@ -210,14 +248,23 @@ class PixelFile:
         images: (N, C, H, W) as they are stored, C 1 where all are grey; None where sizes or bit depths differ.
         skipped: (item, reason) of the files that could not be read.
         about: what the source said of items, by item.
-        checksum: CRC-32 of the pixels as they are stored.
     """
 
     index: NDArray[Any]
     images: Images | None
     skipped: list[tuple[int, str]]
     about: dict[int, dict[str, Any]]
-    checksum: int
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all that tells these images from others."""
+        names = ("digest", "low", "high", "size")
+        shape = () if self.images is None else self.images.shape
+        return functools.reduce(
+            lambda found, name: zlib.crc32(self.index[name].tobytes(), found),
+            names,
+            zlib.crc32(repr(shape).encode()),
+        )
 
     def in_channels(self, channels: int) -> Images:
         """The images in 1 or 3 channels; grey ones serve as RGB without a copy."""
@@ -300,13 +347,32 @@ def _load(folder: Path, source: Source, how: str) -> PixelFile | None:
         os.utime(folder)  # when it was last used
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return PixelFile(index, images, skipped, told, about["checksum"])
+    return PixelFile(index, images, skipped, told)
 
 
 def _on_demand(source: Source, index: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any], how: str) -> Decoded:
     assert source.paths is not None
     count, channels, height, width = shape
     return Decoded([source.paths[item] for item in index["item"]], (count, channels, height, width), dtype, how)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """Brings a picture to the size and colours in which it is stored, and makes its record."""
+
+    size: tuple[int, int] | None
+    how: str
+    grey: bool
+
+    def __call__(self, picture: Picture) -> Prepared:
+        pixels = picture.pixels
+        if self.size is not None:
+            pixels = fit(pixels, self.size, self.how)
+        coloured = pixels.ndim == 3
+        stored = np.ascontiguousarray(recolour(pixels, 3 if coloured and not self.grey else 1))
+        digest = np.frombuffer(picture.digest or bytes(32), np.uint8)
+        kind = (picture.halved, coloured, stored.dtype == np.uint16, stored.min(), stored.max())
+        return Prepared(stored, (picture.size, digest, *kind, pooled(thumbnail(pixels))))
 
 
 @dataclass
@@ -325,7 +391,6 @@ class _Reader:
     shape: tuple[int, ...] = ()  # of an image: C, H, W
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     count: int = 0  # images
-    checksum: int = 0
     unequal: bool = False  # in size or bit depth
 
     def read(self) -> PixelFile:
@@ -335,7 +400,7 @@ class _Reader:
             self._items()
             index = np.concatenate([*self.records, np.empty(0, INDEX)])
             images = None if self.unequal or not self.count else self._images(partial, index)
-            return PixelFile(index, images, self.skipped, self.about, self.checksum)
+            return PixelFile(index, images, self.skipped, self.about)
         finally:
             if partial is not None:
                 if self.out is not None:
@@ -359,7 +424,7 @@ class _Reader:
 
     def _items(self) -> None:
         records = []
-        for item, result in self.source.items(self._prepare):
+        for item, result in self.source.items(_Preparation(self.size, self.how, self.grey)):
             if isinstance(result, UnreadableError):
                 self.skipped.append((item, str(result)))
                 continue
@@ -373,16 +438,6 @@ class _Reader:
                 records = []
         self.records.append(np.array(records, INDEX))
 
-    def _prepare(self, picture: Picture) -> Prepared:
-        pixels = picture.pixels
-        if self.size is not None:
-            pixels = fit(pixels, self.size, self.how)
-        coloured = pixels.ndim == 3
-        stored = recolour(pixels, 3 if coloured and not self.grey else 1)
-        digest = np.frombuffer(picture.digest or bytes(32), np.uint8)
-        kind = (picture.halved, coloured, stored.dtype == np.uint16, stored.min(), stored.max())
-        return Prepared(stored, (picture.size, digest, *kind, pooled(thumbnail(pixels))))
-
     def _keep(self, pixels: NDArray[Any]) -> None:
         """Write one image, unless there is no room or not all are alike."""
         if not self.count:
@@ -392,7 +447,6 @@ class _Reader:
         self.unequal |= pixels.shape[1:] != self.shape[1:] or pixels.dtype != self.dtype
         if self.unequal:
             return
-        self.checksum = zlib.crc32(pixels.tobytes(), self.checksum)
         if len(pixels) > self.shape[0]:
             self._widen()
         self._write(np.broadcast_to(pixels, self.shape))
@@ -408,12 +462,12 @@ class _Reader:
     def _write(self, pixels: NDArray[Any]) -> None:
         if self.out is None:
             return
-        content = pixels.tobytes()
-        if self.folder is None and self.out.tell() + len(content) > memory_limit() and self.source.paths is not None:
+        content = np.ascontiguousarray(pixels)
+        if self.folder is None and self.out.tell() + content.nbytes > memory_limit() and self.source.paths is not None:
             self._give_up()
             return
         try:
-            self.out.write(content)
+            self.out.write(content.data)
         except OSError as error:
             if self.source.paths is None:
                 raise UserError(
@@ -460,7 +514,6 @@ class _Reader:
                 "shape": shape,
                 "dtype": self.dtype.name,
                 "decoded": self.out is None,
-                "checksum": self.checksum,
                 "skipped": self.skipped,
                 "about": self.about,
             }

@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.data.decoding import UnreadableError, no_content, read_all
+from vqvae2.data.decoding import UnreadableError, no_content
+from vqvae2.data.pools import read_all
 from vqvae2.data.storage import cache_folder
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic

@@ -4,6 +4,7 @@ Shapes: N and M images, d features.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,17 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     return index, distance
 
 
-_CANDIDATES = 64
+_CANDIDATES = 64  # references compared exactly for a query, at most; with more in doubt all are
 
 
 def take(array: Any, rows: Any) -> Tensor:
-    """Rows of an array or tensor, or of what gives such rows, as a tensor."""
+    """Rows of an array or tensor, or of what gives such rows, as a tensor, which is not to be changed."""
     found = array[rows]
-    return found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
+    if isinstance(found, Tensor):
+        return found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # mapped files are read-only
+        return torch.from_numpy(np.ascontiguousarray(found))
 
 
 def _exhaustively(q: Tensor, references: Any, chunk: int) -> Tensor:
@@ -80,29 +85,36 @@ def _by_candidates(q: Tensor, references: Any, chunk: int) -> tuple[Tensor, Tens
     themselves each, integers up to 256 not at all, and the product again.
     """
     narrow, lengths = q.to(torch.bfloat16), q.norm(dim=1, keepdim=True)
-    least = torch.full((len(q), 0), math.inf)  # smallest possible squared distances, but for |query|^2
-    which = torch.zeros(len(q), 0, dtype=torch.int64)
-    most = torch.full((len(q),), math.inf)  # the largest possible of the nearest
+    most = torch.full((len(q),), math.inf)  # largest possible squared distance of the nearest, but for |query|^2
+    found = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]
     for j in range(0, len(references), chunk):
         rows = take(references, slice(j, j + chunk)).flatten(1)
+        thin = rows.to(torch.bfloat16)
         exact = rows.dtype == torch.uint8
-        norms = torch.linalg.vector_norm(rows.float(), dim=1)
-        product = (narrow @ rows.to(torch.bfloat16).T).float()
+        norms = torch.linalg.vector_norm(thin if exact else rows.float(), dim=1, dtype=torch.float32)
         error = lengths * norms * ((2 if exact else 3) * 2**-8 * 1.01)
-        middle = norms.square() - 2 * product
-        most = torch.minimum(most, (middle + error).amin(1))
-        values = torch.cat([least, middle - error], 1)
-        places = torch.cat([which, torch.arange(j, j + len(rows)).expand(len(q), -1)], 1)
-        least, order = values.topk(min(_CANDIDATES + 1, values.shape[1]), dim=1, largest=False)
-        which = places.gather(1, order)
+        least = torch.addcmul(norms.square() - error, (narrow @ thin.T).float(), error.new_tensor(-2.0))
+        most = torch.minimum(most, (least + 2 * error).amin(1))
+        queries, columns = (least <= most[:, None]).nonzero(as_tuple=True)
+        found.append((queries, columns + j, least[queries, columns]))
+        if sum(len(part[0]) for part in found) > 8 * _CANDIDATES * len(q):
+            found = [_possible(found, most)]
+    queries, places, _ = _possible(found, most)
     index = torch.zeros(len(q), dtype=torch.int64)
-    possible = least <= most[:, None]
-    doubtful = possible.sum(1) > _CANDIDATES
-    for i in (~doubtful).nonzero()[:, 0].tolist():
-        chosen = which[i][possible[i]].sort().values
-        others = torch.stack([take(references, k).flatten().float() for k in chosen.tolist()])
-        index[i] = chosen[(others - q[i]).pow(2).sum(1).argmin()]
-    return index, doubtful.nonzero()[:, 0]
+    count = torch.bincount(queries, minlength=len(q))
+    order = torch.argsort(queries, stable=True)  # by query, in the order of the references
+    for i, chosen in enumerate(places[order].split(count.tolist())):
+        if len(chosen) <= _CANDIDATES:
+            others = torch.stack([take(references, k).flatten().float() for k in chosen.tolist()])
+            index[i] = chosen[(others - q[i]).pow(2).sum(1).argmin()]
+    return index, (count > _CANDIDATES).nonzero()[:, 0]
+
+
+def _possible(found: list[tuple[Tensor, Tensor, Tensor]], most: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Join candidates, leaving out those that can no longer be the nearest."""
+    queries, places, least = (torch.cat(column) for column in zip(*found, strict=True))
+    kept = least <= most[queries]
+    return queries[kept], places[kept], least[kept]
 
 
 def kernel_distance(x: Tensor, y: Tensor, groups: int = 10, paired: bool = False) -> tuple[float, float]:

@@ -11,6 +11,7 @@
 """
 
 from vqvae2.report.anatomy import anatomy_figures
+from vqvae2.report.comparison import comparison
 from vqvae2.report.describe import spread, spread_out, subject_interval
 from vqvae2.report.distances import encoder_features, feature_spaces, set_distances
 from vqvae2.report.measures import (
@@ -52,6 +53,7 @@ __all__ = [
     "anatomy_figures",
     "background_of",
     "bits_per_dim",
+    "comparison",
     "decode",
     "diversity_figures",
     "encoder_features",

@@ -40,6 +40,7 @@ def write_page(path: Path, report: Report, figures: Mapping[str, float]) -> None
         ("priors", "Priors", _priors(report, known)),
         ("samples", "Samples", samples_section(report, known)),
         ("labels", "Labels", labels_section(report, known)),
+        ("comparison", "Comparison", _comparison(report)),
         ("training", "Training", _training(known)),
         ("words", "Words", _words()),
         ("provenance", "How it was made", _provenance(report)),
@@ -309,6 +310,16 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         values = [[name, num(bits[key], 4)] for key, name in names.items()]
         text += table(["all levels together, coded by", "bits per image dimension"], values)
     return text + pictures(["nll_maps"], known)
+
+
+def _comparison(report: Report) -> str:
+    found = report.get("comparison")
+    if not found:
+        return ""
+    names = {"here": report["run"], "there": found["run"], "": "equal"}
+    rows = [[row["name"], num(row["here"], 3), num(row["there"], 3), names[row["better"]]] for row in found["rows"]]
+    head = ["figure", report["run"], found["run"], "better"]
+    return table(head, rows) + "".join(f'<p class="note">Beware: {escape(doubt)}.</p>' for doubt in found["doubts"])
 
 
 def _words() -> str:

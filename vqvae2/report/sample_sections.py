@@ -118,7 +118,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
         if (f := found.get(name))
     ]
     rows.append(["naming the most common class", num(found["majority"], 3), "", *("" for _ in found["classes"]), ""])
-    head = ["", "accuracy (95 %)", "images", *map(escape, found["classes"]), "too sure by"]
+    head = ["", "accuracy (95 %)", "images", *found["classes"], "too sure by"]
     text = f"<h3>Recognition of {escape(found['attribute'])}</h3>" + table(
         head, rows, naive="naming the most common class"
     )

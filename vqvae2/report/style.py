@@ -7,7 +7,7 @@ CSS = """
         --paper: #fff; --warn: #fff7e8; --good: #eefaf4; --fail: #fdeeeb; }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
-body { margin: 0; color: var(--ink); background: var(--paper);
+body { overflow-wrap: break-word; margin: 0; color: var(--ink); background: var(--paper);
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 header, main, footer { max-width: 1080px; margin: 0 auto; padding: 0 28px; }
 header { padding-top: 36px; }

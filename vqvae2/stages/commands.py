@@ -21,7 +21,11 @@ STAGES = {
 }
 """What each stage does, by its name on the command line, in the order of the pipeline."""
 
-TOOLS = {"cache": "list the decoded images that are kept, and remove them"}
+TOOLS = {
+    "compress": "write the codes of images into one small file",
+    "decompress": "read such a file, and write its images",
+    "cache": "list the decoded images that are kept, and remove them",
+}
 """What else ``vqvae2`` does, by name."""
 
 

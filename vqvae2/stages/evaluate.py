@@ -55,6 +55,8 @@ class Arguments:
     classifier: str | None = None
     """A label, by name: train a classifier of it on the training images (or take the run's), and measure whether
     samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
+    against: Path | None = None
+    """Another run with a report: its figures stand beside this one's."""
     batch_size: int = 32
     """Images processed at once."""
     compute: Compute = field(default_factory=Compute)
@@ -64,7 +66,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("data", "split"),
-    "report": ("out", "save_reconstructions", "num_samples", "classifier"),
+    "report": ("out", "save_reconstructions", "num_samples", "classifier", "against"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
 
@@ -97,6 +99,8 @@ def _story(line: CommandLine[Arguments]) -> None:
             raise UserError(f"{flag} {value} is out of range", how=f"Give {least} or more")
     run = RunFolder(arguments.run)
     record = run.read()
+    if arguments.against is not None:
+        _other_report(arguments.against)  # before the work
     models = _load(run, arguments)
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     out = _folder(arguments, run, evaluated)
@@ -157,6 +161,8 @@ def _measure(
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
         found["phantom"] = report.ventricle_figures(areas, classes)
         album.ventricles(areas)
+    if arguments.against is not None:
+        found["comparison"] = report.comparison(found, _other_report(arguments.against))
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
     found["missing"] = models.missing
     found["verdict"] = report.verdict(found)
@@ -202,6 +208,16 @@ def _load(run: RunFolder, arguments: Arguments) -> Models:
     hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
     priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
     return Models(model, store, priors, hashes, missing)
+
+
+def _other_report(folder: Path) -> dict[str, Any]:
+    """Read the report of another run, by its run folder or its report's."""
+    path = next((p for p in (folder / "report" / "report.json", folder / "report.json") if p.is_file()), None)
+    if path is None:
+        raise UserError("there is no report of that run", folder, f"First run {command('evaluate', '--run', folder)}")
+    found: dict[str, Any] = files.read_json(path)
+    checkpoint.check_format(found.get("format", 0), path, found.get("version"))
+    return found
 
 
 def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
@@ -443,6 +459,12 @@ def _print_figures(found: dict[str, Any]) -> None:
         text = f"{level:<10}{f['perplexity']:>11.1f}{f['perplexity_foreground']:>11.1f}{f['num_embeddings']:>6}"
         nats = "".join(f"{f.get(name, math.nan):>{w}.3f}" for name, w in (("nll", 8), ("position_nll", 9), ("gain", 8)))
         print(f"{text}{f['usage']:>7.0%}{nats.replace('nan', '  -')}")
+    if other := found.get("comparison"):
+        print(f"\n{'':<52}{found['run'][:14]:>16}{other['run'][:14]:>16}")
+        for row in other["rows"]:
+            print(f"{row['name']:<52}{row['here']:>16.3f}{row['there']:>16.3f}")
+        for doubt in other["doubts"]:
+            print(f"beware: {doubt}")
     print()
     for line in found["summary"][-3:] if "samples" in found else ():
         print(line)

@@ -1,0 +1,130 @@
+"""Write the codes of images into one small file, by the probabilities of the priors."""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vqvae2 import distributed, files, report
+from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
+from vqvae2.errors import UserError
+from vqvae2.progress import Progress
+from vqvae2.stages.commands import command
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.evaluated import open_evaluated
+from vqvae2.stages.flags import CommandLine
+from vqvae2.stages.launch import run_stage
+from vqvae2.stages.sample import load_models
+from vqvae2.stages.sample_folder import hashes_of
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write the codes of images into one small file, by the probabilities of the priors; `vqvae2 decompress` reads it.
+
+    The file holds codes, from which images come back as the VQ-VAE reconstructs them, not as they were. Reading it takes
+    the run's models, and a machine that computes as this one does; it is read back once before it gets its name.
+    """
+
+    run: Path
+    """Run folder with a VQ-VAE and the priors of all its levels."""
+    out: Path
+    """The file."""
+    data: str | None = None
+    """A folder of other images than the run's own."""
+    split: Literal["train", "selection", "val", "test", "all"] | None = None
+    """Split to compress; default: test if it exists, else val; all: every image, in any folder."""
+    chunk_size: int = 16
+    """Images that are coded together; larger is faster, and each chunk costs 16 bytes."""
+    overwrite: bool = False
+    """Replace the file."""
+
+
+_GROUPS = {"images": ("data", "split"), "running": ("run", "out", "chunk_size", "overwrite")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; return its exit code."""
+    return run_stage(partial(CommandLine, "compress", Arguments, _GROUPS), _story, argv)
+
+
+def _story(line: CommandLine[Arguments]) -> None:
+    arguments = line.settings()
+    if distributed.world_size() > 1:
+        raise UserError("compression runs in one process", "torchrun", "Start it without torchrun")
+    if arguments.chunk_size < 1:
+        raise UserError(f"--chunk-size {arguments.chunk_size} is too small", how="Give 1 or more")
+    if arguments.out.exists() and not arguments.overwrite:
+        raise UserError("this file exists already", arguments.out, "Add --overwrite, or give another --out")
+    run = RunFolder(arguments.run)
+    record = run.read()
+    model, priors = load_models(run, _CPU)
+    split = "all" if arguments.data is not None and arguments.split is None else arguments.split
+    evaluated = open_evaluated(run, record, arguments.data, split)
+    images = evaluated.images
+    attributes = len(priors[0].config.attributes)
+    label = evaluated.labels() if evaluated.own else torch.full((len(images), attributes), -1)
+    parts = []
+    with Progress(len(images), "encoding", "images") as progress, torch.no_grad():
+        for start in range(0, len(images), 32):
+            rows = list(range(start, min(start + 32, len(images))))
+            parts.append(model.encode(images.__getitems__(rows)["image"]))
+            progress(len(rows))
+    codes = [torch.cat(level) for level in zip(*parts, strict=True)]
+    positions = sum(level[0].numel() for level in codes)
+    chunks = -(-len(images) // arguments.chunk_size)
+    work = chunks * arguments.chunk_size * positions
+    started = time.monotonic()
+    with Progress(work, "writing codes", "codes") as progress:
+        streams, checksums = encode_codes(priors, codes, label, arguments.chunk_size, progress)
+    header = Header(
+        hashes=hashes_of(model, run),
+        shapes=[list(level.shape[1:]) for level in codes],
+        keys=images.keys,
+        labels=label.tolist(),
+        chunk_size=arguments.chunk_size,
+        chunks=[[len(stream), checksum] for stream, checksum in zip(streams, checksums, strict=True)],
+        threads=torch.get_num_threads(),
+        made_by=made_by(),
+    )
+    content = pack(header, streams)
+    seconds = time.monotonic() - started
+    with Progress(work, "reading it back", "codes") as progress:
+        for _ in decode_codes(priors, *unpack(content, arguments.out), progress):
+            pass
+    files.make_folder(arguments.out.parent)
+    files.write_atomic(arguments.out, content)
+    _tell(arguments.out, content, streams, codes, label, priors, images, seconds)
+    print(f"next: {command('decompress', '--run', run.path, '--file', arguments.out, '--out', 'FOLDER')}")
+
+
+def _tell(
+    out: Path,
+    content: bytes,
+    streams: list[bytes],
+    codes: list[torch.Tensor],
+    label: torch.Tensor,
+    priors: Any,
+    images: Any,
+    seconds: float,
+) -> None:
+    """Print the size beside what the priors promise."""
+    nats = sum(
+        float(report.score_codes(prior, codes[: i + 1], label).nll.sum()) * codes[i][0].numel()
+        for i, prior in enumerate(priors)
+    )
+    promised, coded = nats / math.log(2) / 8, sum(map(len, streams))
+    count, pixels = len(images), math.prod(images.images.shape[2:])
+    print(
+        f"wrote {out}: {count:,} images in {len(content):,} bytes, {8 * len(content) / count / pixels:.3f} bits a pixel"
+    )
+    print(
+        f"NLL under the priors {promised:,.0f} bytes; codes {coded:,} ({coded / promised:.4f} times that), with names "
+        f"and labels {len(content):,} ({len(content) / promised:.4f} times); {seconds:.0f} s"
+    )
