@@ -28,8 +28,8 @@ _CPU = torch.device("cpu")
 class Arguments:
     """Write the codes of images into one small file, by the probabilities of the priors; `vqvae2 decompress` reads it.
 
-    The file holds codes, from which images come back as the VQ-VAE reconstructs them, not as they were. Reading it takes
-    the run's models, and a machine that computes as this one does; it is read back once before it gets its name.
+    The file holds codes: images come back as the VQ-VAE reconstructs them, not as they were. Reading it takes the run's
+    models, and a machine that computes as this one does. It is read back once before it gets its name.
     """
 
     run: Path
