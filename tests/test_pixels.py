@@ -90,6 +90,18 @@ def test_asking_for_grey_finds_grey_images_that_were_read_without_asking(tmp_pat
     assert read(paths, grey=True).images.shape == (3, 1, 9, 8)
 
 
+def test_a_later_stage_that_knows_size_and_colours_decodes_nothing(tmp_path, monkeypatch):
+    for name, shape in (("grey", (16, 16)), ("colour", (16, 16, 3))):
+        for size in (None, "16x16", "8x8"):
+            paths_of(tmp_path / name, [picture(i, shape) for i in range(12)])
+            config = DataConfig(data=str(tmp_path / name), size=size, subject_pattern=".+")
+            first = open_data(config)
+            with monkeypatch.context() as patch:
+                forbid_decoding(patch)
+                again = open_data(config, ["train", "val"], like=first.to_config())
+            assert_array_equal(again.splits["train"].images[:], first.splits["train"].images[:])
+
+
 def test_changed_added_and_removed_files_are_noticed(tmp_path):
     paths = paths_of(tmp_path / "data", [picture(i, (9, 8)) for i in range(4)])
     read(paths)

@@ -266,6 +266,11 @@ class PixelFile:
             zlib.crc32(repr(shape).encode()),
         )
 
+    def serves(self, size: tuple[int, int] | None, grey: bool) -> bool:
+        """Tell whether these are the images that a reading to this size, and to grey, would give."""
+        fits = size is None or (self.images is not None and tuple(self.images.shape[2:]) == size)
+        return fits and not (grey and self.images is not None and self.images.shape[1] > 1)
+
     def in_channels(self, channels: int) -> Images:
         """The images in 1 or 3 channels; grey ones serve as RGB without a copy."""
         images = self.images
@@ -292,18 +297,18 @@ def read_pixels(source: Source, size: tuple[int, int] | None, how: str, grey: bo
     Raises:
         UserError: neither disk nor memory has room for the slices of volumes.
     """
-    key = _key(source, size, how, grey)
-    if key is None or not len(source):
+    identity = _identity(source)
+    if identity is None or not len(source):
         return _Reader(source, size, how, grey, None).read()
     folder = cache_folder() / "pixels"
-    # What was read in colour serves as grey too where there was none.
-    plain = _key(source, size, how, False) if grey else None
+    # Images of their own, equal size serve for that size, and those that are grey anyway for grey.
+    key = _key(identity, size, how, grey)
+    names = [key, *(_key(identity, other, how, colours) for other in (size, None) for colours in (grey, False))]
     try:
         files.make_folder(folder)
-        if plain and (found := _load(folder / plain, source, how)) and not found.index["coloured"].any():
-            return found
-        if found := _load(folder / key, source, how):
-            return found
+        for name in dict.fromkeys(names):
+            if (found := _load(folder / name, source, how)) and found.serves(size, grey):
+                return found
         with files.locked(folder / f".{key}.lock", wait=True):
             found = _load(folder / key, source, how)  # by another process, meanwhile
             return found or _Reader(source, size, how, grey, folder / key).read()
@@ -319,14 +324,20 @@ class _NoCacheError(Exception):
     """The cache cannot be written."""
 
 
-def _key(source: Source, size: tuple[int, int] | None, how: str, grey: bool) -> str | None:
+def _identity(source: Source) -> bytes | None:
+    """A hash of everything that the pixels depend on but size and colours."""
     identity = source.identity()
     if identity is None:
         return None
-    digest = hashlib.sha256(json.dumps([FORMAT, size, how if size else "", grey]).encode())
+    digest = hashlib.sha256(str(FORMAT).encode())
     for words in identity:
         digest.update(words.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:32]
+    return digest.digest()
+
+
+def _key(identity: bytes, size: tuple[int, int] | None, how: str, grey: bool) -> str:
+    settings = json.dumps([size, how if size else "", grey]).encode()
+    return hashlib.sha256(identity + settings).hexdigest()[:32]
 
 
 def _load(folder: Path, source: Source, how: str) -> PixelFile | None:
