@@ -54,9 +54,13 @@ def aligned_nearest(
         )
     known = _thumbnails(references, chunk)
     known = torch.cat([known, known.flip(-1)]).flatten(1)
-    small, most = _thumbnails(queries, chunk).flatten(1), min(candidates, len(known))
-    chosen = torch.cat([(part @ known.T).topk(most, dim=1).indices for part in small.split(chunk)])
     count, height, width = len(references), *queries.shape[2:]
+    most = min(candidates, len(known))
+    # A shift of a few pixels changes a thumbnail: the query is shifted, too.
+    moved = [(down, across) for down in {-(reach // 2), 0, reach // 2} for across in {-(reach // 2), 0, reach // 2}]
+    small = torch.stack([_thumbnails(queries.roll(move, (2, 3)), chunk).flatten(1) for move in moved])
+    alike = (torch.stack([part @ known.T for part in parts]).amax(0) for parts in small.split(chunk, dim=1))
+    chosen = torch.cat([rows.topk(most, dim=1).indices for rows in alike])
     rows = torch.arange(-min(reach, height // 2), min(reach, height // 2) + 1) % height
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width
     found = []

@@ -67,7 +67,8 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
             f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
             f"{num(found['correlation_p99'], 3)}, which 1 % at most of held-out images and of their reconstructions "
-            "have. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
+            f"have, and {found.get('aligned_copies', 0)} so much that they count as copies: nearer to 1 than to that "
+            "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
     found = samples.get("anatomy")
     if found:

@@ -197,7 +197,8 @@ def memorisation_figures(
     """Say whether samples are copies of training images.
 
     A copy is a sample that lies no farther from a training image than that image's own reconstruction does (5 %
-    granted), and closer than the 1st percentile of held-out images: the VQ-VAE could not draw that image better.
+    granted), and closer than the 1st percentile of held-out images: the VQ-VAE could not draw that image better. Or it
+    correlates with one, after the best shift, so much that it is nearer to 1 than to what held-out images reach.
 
     Args:
         found: the distances.
@@ -212,7 +213,8 @@ def memorisation_figures(
         of each, ``copies``, ``mirrored_copies``, ``identical_codes``, ``copied`` (samples that are one of these), and
         the ``nearest`` images of every sample, by distance and by correlation. For correlations over shifts: medians of
         samples and held-out images, ``correlation_p99`` (the greater 99th percentile of held-out images and of their
-        reconstructions) and ``correlated_share`` of samples above it.
+        reconstructions), ``correlated_share`` of samples above it, and ``aligned_copies``, those above the middle
+        between it and 1.
     """
     low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
 
@@ -226,6 +228,7 @@ def memorisation_figures(
     identical = np.array([row in known for row in samples.rows()], bool)
     correlation = found.aligned.correlation.double().numpy()
     high = max(float(np.percentile(c, 99)) for c in (found.aligned_real, found.aligned_reconstructed))
+    aligned = correlation > (1 + high) / 2
     median = {name: float(np.median(getattr(found, name))) for name in ("distance", "real", "reconstructed")}
     return {
         "count": len(found.index),
@@ -246,7 +249,8 @@ def memorisation_figures(
         "copies": int(copy.sum()),
         "mirrored_copies": int(mirrored.sum()),
         "identical_codes": int(identical.sum()),
-        "copied": int((copy | mirrored | identical).sum()),
+        "aligned_copies": int(aligned.sum()),
+        "copied": int((copy | mirrored | identical | aligned).sum()),
         "nearest": [
             {
                 "sample": i,

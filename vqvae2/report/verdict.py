@@ -19,6 +19,8 @@ _ENOUGH = 30
 """Images of each set from which on coverage and neighbours are judged."""
 _APART = 0.9
 """Accuracy of the nearest neighbour above which samples are told from held-out images."""
+_LEAST_SHARE = 0.75
+"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
 _EXCESS = 0.1
 """Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 
@@ -95,8 +97,11 @@ def _looks_real(report: Report) -> tuple[str, str]:
         if apart > max(_APART, usual):
             share = f"{apart:.0%} of them and of real ones have their nearest neighbour on their own side"
             band, told = "fail", f"Samples are told from held-out images: {share} (training images {usual:.0%}). {told}"
-        elif band == "good" and found["coverage"] < known_people["coverage"] / 2:
-            missing = f"coverage {found['coverage']:.2f}, of training images {known_people['coverage']:.2f}"
+        elif band == "good" and any(found[name] < _LEAST_SHARE * known_people[name] for name in ("coverage", "recall")):
+            missing = ", ".join(
+                f"{name} {found[name]:.2f} (training images {known_people[name]:.2f})"
+                for name in ("coverage", "recall")
+            )
             band, told = "weak", f"Kinds of images are missing: {missing}. {told}"
     return band, f"{told}."
 
