@@ -175,7 +175,7 @@ VERDICTS = [
     ("levels.bottom.collapsed", True, 0, "fail", "level bottom has collapsed"),
     ("distances.MobileNetV2.samples.kid", 0.31, 1, "weak", "most is lost by the priors"),
     ("distances.MobileNetV2.samples.kid", 0.9, 1, "fail", "KID 0.900 (standard error 0.010)"),
-    ("distances.MobileNetV2.samples.coverage", 0.3, 1, "weak", "coverage 0.30, of training images 0.70"),
+    ("distances.MobileNetV2.samples.coverage", 0.3, 1, "weak", "coverage 0.30 (training images 0.70)"),
     ("distances.MobileNetV2.samples.two_sample", 0.94, 1, "fail", "94% of them and of real ones"),
     ("samples.diversity.pairwise_ssim", 0.75, 1, "fail", "too alike"),
     ("samples.diversity.pairwise_ssim", 0.3, 1, "fail", "too unlike"),
