@@ -285,7 +285,7 @@ def test_a_set_whose_writing_breaks_off_is_gone_on_with(run, call, refused, monk
     write = Path.write_bytes
 
     def full(path, content):
-        if path.name == "00002.png":
+        if path.name == "00002.part":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, content)
 

@@ -66,6 +66,7 @@ class Progress:
             left = in_words((self.total - self.done) / rate) if rate else "unknown time"
             print(
                 f"{self.doing}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a second, {left} left",
+                file=sys.stderr,  # stdout is the main process's
                 flush=True,
             )
 

@@ -24,6 +24,7 @@ __all__ = [
     "Samples",
     "Sharpness",
     "check_priors",
+    "chunk_rows",
     "draw_labels",
     "label_rows",
     "log_probabilities",
@@ -266,8 +267,18 @@ def sample_chunks(
             if progress is not None:
                 progress(chunk_size * sum(prior.config.height * prior.config.width for prior in priors))
             continue
-        rows = label[[min(index, num - 1) for index in indices]]
+        rows = label[chunk_rows(first, chunk_size, num)]
         yield first, sample_chunk(model, priors, indices, rows, seed, sharpness, progress)
+
+
+def chunk_rows(first: int, chunk_size: int, num: int) -> list[int]:
+    """Number the rows of labels that a chunk takes: its own, and the last one of all for those beyond the end.
+
+    Example:
+        >>> chunk_rows(4, 4, 6)
+        [4, 5, 5, 5]
+    """
+    return [min(first + i, num - 1) for i in range(chunk_size)]
 
 
 def _nothing(model: VQVAE, label: Tensor) -> Samples:

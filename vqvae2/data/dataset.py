@@ -79,7 +79,7 @@ class ImageSet(Dataset[dict[str, Any]]):
 
     @property
     def checksum(self) -> int:
-        """A number that other images have not, but by chance."""
+        """Checksum of the images."""
         return zlib.crc32(np.ascontiguousarray(self.images).data) if self.file is None else self.file.checksum
 
     @property
@@ -90,6 +90,8 @@ class ImageSet(Dataset[dict[str, Any]]):
     @functools.cached_property
     def digests(self) -> list[bytes]:
         """A hash of each image's pixels, by which copies are found; empty for an image of one value."""
+        if self.file is not None:
+            return [row.tobytes() if row.any() else b"" for row in self.file.index["digest"]]
         return [digest_of(self.images[row]) for row in range(len(self))]
 
     def __getitem__(self, index: int) -> dict[str, Any]:

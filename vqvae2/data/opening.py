@@ -1,4 +1,4 @@
-"""From what the user names to images in memory."""
+"""From what the user names to images by split."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -147,7 +147,9 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         raise UserError(
             f"all {len(place):,} {layout.unit} show one subject, {subjects[0]}, so that nothing can be held out",
             folder,
-            "If they show several, give --subject-pattern; '.+' counts each image as a subject",
+            "Add volumes of other people, or give --subject-pattern if they show several"
+            if layout.volumes
+            else "If they show several, give --subject-pattern; '.+' counts each image as a subject",
         )
     _check_apart(subjects, place, layout)
     notes = layout.notes + _split_notes(place, layout)
@@ -171,6 +173,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         read.demand_range(value_range)
     channels = stored.get("channels") or config.channels or (3 if read.coloured else 1)
     notes += opened.notes
+    if layout.volumes and all((file.index["place"] < 0).all() for file in read.files.values()):  # single slices
+        notes += filter(None, [_each_alone(subjects, config, layout, layout.told_by)])
     if read.halved:
         notes.append(f"{read.halved:,} images have 16 bits a colour, of which the upper 8 are read")
     if channels == 1 and read.coloured:
@@ -251,11 +255,11 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
             f"An image is called {files[0]}, its subject {subjects[0]}",
         )
     if found.by_visit:
-        layout.notes.append(f"{found.by_visit:,} images have the labels of their visit in {name}")
+        layout.notes.append(f"{found.by_visit:,} {layout.unit} have the labels of their visit in {name}")
     if found.loose:
         layout.notes.append(f"{found.what} of {name} are matched approximately: {found.loose}")
     if lacking:
-        layout.notes.append(f"{lacking:,} images have no row in {name}; their labels count as missing")
+        layout.notes.append(f"{lacking:,} {layout.unit} have no row in {name}; their labels count as missing")
     if found.absent:
         layout.notes.append(f"{found.absent:,} rows of {name} name {found.what} that are not there")
     for column in columns:
@@ -289,15 +293,23 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
                     f"{layout.told_by}"
                 )
             subjects = [new or old for new, old in zip(named, subjects, strict=True)]
-    alone = sum(count == 1 for count in Counter(subjects).values())
-    if alone > len(subjects) / 2 and config.subject_pattern is None and not layout.volumes:
-        layout.notes.append(
-            f"{alone:,} of {len(subjects):,} images each count as a separate subject, by {told_by}; "
-            "if several show one person, give --subject-pattern"
-        )
+    note = None if layout.volumes else _each_alone(subjects, config, layout, told_by)
+    if note:
+        layout.notes.append(note)
     else:
         layout.notes.append(f"subjects by {told_by}, such as {subjects[0]} of {layout.keys[0]}")
     return subjects
+
+
+def _each_alone(subjects: list[str], config: DataConfig, layout: Layout, told_by: str) -> str | None:
+    """Say so where most files count as a person of their own."""
+    alone = sum(count == 1 for count in Counter(subjects).values())
+    if alone <= len(subjects) / 2 or config.subject_pattern is not None:
+        return None
+    return (
+        f"{alone:,} of {len(subjects):,} {layout.unit} each count as a separate subject, by {told_by}; "
+        "if several show one person, give --subject-pattern"
+    )
 
 
 def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:

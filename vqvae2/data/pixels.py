@@ -15,10 +15,15 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
+import platform
+import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -30,7 +35,7 @@ from numpy.typing import NDArray
 from vqvae2 import files
 from vqvae2.data.decoding import Picture, UnreadableError, decode, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
-from vqvae2.data.pools import cores, read_all, read_by_processes
+from vqvae2.data.pools import cores, processes_pay, read_all, read_by_processes
 from vqvae2.data.storage import cache_folder, memory_limit
 from vqvae2.errors import UserError
 
@@ -113,13 +118,15 @@ class Files:
 
     def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
         """Decode them, in threads or, if there are many, in processes."""
-        if len(self.paths) < _MANY or cores() < 2:
+        if len(self.paths) < _MANY or not processes_pay(self.paths[0]):
             read = functools.partial(_item, prepare)
             yield from read_all(self.paths, read, "reading images", "images", 2 * cores())
             return
         for first, (pixels, records) in read_by_processes(
             self.paths, functools.partial(_chunk, prepare), "reading images", "images"
         ):
+            if isinstance(pixels, str):
+                raise UserError(pixels)
             rest = iter(pixels.numpy() if isinstance(pixels, torch.Tensor) else pixels)
             for index, record in enumerate(records, first):
                 if isinstance(record, str):
@@ -134,8 +141,11 @@ def _item(prepare: Prepare, path: Path) -> Item:
 
 def _chunk(
     prepare: Prepare, paths: Sequence[Path]
-) -> tuple[torch.Tensor | list[NDArray[Any]], list[tuple[Any, ...] | str]]:
-    """Decode some files: the pixels of those that can be read, together where they are alike, and record or reason."""
+) -> tuple[torch.Tensor | list[NDArray[Any]] | str, list[tuple[Any, ...] | str]]:
+    """Decode some files: the pixels of those that can be read, together where they are alike, and record or reason.
+
+    An error of the user's is returned as its text: raised, it would reach the main process as a traceback.
+    """
     pixels: list[NDArray[Any]] = []
     records: list[tuple[Any, ...] | str] = []
     for path in paths:
@@ -144,6 +154,8 @@ def _chunk(
         except UnreadableError as reason:
             records.append(str(reason))
             continue
+        except UserError as error:
+            return str(error), []
         pixels.append(image.pixels)
         records.append(image.record)
     alike = len({(image.shape, image.dtype) for image in pixels}) == 1
@@ -156,7 +168,7 @@ def stamp(path: Path) -> str:
         status = os.stat(path)
     except OSError:
         return f"{path} absent"
-    return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}"
+    return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 class Mapped:
@@ -248,18 +260,20 @@ class PixelFile:
         images: (N, C, H, W) as they are stored, C 1 where all are grey; None where sizes or bit depths differ.
         skipped: (item, reason) of the files that could not be read.
         about: what the source said of items, by item.
+        how: as of `decoding.fit`.
     """
 
     index: NDArray[Any]
     images: Images | None
     skipped: list[tuple[int, str]]
     about: dict[int, dict[str, Any]]
+    how: str
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of all that tells these images from others."""
+        """Checksum of the images: of their hashes in the files, and of how they were brought to size."""
         names = ("digest", "low", "high", "size")
-        shape = () if self.images is None else self.images.shape
+        shape = (self.how,) if self.images is None else (self.how, *self.images.shape)
         return functools.reduce(
             lambda found, name: zlib.crc32(self.index[name].tobytes(), found),
             names,
@@ -304,20 +318,21 @@ def read_pixels(source: Source, size: tuple[int, int] | None, how: str, grey: bo
     # Images of their own, equal size serve for that size, and those that are grey anyway for grey.
     key = _key(identity, size, how, grey)
     names = [key, *(_key(identity, other, how, colours) for other in (size, None) for colours in (grey, False))]
-    try:
-        files.make_folder(folder)
-        for name in dict.fromkeys(names):
-            if (found := _load(folder / name, source, how)) and found.serves(size, grey):
-                return found
-        with files.locked(folder / f".{key}.lock", wait=True):
-            found = _load(folder / key, source, how)  # by another process, meanwhile
-            return found or _Reader(source, size, how, grey, folder / key).read()
-    except _NoCacheError:
-        return _Reader(source, size, how, grey, None).read()
-    except UserError:
-        if os.access(folder, os.W_OK):
-            raise
-        return _Reader(source, size, how, grey, None).read()  # no right to write: it is only a cache
+    for name in dict.fromkeys(names):
+        if (found := _load(folder / name, source, how)) and found.serves(size, grey):
+            return found
+    with ExitStack() as stack:
+        try:
+            files.make_folder(folder)
+            stack.enter_context(files.locked(folder / f".{key}.lock", wait=True))
+        except UserError:  # no right to write, or no locks on this disk: it is only a cache
+            return _Reader(source, size, how, grey, None).read()
+        if found := _load(folder / key, source, how):  # by another process, meanwhile
+            return found
+        try:
+            return _Reader(source, size, how, grey, folder / key).read()
+        except _NoCacheError:
+            return _Reader(source, size, how, grey, None).read()
 
 
 class _NoCacheError(Exception):
@@ -350,21 +365,38 @@ def _load(folder: Path, source: Source, how: str) -> PixelFile | None:
             return None
         images: Mapped | Decoded
         if about["decoded"]:
+            if _has_room(math.prod(shape) * np.dtype(dtype).itemsize, folder.parent):
+                return None  # there was none when the index was made
             images = _on_demand(source, index, shape, np.dtype(dtype), how)
         else:
             images = Mapped(folder / "pixels", dtype, shape)
         skipped = [(item, reason) for item, reason in about["skipped"]]
         told = {int(item): words for item, words in about["about"].items()}
-        os.utime(folder)  # when it was last used
+        if source.paths is not None and any(_readable(source.paths[item]) for item, _ in skipped):
+            return None  # what could not be read then can be read now
+        with suppress(OSError):
+            os.utime(folder)  # when it was last used
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return PixelFile(index, images, skipped, told)
+    return PixelFile(index, images, skipped, told, how)
 
 
 def _on_demand(source: Source, index: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any], how: str) -> Decoded:
     assert source.paths is not None
     count, channels, height, width = shape
     return Decoded([source.paths[item] for item in index["item"]], (count, channels, height, width), dtype, how)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        decode(path)
+    except UnreadableError:
+        return False
+    return True
+
+
+def _has_room(need: int, folder: Path) -> bool:
+    return need <= DISK_SHARE * shutil.disk_usage(folder).free
 
 
 @dataclass(frozen=True)
@@ -411,21 +443,22 @@ class _Reader:
             self._items()
             index = np.concatenate([*self.records, np.empty(0, INDEX)])
             images = None if self.unequal or not self.count else self._images(partial, index)
-            return PixelFile(index, images, self.skipped, self.about)
+            return PixelFile(index, images, self.skipped, self.about, self.how)
         finally:
             if partial is not None:
-                if self.out is not None:
-                    self.out.close()
+                self._close()
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _begin(self) -> Path | None:
         """Open what is written to; return the folder in which it lies until it is whole."""
         if self.folder is None:
-            self.out = io.BytesIO()
+            # Slices cannot be read anew one by one: beyond the memory they lie in a file without a name.
+            self.out = io.BytesIO() if self.source.paths is not None else tempfile.TemporaryFile()  # noqa: SIM115 - mapped
             return None
-        for left in self.folder.parent.glob(f".{self.folder.name}.*.tmp"):  # of a process that was killed
+        host = re.sub(r"\W", "-", platform.node())
+        for left in self.folder.parent.glob(f".{self.folder.name}.{host}.*.tmp"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        partial = self.folder.with_name(f".{self.folder.name}.{host}.{os.getpid()}.tmp")
         try:
             partial.mkdir()
             self.out = open(partial / "pixels", "w+b")  # noqa: SIM115 - closed by read
@@ -466,8 +499,7 @@ class _Reader:
         """Give up the pixels where the disk has no room for all of them."""
         if self.folder is None or self.source.paths is None:
             return
-        need = each * len(self.source)
-        if need > DISK_SHARE * shutil.disk_usage(self.folder.parent).free:
+        if not _has_room(each * len(self.source), self.folder.parent):
             self._give_up()
 
     def _write(self, pixels: NDArray[Any]) -> None:
@@ -480,19 +512,27 @@ class _Reader:
         try:
             self.out.write(content.data)
         except OSError as error:
-            if self.source.paths is None:
-                raise UserError(
-                    f"no room for the images ({error.strerror or error})",
-                    cache_folder(),
-                    "Free the disk, or name another folder in VQVAE2_CACHE",
-                ) from None
-            self._give_up()
+            self._no_room(error)
+
+    def _no_room(self, error: Exception) -> None:
+        """Give up the pixels; UserError for volumes, whose slices cannot be decoded one by one."""
+        self._give_up()
+        if self.source.paths is None:
+            raise UserError(
+                f"no room for the images ({getattr(error, 'strerror', None) or error})",
+                cache_folder(),
+                "Free the disk, or name another folder in VQVAE2_CACHE",
+            ) from None
 
     def _give_up(self) -> None:
         """Go on with the index alone: images are decoded when they are asked for."""
-        assert self.out is not None
-        self.out.close()
+        self._close()
         self.out = None
+
+    def _close(self) -> None:
+        with suppress(OSError):  # of a full disk, which was met before
+            if self.out is not None:
+                self.out.close()
 
     def _widen(self) -> None:
         """Turn what was written so far from grey to RGB."""
@@ -500,6 +540,9 @@ class _Reader:
         if self.out is None:
             return
         grey, each = self.out, int(np.prod(shape)) * self.dtype.itemsize
+        self._check_room(4 * each)  # what is there, and three times that
+        if self.out is None:
+            return
         grey.seek(0)
         self.out = io.BytesIO() if self.folder is None else open(f"{grey.name}.new", "w+b")  # noqa: SIM115 - closed by read
         for start in range(0, self.count - 1, _CHUNK):
@@ -513,29 +556,40 @@ class _Reader:
     def _images(self, partial: Path | None, index: NDArray[Any]) -> Images:
         """Give the folder its name where there is one, and return the images."""
         shape = (self.count, *self.shape)
-        if partial is not None:
-            assert self.folder is not None
+        try:
             if self.out is not None:
                 self.out.flush()
-                os.fsync(self.out.fileno())
-            else:
-                (partial / "pixels").unlink(missing_ok=True)
-            about = {
-                "of": self.source.whose,
-                "shape": shape,
-                "dtype": self.dtype.name,
-                "decoded": self.out is None,
-                "skipped": self.skipped,
-                "about": self.about,
-            }
-            files.write_atomic(partial / "index.npy", lambda file: np.save(file, index))
-            files.write_json(partial / "about.json", about)
-            shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or it would have been found
-            os.replace(partial, self.folder)
-            files.sync_folder(self.folder.parent)
+            if partial is not None:
+                self._settle(partial, index, shape)
+        except (OSError, UserError) as error:
+            self._no_room(error)
+            return _on_demand(self.source, index, shape, self.dtype, self.how)
         if self.out is None:
             return _on_demand(self.source, index, shape, self.dtype, self.how)
         if self.folder is not None:
             return Mapped(self.folder / "pixels", self.dtype.name, shape)
-        assert isinstance(self.out, io.BytesIO)
-        return np.frombuffer(self.out.getbuffer(), self.dtype).reshape(shape)
+        if isinstance(self.out, io.BytesIO):
+            return np.frombuffer(self.out.getbuffer(), self.dtype).reshape(shape)
+        return np.memmap(self.out, self.dtype, "r", shape=shape)
+
+    def _settle(self, partial: Path, index: NDArray[Any], shape: tuple[int, ...]) -> None:
+        """Write the index, and give the folder its name."""
+        assert self.folder is not None
+        if self.out is not None:
+            os.fsync(self.out.fileno())
+        else:
+            for left in partial.iterdir():
+                left.unlink()
+        about = {
+            "of": self.source.whose,
+            "shape": shape,
+            "dtype": self.dtype.name,
+            "decoded": self.out is None,
+            "skipped": self.skipped,
+            "about": self.about,
+        }
+        files.write_atomic(partial / "index.npy", lambda file: np.save(file, index))
+        files.write_json(partial / "about.json", about)
+        shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or it would have been found
+        os.replace(partial, self.folder)
+        files.sync_folder(self.folder.parent)

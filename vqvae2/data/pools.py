@@ -1,22 +1,44 @@
 """Many files read at once: by threads, and, where there are very many, by processes."""
 
+import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.data.decoding import UnreadableError
 from vqvae2.progress import Progress
 
-__all__ = ["cores", "read_all", "read_by_processes"]
+__all__ = ["cores", "processes_pay", "read_all", "read_by_processes"]
+
+_AT_ONCE = 16  # files that a process reads before it hands them over
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+def processes_pay(first: Path) -> bool:
+    """Tell whether images like this one are read faster by processes, which hand them over in shared memory.
+
+    They are started by a fork alone: any other start would run the user's script again.
+    """
+    if cores() < 2 or multiprocessing.get_all_start_methods()[0] != "fork":
+        return False
+    try:
+        with Image.open(first) as image:
+            each = 3 * image.width * image.height
+        room = os.statvfs("/dev/shm")
+    except OSError:
+        return False
+    under_way = 2 * min(16, cores()) * _AT_ONCE * each
+    return under_way < room.f_bavail * room.f_frsize / 2
 
 
 def cores() -> int:
@@ -70,7 +92,7 @@ class _Chunks(Dataset[Any]):
 
 
 def read_by_processes(
-    paths: Sequence[S], read: Callable[[Sequence[S]], T], doing: str, unit: str, size: int = 16
+    paths: Sequence[S], read: Callable[[Sequence[S]], T], doing: str, unit: str, size: int = _AT_ONCE
 ) -> Iterator[tuple[int, T]]:
     """Read files in processes, as many as there are cores, with a progress bar.
 

@@ -11,7 +11,7 @@ from vqvae2.data.decoding import Picture, UnreadableError, digest_of
 from vqvae2.data.pixels import Item, Prepare, stamp
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import stem_of
-from vqvae2.data.volumes import REMARKS, Cut, SliceConfig, beside, cut_all, slice_settings
+from vqvae2.data.volumes import FORMAT, REMARKS, Cut, SliceConfig, beside, cut_all, slice_settings
 
 
 def config_of(like: dict[str, Any]) -> SliceConfig:
@@ -36,7 +36,7 @@ class Volumes:
         others = [beside(files[0]) for files in self.volumes]
         if None in others:
             return None
-        settings = [f"{name} {value}" for name, value in slice_settings(self.config).items()]
+        settings = [f"format {FORMAT}", *(f"{name} {value}" for name, value in slice_settings(self.config).items())]
         groups = (
             "\n".join(stamp(path) for path in (*files, *(more or ())))
             for files, more in zip(self.volumes, others, strict=True)

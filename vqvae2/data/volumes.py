@@ -18,6 +18,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +37,7 @@ _SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 _DICOM = (".dcm", ".dicom", ".ima")
 SUFFIXES = _NIBABEL + _SIMPLEITK
 MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
-_FORMAT = 3  # of the cache
+FORMAT = 3  # of the cache
 _DATA_FILE = re.compile(
     rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE
 )
@@ -204,10 +205,12 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
             raise UnreadableError(error.strerror or str(error)) from None
     if others is None:
         return cut(files, config)
-    settings = json.dumps([_FORMAT, content, slice_settings(config)], sort_keys=True)
+    settings = json.dumps([FORMAT, content, slice_settings(config)], sort_keys=True)
     kept = cache_folder() / "slices" / f"{hashlib.sha256(settings.encode()).hexdigest()}.npz"
     try:
         with _PARSING, np.load(kept, allow_pickle=False) as stored:
+            with suppress(OSError):
+                os.utime(kept)  # when it was last used
             return Cut(stored["pixels"], **_tuples(json.loads(str(stored["record"]))))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):  # absent, or cut short
         pass

@@ -1,5 +1,6 @@
 """Copies that a distance of pixels misses: shifted, mirrored, blurred or in another light."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def aligned_nearest(
     # A shift of a few pixels changes a thumbnail: the query is shifted, too.
     moved = [(down, across) for down in {-(reach // 2), 0, reach // 2} for across in {-(reach // 2), 0, reach // 2}]
     small = torch.stack([_thumbnails(queries.roll(move, (2, 3)), chunk).flatten(1) for move in moved])
-    alike = (torch.stack([part @ known.T for part in parts]).amax(0) for parts in small.split(chunk, dim=1))
+    alike = (functools.reduce(torch.maximum, (part @ known.T for part in parts)) for parts in small.split(chunk, dim=1))
     chosen = torch.cat([rows.topk(most, dim=1).indices for rows in alike])
     rows = torch.arange(-min(reach, height // 2), min(reach, height // 2) + 1) % height
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width

@@ -16,7 +16,7 @@ from vqvae2.device import resolve_precision
 
 
 def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Find each query's nearest reference in the Euclidean distance of pixels, in one pass over the references.
+    """Find each query's nearest reference in the Euclidean distance of pixels, in few passes over the references.
 
     Where the processor multiplies bfloat16 fast, products are rounded to it first: what rounding leaves in doubt is
     compared exactly.
@@ -39,8 +39,11 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     q = q.reshape(len(q), math.prod(shape[1:])).float()
     index = torch.zeros(len(q), dtype=torch.int64)
     doubtful = torch.arange(len(q))
-    if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16 and shape[0] > 4 * _CANDIDATES:
-        index, doubtful = _by_candidates(q, references, chunk)
+    fast = resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
+    if fast and len(q) and shape[0] > 4 * _MOST:
+        parts = [_by_candidates(part, references, chunk) for part in q.split(_QUERIES)]
+        index = torch.cat([part for part, _ in parts])
+        doubtful = torch.cat([n * _QUERIES + rows for n, (_, rows) in enumerate(parts)])
     if len(doubtful):
         index[doubtful] = _exhaustively(q[doubtful], references, chunk)
     # Measured again as a difference: the expanded square cannot tell a copy from a near copy.
@@ -50,7 +53,8 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     return index, distance
 
 
-_CANDIDATES = 64  # references compared exactly for a query, at most; with more in doubt all are
+_QUERIES = 2048  # compared in one pass over the references
+_MOST = 64  # references compared exactly for a query, at most; with more in doubt all are
 
 
 def take(array: Any, rows: Any) -> Tensor:
@@ -86,7 +90,8 @@ def _by_candidates(q: Tensor, references: Any, chunk: int) -> tuple[Tensor, Tens
     """
     narrow, lengths = q.to(torch.bfloat16), q.norm(dim=1, keepdim=True)
     most = torch.full((len(q),), math.inf)  # largest possible squared distance of the nearest, but for |query|^2
-    found = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]
+    doubtful = torch.zeros(len(q), dtype=torch.bool)
+    found = _Candidates(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     for j in range(0, len(references), chunk):
         rows = take(references, slice(j, j + chunk)).flatten(1)
         thin = rows.to(torch.bfloat16)
@@ -95,26 +100,41 @@ def _by_candidates(q: Tensor, references: Any, chunk: int) -> tuple[Tensor, Tens
         error = lengths * norms * ((2 if exact else 3) * 2**-8 * 1.01)
         least = torch.addcmul(norms.square() - error, (narrow @ thin.T).float(), error.new_tensor(-2.0))
         most = torch.minimum(most, (least + 2 * error).amin(1))
-        queries, columns = (least <= most[:, None]).nonzero(as_tuple=True)
-        found.append((queries, columns + j, least[queries, columns]))
-        if sum(len(part[0]) for part in found) > 8 * _CANDIDATES * len(q):
-            found = [_possible(found, most)]
-    queries, places, _ = _possible(found, most)
+        query, place = ((least <= most[:, None]) & ~doubtful[:, None]).nonzero(as_tuple=True)
+        found = found.joined(_Candidates(query, place + j, least[query, place])).possible(most)
+        doubtful |= torch.bincount(found.query, minlength=len(q)) > _MOST
+        found = found.where(~doubtful[found.query])
     index = torch.zeros(len(q), dtype=torch.int64)
-    count = torch.bincount(queries, minlength=len(q))
-    order = torch.argsort(queries, stable=True)  # by query, in the order of the references
-    for i, chosen in enumerate(places[order].split(count.tolist())):
-        if len(chosen) <= _CANDIDATES:
+    order = torch.argsort(found.query, stable=True)  # by query, in the order of the references
+    count = torch.bincount(found.query, minlength=len(q)).tolist()
+    for i, chosen in enumerate(found.place[order].split(count)):
+        if len(chosen):
             others = torch.stack([take(references, k).flatten().float() for k in chosen.tolist()])
             index[i] = chosen[(others - q[i]).pow(2).sum(1).argmin()]
-    return index, (count > _CANDIDATES).nonzero()[:, 0]
+    return index, doubtful.nonzero()[:, 0]
 
 
-def _possible(found: list[tuple[Tensor, Tensor, Tensor]], most: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Join candidates, leaving out those that can no longer be the nearest."""
-    queries, places, least = (torch.cat(column) for column in zip(*found, strict=True))
-    kept = least <= most[queries]
-    return queries[kept], places[kept], least[kept]
+@dataclass(frozen=True)
+class _Candidates:
+    """What may be nearest: numbers of queries and of references, and the smallest possible squared distance."""
+
+    query: Tensor
+    place: Tensor
+    least: Tensor
+
+    def joined(self, other: "_Candidates") -> "_Candidates":
+        both = (
+            torch.cat(pair)
+            for pair in ((self.query, other.query), (self.place, other.place), (self.least, other.least))
+        )
+        return _Candidates(*both)
+
+    def where(self, kept: Tensor) -> "_Candidates":
+        return _Candidates(self.query[kept], self.place[kept], self.least[kept])
+
+    def possible(self, most: Tensor) -> "_Candidates":
+        """Leave out those that can no longer be the nearest."""
+        return self.where(self.least <= most[self.query])
 
 
 def kernel_distance(x: Tensor, y: Tensor, groups: int = 10, paired: bool = False) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Two reports side by side."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,12 +22,15 @@ def comparison(report: Report, other: Report) -> dict[str, Any]:
         ``run``, the other's name, ``rows`` of ``name``, ``here``, ``there`` and ``better`` ("here", "there" or ""), and
         ``doubts``: why they cannot be compared without thought.
     """
-    here, there = _figures(report), _figures(other)
+    same = report.get("hashes", {}).get("vqvae_sha256") == other.get("hashes", {}).get("vqvae_sha256")
+    here, there = _figures(report, same), _figures(other, same)
     rows = []
     for name, (value, upwards) in here.items():
         if name not in there:
             continue
         against = there[name][0]
+        if not (math.isfinite(value) and math.isfinite(against)):
+            continue
         ahead = (value - against) * upwards
         rows.append(
             {
@@ -42,10 +46,11 @@ def comparison(report: Report, other: Report) -> dict[str, Any]:
 def _doubts(report: Report, other: Report) -> list[str]:
     doubts = []
     ours, theirs = report["split"], other["split"]
-    if (ours["images"], ours["subjects"], ours["name"]) != (theirs["images"], theirs["subjects"], theirs["name"]):
+    if any(ours[name] != theirs[name] for name in ("data", "images", "subjects", "name")):
         doubts.append(
-            f"other images were scored: {ours['images']:,} of {ours['subjects']:,} subjects ({ours['name']}) here, "
-            f"{theirs['images']:,} of {theirs['subjects']:,} ({theirs['name']}) there"
+            f"other images were scored: {ours['images']:,} of {ours['subjects']:,} subjects ({ours['name']} of "
+            f"{ours['data']}) here, {theirs['images']:,} of {theirs['subjects']:,} ({theirs['name']} of "
+            f"{theirs['data']}) there"
         )
     sizes = [(found["data"]["height"], found["data"]["width"], found["data"]["channels"]) for found in (report, other)]
     if sizes[0] != sizes[1]:
@@ -57,7 +62,7 @@ def _doubts(report: Report, other: Report) -> list[str]:
     return doubts
 
 
-def _figures(report: Report) -> dict[str, tuple[float, int]]:
+def _figures(report: Report, same_encoder: bool) -> dict[str, tuple[float, int]]:
     """Figures by name, and whether more (1) or less (-1) is better."""
     found, sharpness = report["reconstruction"], report["reconstruction"]["sharpness"]
     figures: dict[str, tuple[float | None, int]] = {
@@ -71,6 +76,8 @@ def _figures(report: Report) -> dict[str, tuple[float, int]]:
     for level, own in report["levels"].items():
         figures[f"{level}: gain over the position-wise unigram (nats)"] = (own.get("gain"), 1)
     space, sets = nearest_features(report)
+    if space == "encoder" and not same_encoder:  # of another network each
+        sets = {}
     for name, words in (("reconstructions", "reconstructions"), ("samples", "samples")):
         figures[f"KID of {words}, {space}"] = (sets.get(name, {}).get("kid"), -1)
     for name in ("precision", "recall", "coverage"):

@@ -1,5 +1,6 @@
 """The parts of the report's page on samples and on their labels."""
 
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -23,8 +24,11 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
         f"{name.replace('_', ' ')} {' / '.join(f'{v:g}' for v in samples[name])}"
         for name in ("temperature", "top_k", "top_p")
     )
-    text = f"<p>{samples['count']} samples of <code>{escape(samples['folder'])}</code>: {settings}, "
-    text += f"seed {samples['seed']}, label {escape(asked)}.</p>"
+    judged, reject = samples.get("judged", samples["count"]), samples.get("reject", 0)
+    compared = f" ({judged:,} of them compared)" if judged < samples["count"] else ""
+    chosen = f"; chosen by a classifier, which left out {reject:.0%}" if reject else ""
+    text = f"<p>{samples['count']:,} samples{compared} of <code>{escape(samples['folder'])}</code>: {settings}, "
+    text += f"seed {samples['seed']}, label {escape(asked)}{chosen}.</p>"
     text += pictures(["samples", "samples_by_class"], known)
     found = samples.get("diversity")
     if found:
@@ -124,7 +128,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
         head, rows, naive="naming the most common class"
     )
     if "score" in found:
-        ratio = found["score"]["accuracy"] / found["real_score"]["accuracy"]
+        ratio = found["score"]["accuracy"] / (found["real_score"]["accuracy"] or math.nan)
         text += (
             "<p>Classification accuracy score: a classifier that saw samples alone reaches "
             f"<b>{num(ratio, 2)}</b> times the accuracy of one that saw as many training images.</p>"

@@ -48,6 +48,12 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def some(self, most: int) -> "SampleSet":
+        """Return so many of the samples at most, evenly spaced."""
+        rows = spread_out(len(self), most)
+        codes = [level[rows] for level in self.codes]
+        return SampleSet(self.folder, codes, self.nll[rows], self.labels[rows], self.how)
+
     def rows(self) -> list[bytes]:
         """Return each sample's codes of all levels as bytes, equal for equal samples."""
         return code_rows([level.numpy() for level in self.codes])

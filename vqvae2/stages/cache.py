@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,9 +61,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         if entry.name in arguments.remove or "all" in arguments.remove or (oldest is not None and entry.used < oldest)
     ]
     for entry in removed:
-        with files.told_as("cannot remove", entry.path):
+        with files.told_as("cannot remove", entry.path), _unused(entry):
             shutil.rmtree(entry.path)
-            (entry.path.parent / f".{entry.name}.lock").unlink(missing_ok=True)
     if removed:
         freed = memory_in_words(sum(entry.size for entry in removed))
         print(f"removed {len(removed):,} of {len(entries):,} from {folder}, {freed}")
@@ -76,14 +77,22 @@ def _story(line: CommandLine[Arguments]) -> None:
     print(f"{memory_in_words(sum(entry.size for entry in entries))} in {folder}")
 
 
+@contextmanager
+def _unused(entry: _Entry) -> Iterator[None]:
+    """Hold the lock under which an entry is written; the lock itself stays, as locks must."""
+    with ExitStack() as stack:
+        if entry.path.parent.name == "pixels":
+            key = entry.path.name.lstrip(".").split(".")[0]
+            stack.enter_context(files.locked(entry.path.parent / f".{key}.lock"))
+        yield
+
+
 def _entries(folder: Path) -> list[_Entry]:
-    found = [_entry(path) for path in sorted((folder / "pixels").glob("[!.]*")) if path.is_dir()]
+    pixels = folder / "pixels"
+    found = [_entry(path) for path in sorted([*pixels.glob("[!.]*"), *pixels.glob(".*.tmp")]) if path.is_dir()]
     slices = folder / "slices"
-    if slices.is_dir() and any(slices.iterdir()):
-        count = sum(1 for _ in slices.iterdir())
-        found.append(
-            _Entry("slices", slices, f"the slices of {count:,} volumes", _size(slices), slices.stat().st_mtime)
-        )
+    if slices.is_dir() and (times := [path.stat().st_mtime for path in slices.iterdir()]):
+        found.append(_Entry("slices", slices, f"the slices of {len(times):,} volumes", _size(slices), max(times)))
     return found
 
 
@@ -94,9 +103,13 @@ def _entry(path: Path) -> _Entry:
         size = " x ".join(map(str, shape[2:]))
         words = f"{shape[0]:,} images of {size} of {about['of']}" + (", not decoded" if about["decoded"] else "")
     except (OSError, ValueError, KeyError, TypeError):
-        words = "damaged"
+        words = "unfinished" if path.suffix == ".tmp" else "damaged"
     return _Entry(path.name, path, words, _size(path), path.stat().st_mtime)
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            total += path.stat().st_size
+    return total

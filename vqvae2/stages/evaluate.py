@@ -26,12 +26,13 @@ from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
 from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.recognition import recognition
+from vqvae2.stages.recognition import check, recognition
 from vqvae2.stages.sample import describe, labels_to_sample
 from vqvae2.stages.sample_folder import draw_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
+_MOST_SAMPLES = 4096  # decoded and compared with training images, of a larger set
 _COMPARED = 512  # images at most that stand for a whole split where each costs much: distances, NLL on training codes
 _OURS = {"figures", "index.html", "reconstructions", "report.json", "scores.csv"}
 
@@ -103,6 +104,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         _other_report(arguments.against)  # before the work
     models = _load(run, arguments)
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
+    if arguments.classifier is not None:
+        check(evaluated, arguments.classifier)
     out = _folder(arguments, run, evaluated)
     print(f"{len(evaluated.images):,} images, split {evaluated.split} of {evaluated.source}")
     for path, reason in evaluated.images.skipped[:10]:
@@ -145,8 +148,6 @@ def _measure(
         return
     _distances(found, models, evaluated, codes, sets)
     if arguments.classifier is not None:
-        if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
-            raise UserError("a classifier is trained on the run's own images", "--classifier", "Leave --data out")
         found["recognition"] = recognition(
             run,
             models.vqvae,
@@ -161,8 +162,6 @@ def _measure(
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
         found["phantom"] = report.ventricle_figures(areas, classes)
         album.ventricles(areas)
-    if arguments.against is not None:
-        found["comparison"] = report.comparison(found, _other_report(arguments.against))
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))
     found["missing"] = models.missing
     found["verdict"] = report.verdict(found)
@@ -171,6 +170,8 @@ def _measure(
         commands(run, record, {found_set.folder: found_set.how for found_set in sets}),
         models.hashes,
     )
+    if arguments.against is not None:
+        found["comparison"] = report.comparison(found, _other_report(arguments.against))
     files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
     _print_figures(found)
@@ -377,6 +378,8 @@ def _samples(
         models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
         return sets
     assert models.store is not None
+    whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
+    sets[0] = found_set
     images = report.decode(model, found_set.codes)
     some = report.spread_out(len(evaluated.images), _COMPARED)
     real = evaluated.images.__getitems__(some)["image"]
@@ -385,10 +388,12 @@ def _samples(
     own_codes = models.store.read(models.store.indices("train"))
     found["samples"] = {
         "folder": found_set.folder.name,
-        "count": len(found_set),
+        "count": len(whole),
+        "judged": len(found_set),
+        "reject": found_set.how.get("reject", 0.0),
         **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
-        "nll": {level: report.spread(column) for level, column in zip(model.levels, found_set.nll.T, strict=True)},
-        "nll_by_sample": dict(zip(model.levels, found_set.nll.T.tolist(), strict=True)),
+        "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},
+        "nll_by_sample": dict(zip(model.levels, whole.nll.T.tolist(), strict=True)),
         "diversity": report.diversity_figures(images, real, again),
         "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
     }

@@ -1,5 +1,8 @@
 """What a classifier says of a run: whether samples are recognised as their class, and what choosing them gains."""
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +20,7 @@ from vqvae2.stages.common import RunFolder
 from vqvae2.stages.evaluated import Evaluated
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["kept_share_figures", "recognition"]
+__all__ = ["accuracies", "check", "kept_share_figures", "recognition"]
 
 STEPS = 400
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -51,29 +54,26 @@ def recognition(
         ``score_count``), and ``curve``: figures by share kept.
 
     Raises:
-        UserError: there is no such label.
+        UserError: as of `check`.
     """
-    known = evaluated.like["attributes"]
-    if attribute not in known:
-        raise UserError(
-            f"there is no label {attribute}", "--classifier", f"Labels are {', '.join(known) or 'none: give --labels'}"
-        )
-    train = evaluated.train
-    assert train is not None
+    known, train = check(evaluated, attribute)
     column = list(known).index(attribute)
     config = ClassifierConfig(attribute, tuple(known[attribute]), model.config.channels)
     labels, truth = (torch.from_numpy(images.labels[:, column]) for images in (train, evaluated.images))
     device = next(model.parameters()).device
-    folder = run.path / f"classifier-{attribute}"
-    if checkpoint.has_model(folder):
+    folder = run.path / ("classifier-" + re.sub(r"[^\w.-]", "_", attribute))
+    trained_on = hashlib.sha256(json.dumps([train.keys, labels.tolist(), train.checksum]).encode()).hexdigest()
+    earlier = checkpoint.load_config(folder) if checkpoint.has_model(folder) else {}
+    there = earlier.get("trained_on") == trained_on and earlier["channels"] == config.channels
+    if there:
         classifier = Classifier.from_pretrained(folder, device)
-        if classifier.config != config:
-            raise UserError(f"the classifier tells {classifier.config.classes}", folder, "Delete it to train it again")
     else:
         classifier = _trained(config, _of(train), labels, seed, device, "training the classifier")
     held_out = accuracies(_judged(classifier, evaluated.images), truth, evaluated.images.subjects)
-    if not checkpoint.has_model(folder):
-        classifier.save_pretrained(folder, {"steps": STEPS, "seed": seed, "held_out": held_out})
+    if not there:
+        classifier.save_pretrained(
+            folder, {"steps": STEPS, "seed": seed, "trained_on": trained_on, "held_out": held_out}
+        )
     usual = int(torch.bincount(labels[labels >= 0]).argmax())
     found: dict[str, Any] = {
         "attribute": attribute,
@@ -81,19 +81,20 @@ def recognition(
         "held_out": held_out,
         "majority": float((truth[truth >= 0] == usual).double().mean()),
     }
-    if found_set is None or found_set.how["label"]:
-        return found
+    if found_set is None or found_set.how["label"] or found_set.how.get("reject"):
+        return found  # a class that was chosen, or samples that a classifier has chosen, would say too much
     own = torch.from_numpy(found_set.labels[:, column])
     images = report.decode(model, found_set.codes)
     judged = probabilities(classifier, lambda rows: images[rows], len(images))
     found["recognised"] = accuracies(judged, own, [str(i) for i in range(len(own))])
     found["curve"] = _curve(model, images, judged, own, evaluated.images)
     labelled = int((own >= 0).sum())
-    if labelled >= _LEAST * len(config.classes) and len(own[own >= 0].unique()) > 1:
-        real = (labels >= 0).nonzero()[:, 0]
-        rows = real[report.spread_out(len(real), labelled)]
-        fewer = own.clone()
-        fewer[(own >= 0).nonzero()[len(rows) :, 0]] = -1  # as many samples as there are real images, at most
+    real = (labels >= 0).nonzero()[:, 0]
+    rows = real[report.spread_out(len(real), labelled)]
+    fewer = own.clone()
+    fewer[(own >= 0).nonzero()[len(rows) :, 0]] = -1  # as many samples as there are real images, at most
+    several = min(len(some[some >= 0].unique()) for some in (fewer, labels[rows])) > 1
+    if labelled >= _LEAST * len(config.classes) and several:
         of_samples = _trained(config, lambda rows: images[rows], fewer, seed, device, "training on samples")
         some = torch.full_like(labels, -1)
         some[rows] = labels[rows]
@@ -102,6 +103,27 @@ def recognition(
         for name, judge in (("score", of_samples), ("real_score", of_real)):
             found[name] = accuracies(_judged(judge, evaluated.images), truth, evaluated.images.subjects)
     return found
+
+
+def check(evaluated: Evaluated, attribute: str) -> tuple[dict[str, Any], ImageSet]:
+    """Return the labels of the data, and the training images.
+
+    Raises:
+        UserError: there is no such label, it has one class alone, or these images are not held out of the training.
+    """
+    known, train = evaluated.like["attributes"], evaluated.train
+    if train is None or not (evaluated.own and evaluated.held_out):
+        raise UserError(
+            "a classifier is judged on the run's own held-out images", "--classifier", "Leave out --data and --split"
+        )
+    if attribute not in known:
+        raise UserError(
+            f"there is no label {attribute}", "--classifier", f"Labels are {', '.join(known) or 'none: give --labels'}"
+        )
+    labels = train.labels[:, list(known).index(attribute)]
+    if len(set(labels[labels >= 0].tolist())) < 2:
+        raise UserError(f"the training images have one class of {attribute} alone", "--classifier")
+    return known, train
 
 
 def accuracies(judged: Tensor, truth: Tensor, subjects: list[str]) -> dict[str, Any]:

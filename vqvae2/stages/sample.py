@@ -17,7 +17,7 @@ from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, record_of
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample_folder import Rejection, check_out, draw_samples, hashes_of
+from vqvae2.stages.sample_folder import Rejection, check_out, draw_samples, hashes_of, image_path
 from vqvae2.vqvae import VQVAE
 
 
@@ -83,7 +83,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
-    rejection = _rejection(run, arguments, attributes, device)
+    rejection = _rejection(run, arguments, attributes, model.config.channels, device)
     drawn = arguments.num if rejection is None else rejection.drawn(arguments.num)
     label = labels_to_sample(run, attributes, wanted, drawn, arguments.compute.seed)
     sharpness = _sharpness(arguments, len(priors))
@@ -94,6 +94,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
     if not arguments.overwrite:
         _check_replaced(out, {**how, **hashes_of(model, run)}, arguments.num)
+    if arguments.no_images and not arguments.overwrite and (out / image_path(0, arguments.num)).is_file():
+        raise UserError("this folder holds images of samples", out, "Add --overwrite, or leave out --no-images")
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
     chosen = f", the surest of {drawn:,}" if rejection else ""
@@ -124,7 +126,11 @@ def _classifier_folder(run: RunFolder, arguments: Arguments) -> Path:
 
 
 def _rejection(
-    run: RunFolder, arguments: Arguments, attributes: tuple[tuple[str, tuple[str, ...]], ...], device: torch.device
+    run: RunFolder,
+    arguments: Arguments,
+    attributes: tuple[tuple[str, tuple[str, ...]], ...],
+    channels: int,
+    device: torch.device,
 ) -> Rejection | None:
     if not 0 <= arguments.reject < 1:
         raise UserError(f"--reject {arguments.reject:g} is no share", how="Give 0 or more, and less than 1")
@@ -136,9 +142,13 @@ def _rejection(
     name, classes = classifier.config.attribute, classifier.config.classes
     if known.get(name) != classes:
         raise UserError(
-            f"the classifier tells {name} ({', '.join(classes)}), which the priors do not know so",
+            f"the classifier is of {name} ({', '.join(classes)}), which is no label of the priors",
             folder,
-            f"Their attributes are {', '.join(known) or 'none'}",
+            f"Their labels are {', '.join(known) or 'none'}",
+        )
+    if classifier.config.channels != channels:
+        raise UserError(
+            f"the classifier takes images of {classifier.config.channels} channels, the samples have {channels}", folder
         )
     return Rejection(classifier, list(known).index(name), arguments.reject)
 

@@ -35,7 +35,7 @@ from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
-from vqvae2.sampling import Sharpness, sample_chunks
+from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
 from vqvae2.stages.common import RunFolder
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -104,7 +104,9 @@ def draw_samples(
     how = {name: value for name, value in record.items() if name not in _OF_THE_SET}
     kept = _Unfinished(out, {**how, **hashes_of(model, run)}, model, run)
     size, num = int(record["chunk_size"]), len(label)
-    done = {first for first in range(0, num, size) if kept.has(first)}
+    # As the main process finds it: others may have begun to write meanwhile.
+    there = (first for first in range(0, num, size) if kept.has(first, label[chunk_rows(first, size, num)]))
+    done = distributed.from_main(set(there))
     chunks = -(-num // (size * distributed.world_size()))  # of the main process
     total = chunks * size * sum(h * w for h, w in model.config.shapes)
     with Progress(total, "sampling", "codes") as progress:
@@ -112,7 +114,7 @@ def draw_samples(
         for first, part in made:
             if with_images and rejection is None:
                 kept.write_images(range(first, min(first + size, num)), part.images, num)
-            kept.put(first, part.codes, part.nll)
+            kept.put(first, part)
     if with_images and rejection is None:
         for first in sorted(done)[distributed.rank() :: distributed.world_size()]:
             kept.complete_images(first, size, num)
@@ -136,7 +138,7 @@ class Rejection:
 
     def drawn(self, num: int) -> int:
         """Return how many samples to draw so that ``num`` are kept."""
-        return math.ceil(num / (1 - self.share))
+        return math.ceil(round(num / (1 - self.share), 6))
 
     def rows(self, confidence: Tensor, classes: Tensor, num: int) -> list[int]:
         """Choose among samples.
@@ -172,21 +174,22 @@ class _Unfinished:
     """
 
     def __init__(self, out: Path, how: dict[str, Any], model: VQVAE, run: RunFolder) -> None:
-        key = hashlib.sha256(json.dumps({"format": 2, **how}, sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps({"format": 3, **how}, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.model = out / f".unfinished-{key}", model
         self.hashes = {name: how[name] for name in ("vqvae_sha256", "prior_sha256")}
         low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
         self.value_range = (low, high)
         files.make_folder(self.folder)
 
-    def has(self, first: int) -> bool:
-        """Tell whether the chunk that starts with this sample is there."""
-        return self._path(first).is_file()
+    def has(self, first: int, label: Tensor) -> bool:
+        """Tell whether the chunk that starts with this sample is there, drawn for these labels."""
+        return self._path(first).is_file() and torch.equal(self.get(first)["label"], label)
 
-    def put(self, first: int, codes: list[Tensor], nll: Tensor) -> None:
-        """Write a chunk's codes and NLL, after its images."""
-        tensors = {level: own.cpu().contiguous() for level, own in zip(self.model.levels, codes, strict=True)}
-        files.write_atomic(self._path(first), safetensors.torch.save({**tensors, "nll": nll.cpu()}))
+    def put(self, first: int, part: Samples) -> None:
+        """Write a chunk's codes, NLL and labels, after its images."""
+        tensors = {level: own.cpu().contiguous() for level, own in zip(self.model.levels, part.codes, strict=True)}
+        tensors |= {"nll": part.nll.cpu(), "label": part.label.contiguous()}
+        files.write_atomic(self._path(first), safetensors.torch.save(tensors))
 
     def get(self, first: int) -> dict[str, Tensor]:
         """Return a chunk: codes by level, and nll.
@@ -194,7 +197,7 @@ class _Unfinished:
         Raises:
             UserError: another process made it, and wrote it elsewhere.
         """
-        if not self.has(first):
+        if not self._path(first).is_file():
             raise UserError(
                 "samples of other processes are not here", self.folder, "Give --out a folder that all machines share"
             )
@@ -206,7 +209,9 @@ class _Unfinished:
             for index, image in zip(indices, from_unit(images[: len(indices)], self.value_range), strict=True):
                 path = self.folder / image_path(index, num)
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(png_bytes(channels_last(image)))
+                partial = path.with_suffix(".part")
+                partial.write_bytes(png_bytes(channels_last(image)))
+                os.replace(partial, path)
 
     def complete_images(self, first: int, size: int, num: int) -> None:
         """Write the images of a chunk that was made without them, or for a smaller set."""
@@ -262,8 +267,8 @@ def _finish(
         for old in list(out.iterdir()):
             if re.fullmatch(r"\d{5,}\.png", old.name):
                 old.unlink()
-            elif re.fullmatch(r"\d{3,}", old.name) and old.is_dir():
-                shutil.rmtree(old)
+            elif re.fullmatch(r"\d{3,}", old.name) and old.is_dir() and not old.is_symlink():
+                _remove_images(old)
         for index in range(num) if with_images else ():
             place = out / image_path(index, num)
             place.parent.mkdir(exist_ok=True)
@@ -294,6 +299,15 @@ def _finish(
     (out / WRITING).unlink()
     for folder in out.glob(".unfinished-*"):
         shutil.rmtree(folder)
+
+
+def _remove_images(folder: Path) -> None:
+    """Remove samples from a folder of a thousand, and the folder if nothing else is in it."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\d{5,}\.png", path.name):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _confidence(kept: _Unfinished, firsts: range, label: Tensor, rejection: Rejection) -> Tensor:
