@@ -400,7 +400,7 @@ def loading(folder: Path, images: int) -> dict[str, Any]:
     import torch
 
     from vqvae2.batches import load_batches
-    from vqvae2.data import pixels
+    from vqvae2.data import pixel_writer
     from vqvae2.presets import PRESETS
     from vqvae2.vqvae import VQVAE
 
@@ -408,7 +408,7 @@ def loading(folder: Path, images: int) -> dict[str, Any]:
     rates = {}
     for name in ("mapped", "decoded"):
         if name == "decoded":
-            pixels.DISK_SHARE = 0.0
+            pixel_writer.DISK_SHARE = 0.0
             os.environ["VQVAE2_CACHE"] = str(folder / f"decoded-cache-{os.getpid()}")
         _, data = _open(place)
         assert type(data.splits["train"].images).__name__.lower() == name

@@ -21,10 +21,11 @@ from pictures import every, picture, ten
 from PIL import Image
 
 from vqvae2.__main__ import main as command
-from vqvae2.data import DataConfig, load_images, open_data, pixels, storage
+from vqvae2.data import DataConfig, load_images, open_data, pixel_writer, pixels, storage
 from vqvae2.data.decoding import decode
 from vqvae2.data.duplicates import near_candidates, nearly_equal, pooled
-from vqvae2.data.pixels import Decoded, Files, Mapped, read_pixels
+from vqvae2.data.pixel_file import Decoded, Mapped, PixelFile
+from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.errors import UserError
 
 
@@ -42,7 +43,7 @@ def paths_of(folder: Path, images: list) -> list[Path]:
     return paths
 
 
-def read(paths: list[Path], **more) -> pixels.PixelFile:
+def read(paths: list[Path], **more) -> PixelFile:
     return read_pixels(Files(paths, "here"), more.pop("size", None), "shrink", **more)
 
 
@@ -136,7 +137,7 @@ def test_without_room_on_the_disk_images_are_decoded_when_asked_for(tmp_path, mo
     folder = ten(tmp_path / "data", 40)
     usual = open_data(DataConfig(data=str(folder)))
     shutil.rmtree(cache)
-    monkeypatch.setattr(pixels, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(pixel_writer, "DISK_SHARE", 0.0)
     data = open_data(DataConfig(data=str(folder)))
     train = data.splits["train"]
     assert isinstance(train.images, Decoded)
@@ -164,7 +165,10 @@ def test_a_disk_that_is_full_in_the_midst_is_done_without(tmp_path, monkeypatch,
 
     plain = open
     monkeypatch.setattr(
-        pixels, "open", lambda path, mode="r": Full(path, "w+") if mode == "w+b" else plain(path, mode), raising=False
+        pixel_writer,
+        "open",
+        lambda path, mode="r": Full(path, "w+") if mode == "w+b" else plain(path, mode),
+        raising=False,
     )
     found = read(paths)
     assert isinstance(found.images, Decoded)
@@ -177,7 +181,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, c
     paths = paths_of(tmp_path / "data", [picture(i, (9, 8)) for i in range(8)])
     assert isinstance(read(paths).images, np.ndarray)
     assert_array_equal(read(paths).images[3][0], picture(3, (9, 8)))
-    monkeypatch.setattr(pixels, "memory_limit", lambda: 200)
+    monkeypatch.setattr(pixel_writer, "memory_limit", lambda: 200)
     found = read(paths)
     assert isinstance(found.images, Decoded)
     assert_array_equal(found.images[3][0], picture(3, (9, 8)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vqvae2.data.decoding import digest_of
-from vqvae2.data.pixels import Decoded, Images, PixelFile
+from vqvae2.data.pixel_file import Decoded, Images, PixelFile
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -12,7 +12,8 @@ from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode
 from vqvae2.data.layout import read_layout
-from vqvae2.data.pixels import Files, PixelFile, Source, read_pixels
+from vqvae2.data.pixel_file import PixelFile, Source
+from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.data.reading import Place, Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
 from vqvae2.data.selection import Layout, key_of

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from vqvae2.data.duplicates import Thumbnails, near_candidates, nearly_equal, thumbnail
-from vqvae2.data.pixels import PixelFile
+from vqvae2.data.pixel_file import PixelFile
 from vqvae2.data.selection import Layout
 from vqvae2.errors import UserError
 

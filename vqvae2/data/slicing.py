@@ -8,7 +8,8 @@ from typing import Any
 
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
-from vqvae2.data.pixels import Item, Prepare, stamp
+from vqvae2.data.pixel_file import Item, Prepare
+from vqvae2.data.pixels import stamp
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import stem_of
 from vqvae2.data.volumes import FORMAT, REMARKS, Cut, SliceConfig, beside, cut_all, slice_settings
