@@ -1,5 +1,6 @@
 # make demo     all five stages on the embedded phantom, from nothing to a report
 # make test     the test suite; make test TORCH=2.9 runs it with that version, in a virtual environment of its own
+# make test-cuda  the tests on a machine with a GPU, and a table of its rates to paste into an issue
 # make lint     format, lint, types, the floors of the package
 # make docs     the documentation, in docs/_build/html
 # make venv     the virtual environment alone, with everything that the others need
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt
 DEMO := runs/demo
 
-.PHONY: help venv demo test lint docs
+.PHONY: help venv demo test test-cuda lint docs
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -44,6 +45,11 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.tools
 	$(BIN)/python -m pytest
+
+test-cuda: $(VENV)/.tools
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: PyTorch finds no CUDA device. Install a driver, or a PyTorch for CUDA.")'
+	$(BIN)/python -m pytest
+	$(BIN)/python benchmarks/device.py --device cuda
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
 import safetensors.torch
 import torch
@@ -128,6 +128,38 @@ def load_weights(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     """
     with told_as("weights and config do not fit", folder, "Train the model again", (RuntimeError,)):
         module.load_state_dict(load_tensors(folder))
+
+
+class Pretrained(nn.Module):
+    """A model that is built from its config alone, and so is kept as config and weights.
+
+    A subclass names its ``kind`` and the type of its config, which its constructor takes and keeps as ``config``.
+    """
+
+    kind: ClassVar[str]
+    config_type: ClassVar[type]
+    config: Any
+
+    def save_pretrained(self, folder: str | os.PathLike[str], origin: Mapping[str, Any] | None = None) -> str:
+        """Write config.json and model.safetensors; return the SHA-256 of the weights file.
+
+        Args:
+            folder: made if absent.
+            origin: what else is kept in config.json, such as the fingerprint of what it was trained on.
+        """
+        own = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        return save_pretrained(folder, {**own, **(origin or {})}, self.state_dict(), kind=self.kind)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """Rebuild a saved model in evaluation mode.
+
+        Raises:
+            UserError: the folder holds no model of this kind, or one that is damaged or from a newer version.
+        """
+        model = cls(config_from(cls.config_type, load_config(folder, kind=cls.kind), folder))
+        load_weights(model, folder)
+        return model.to(device).eval()
 
 
 def config_from(cls: type[T], record: Mapping[str, Any], where: object) -> T:

@@ -8,8 +8,7 @@ Shapes: N images, K classes.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,12 +38,14 @@ class ClassifierConfig:
     """Channels of an image."""
 
 
-class Classifier(nn.Module):
+class Classifier(checkpoint.Pretrained):
     """ResNet-18 (He et al. 2015, arXiv 1512.03385) without its first pooling.
 
     Args:
         config: what is told apart.
     """
+
+    kind, config_type = "classifier", ClassifierConfig
 
     def __init__(self, config: ClassifierConfig) -> None:
         from torchvision.models import resnet18  # imported here: it takes a second that others need not pay
@@ -62,29 +63,6 @@ class Classifier(nn.Module):
             images = F.adaptive_avg_pool2d(images, (min(height, _SIDE), min(width, _SIDE)))
         logits: Tensor = self.net(images)
         return logits
-
-    def save_pretrained(self, folder: str | Path, origin: dict[str, Any]) -> str:
-        """Write config.json and model.safetensors; return the SHA-256 of the weights file.
-
-        Args:
-            folder: made if absent.
-            origin: what else should be kept, such as its held-out accuracy.
-        """
-        return checkpoint.save_pretrained(
-            folder, {"kind": "classifier", **asdict(self.config), **origin}, self.state_dict()
-        )
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Classifier":
-        """Rebuild a saved classifier in evaluation mode.
-
-        Raises:
-            UserError: the folder holds no classifier, or one that is damaged or from a newer version.
-        """
-        found = checkpoint.load_config(folder, kind="classifier")
-        model = cls(checkpoint.config_from(ClassifierConfig, found, folder))
-        checkpoint.load_weights(model, folder)
-        return model.to(device).eval()
 
 
 def train_classifier(

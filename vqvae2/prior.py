@@ -12,9 +12,7 @@ C channels, R residual channels, A label attributes.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import wraps
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -64,7 +62,7 @@ def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-class Prior(nn.Module):
+class Prior(checkpoint.Pretrained):
     """An autoregressive distribution over maps of codes, in raster order.
 
     Args:
@@ -78,6 +76,7 @@ class Prior(nn.Module):
         (2, 32, 4, 6)
     """
 
+    kind, config_type = "prior", PriorConfig
     position_table: Tensor | None
 
     def __init__(self, config: PriorConfig) -> None:
@@ -319,25 +318,3 @@ class Prior(nn.Module):
         if self.config.recompute and torch.is_grad_enabled():
             return recomputed(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
-
-    def save_pretrained(self, folder: str | Path, origin: dict | None = None) -> str:
-        """Write config.json and model.safetensors; return the SHA-256 of the weights file.
-
-        Args:
-            folder: made if absent.
-            origin: fingerprint of the codes it was trained on, and what else should be kept.
-        """
-        config = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
-        return checkpoint.save_pretrained(folder, {"kind": "prior", **config, **(origin or {})}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Prior":
-        """Rebuild a saved prior in evaluation mode.
-
-        Raises:
-            UserError: the folder holds no prior, or one that is damaged or from a newer version.
-        """
-        config = checkpoint.config_from(PriorConfig, checkpoint.load_config(folder, kind="prior"), folder)
-        model = cls(config)
-        checkpoint.load_weights(model, folder)
-        return model.to(device).eval()

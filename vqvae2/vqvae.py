@@ -15,9 +15,9 @@ Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions
 channels (F unless the config says otherwise).
 """
 
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Reconstruction(NamedTuple):
     commitment: Tensor
 
 
-class VQVAE(nn.Module):
+class VQVAE(checkpoint.Pretrained):
     """A hierarchical VQ-VAE.
 
     Args:
@@ -73,6 +73,8 @@ class VQVAE(nn.Module):
         >>> model.initialized
         True
     """
+
+    kind, config_type = "vqvae", VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -309,27 +311,14 @@ class VQVAE(nn.Module):
         kept = torch.where(uniform[:, 0] < self.config.level_dropout, 1 + (uniform[:, 1] * (count - 1)).long(), count)
         return kept.to(device, non_blocking=True)
 
-    def save_pretrained(self, folder: str | Path, data: dict | None = None) -> str:
+    def save_pretrained(self, folder: str | Path, data: Mapping[str, Any] | None = None) -> str:  # type: ignore[override]
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.
 
         Args:
             folder: made if absent.
             data: what later stages must know of the data (channels, size, value range, classes).
         """
-        config = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
-        return checkpoint.save_pretrained(folder, {"kind": "vqvae", **config, "data": data or {}}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "VQVAE":
-        """Rebuild a saved model in evaluation mode.
-
-        Raises:
-            UserError: the folder holds no VQ-VAE, or one that is damaged or from a newer version.
-        """
-        config = checkpoint.config_from(VQVAEConfig, checkpoint.load_config(folder, kind="vqvae"), folder)
-        model = cls(config)
-        checkpoint.load_weights(model, folder)
-        return model.to(device).eval()
+        return super().save_pretrained(folder, {"data": data or {}})
 
 
 def _join(vectors: Tensor, decoded: Tensor | None) -> Tensor:
