@@ -308,7 +308,7 @@ def test_own_images_are_scored_in_the_foreground_that_the_training_images_tell(s
     model, val = started(config), splits["val"]
     models = evaluate.Models(model, None, {}, {}, [])
     evaluated = Evaluated(val, "all", "elsewhere", False, {}, splits["train"], val)
-    background = evaluate._background(evaluated)
+    background = evaluate.background_of(evaluated)
     found = evaluate._own_figures(models, val, background, evaluate.Arguments(Path("run")))
     x = val.__getitems__(range(len(val)))["image"]
     mask = foreground(x, background_of(splits["train"]))

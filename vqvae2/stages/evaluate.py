@@ -20,20 +20,16 @@ from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
-from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
-from vqvae2.stages.evaluated import Evaluated, commands, open_evaluated
+from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
+from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.recognition import check, recognition
-from vqvae2.stages.sample import describe, labels_to_sample
-from vqvae2.stages.sample_folder import draw_samples
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
-_MOST_SAMPLES = 4096  # decoded and compared with training images, of a larger set
-_COMPARED = 512  # images at most that stand for a whole split where each costs much: distances, NLL on training codes
 _OURS = {"figures", "index.html", "reconstructions", "report.json", "scores.csv"}
 
 
@@ -70,22 +66,6 @@ _GROUPS = {
     "report": ("out", "save_reconstructions", "num_samples", "classifier", "against"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a run folder: the VQ-VAE, and the codes and priors that exist and belong to it."""
-
-    vqvae: VQVAE
-    store: CodeStore | None
-    priors: dict[str, Prior]
-    hashes: dict[str, Any]
-    missing: list[str]
-
-    @property
-    def complete(self) -> bool:
-        """Whether the priors of all levels are there."""
-        return len(self.priors) == len(self.vqvae.levels)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,11 +122,14 @@ def _measure(
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
     if evaluated.val is not None:
-        found["own"] = _own_figures(models, evaluated.val, _background(evaluated), arguments)
-    sets = _samples(found, run, models, evaluated, codes, arguments, album)
+        found["own"] = _own_figures(models, evaluated.val, background_of(evaluated), arguments)
+    beside = Beside(models.vqvae, evaluated, codes)
+    sets, made = measure_samples(
+        found, run, models, evaluated, beside, arguments.num_samples, arguments.compute.seed, album
+    )
     if not distributed.is_main():  # the rest is drawing and writing
         return
-    _distances(found, models, evaluated, codes, sets)
+    measure_distances(found, models, evaluated, beside, made)
     if arguments.classifier is not None:
         found["recognition"] = recognition(
             run,
@@ -248,7 +231,7 @@ def _images(
             model,
             images,
             naive=naive,
-            background=_background(evaluated),
+            background=background_of(evaluated),
             batch_size=arguments.batch_size,
             each=keep,
             progress=progress,
@@ -290,7 +273,7 @@ def _priors(
     model, store, labels = models.vqvae, models.store, evaluated.labels()
     train = store.indices("train")
     train_codes = store.read(train)
-    known = store.__getitems__([train[i] for i in report.spread_out(len(train), _COMPARED)])
+    known = store.__getitems__([train[i] for i in report.spread_out(len(train), COMPARED)])
     maps, nll, size = {}, {}, arguments.batch_size
     work = len(models.priors) * sum(len(distributed.own_part(range(n))) for n in (len(labels), len(known["label"])))
     with Progress(work, "scoring codes", "images") as progress:
@@ -310,14 +293,9 @@ def _priors(
         album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
 
 
-def _background(evaluated: Evaluated) -> float | None:
-    """Look for the background in the training images, as the training did; in those that are scored without them."""
-    return report.background_of(evaluated.images if evaluated.train is None else evaluated.train)
-
-
 def _own_figures(models: Models, val: ImageSet, background: float | None, arguments: Arguments) -> dict[str, Any]:
     """Measure the run's own held-out images, for comparison with other data: reconstruction, and NLL by level."""
-    rows = report.spread_out(len(val), _COMPARED)
+    rows = report.spread_out(len(val), COMPARED)
     images = replace(
         val,
         images=val.images[rows],
@@ -340,106 +318,6 @@ def _own_figures(models: Models, val: ImageSet, background: float | None, argume
         "count": len(images),
         "nll": {level: report.spread(found.nll) for level, found in scores.items()},
     }
-
-
-def _samples(
-    found: dict[str, Any],
-    run: RunFolder,
-    models: Models,
-    evaluated: Evaluated,
-    codes: list,
-    arguments: Arguments,
-    album: Album,
-) -> list[report.SampleSet]:
-    """Measure samples, drawing some if there are none; return all sets of the present models, that one first."""
-    if not models.complete:
-        return []
-    if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
-        models.missing.append(
-            f"samples, which are compared with the run's own held-out images: {command('evaluate', '--run', run.path)}"
-        )
-        return []
-    model, train = models.vqvae, evaluated.train
-    found_set = report.read_samples(run.path / "samples", model, models.hashes)
-    if found_set is None and arguments.num_samples and not (run.path / "samples" / "samples.json").exists():
-        _draw(run, models, arguments)
-        found_set = report.read_samples(run.path / "samples", model, models.hashes)
-    if not distributed.is_main():
-        return []
-    sets = [found_set] if found_set else []
-    for folder in sorted(run.path.glob("samples?*")):
-        other = report.read_samples(folder, model, models.hashes)
-        sets += [other] if other else []
-        if other is None and (folder / "samples.json").exists():
-            models.missing.append(f"{folder.name}, which other models made: sample it again")
-    if found_set is None:
-        others = (run.path / "samples" / "samples.json").exists()
-        what = "samples, which other models made" if others else "samples"
-        models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
-        return sets
-    assert models.store is not None
-    whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
-    sets[0] = found_set
-    images = report.decode(model, found_set.codes)
-    some = report.spread_out(len(evaluated.images), _COMPARED)
-    real = evaluated.images.__getitems__(some)["image"]
-    again = report.decode(model, [level[some] for level in codes])
-    near = report.neighbours(images, real, again, train)
-    own_codes = models.store.read(models.store.indices("train"))
-    found["samples"] = {
-        "folder": found_set.folder.name,
-        "count": len(whole),
-        "judged": len(found_set),
-        "reject": found_set.how.get("reject", 0.0),
-        **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
-        "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},
-        "nll_by_sample": dict(zip(model.levels, whole.nll.T.tolist(), strict=True)),
-        "diversity": report.diversity_figures(images, real, again),
-        "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
-    }
-    known = train.__getitems__(report.spread_out(len(train), _COMPARED))["image"]
-    anatomy = report.anatomy_figures(images, real, known, _background(evaluated))
-    if anatomy is not None and not found_set.how["label"]:
-        found["samples"]["anatomy"] = anatomy
-    album.samples(images, found_set, real, near, train)
-    album.by_class(images, found_set.labels, real, evaluated.images.labels[some], evaluated.like["attributes"])
-    return sets
-
-
-def _distances(
-    found: dict[str, Any], models: Models, evaluated: Evaluated, codes: list, sets: list[report.SampleSet]
-) -> None:
-    """Measure how far reconstructions and samples are from the scored images, in features of one or two networks."""
-    some = report.spread_out(len(evaluated.images), _COMPARED)
-    made = {"reconstructions": report.decode(models.vqvae, [level[some] for level in codes])}
-    if "samples" in found:
-        rows = report.spread_out(len(sets[0]), _COMPARED)
-        made["samples"] = report.decode(models.vqvae, [level[rows] for level in sets[0].codes])
-    if evaluated.train is not None and evaluated.own and evaluated.held_out:
-        rows = report.spread_out(len(evaluated.train), _COMPARED)
-        made["training_images"] = evaluated.train.__getitems__(rows)["image"]
-    made = {name: images for name, images in made.items() if len(images) > 1}
-    if len(some) < 2:
-        return
-    real = evaluated.images.__getitems__(some)["image"]
-    spaces = report.feature_spaces(models.vqvae, real, models.missing)
-    found["distances"] = report.set_distances(real, made, spaces)
-
-
-def _draw(run: RunFolder, models: Models, arguments: Arguments) -> None:
-    """Draw samples at temperature 1 into the run folder."""
-    priors = [models.priors[level] for level in models.vqvae.levels]
-    num, seed, chunk_size = arguments.num_samples, arguments.compute.seed, 16
-    print(f"there are no samples in {run.path}/samples: drawing {num}")
-    label = labels_to_sample(run, priors[0].config.attributes, {}, num, seed)
-    sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
-    how: dict[str, Any] = {
-        "num": num,
-        **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
-    }
-    how["arguments"] = {"num": num, "seed": seed}
-    with locked(run.path / "samples"):
-        draw_samples(run.path / "samples", models.vqvae, priors, label, sharpness, run, how)
 
 
 def _print_figures(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The images that evaluate.py scores, the run's own images beside them, and the commands that made the run."""
+"""What evaluate.py scores: images, the run's own images beside them, models, and the commands that made the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +10,32 @@ import torch
 from torch import Tensor
 
 from vqvae2 import checkpoint
+from vqvae2.codes import CodeStore
 from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
 from vqvae2.errors import UserError
+from vqvae2.prior import Prior
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.data_report import check_subjects
+from vqvae2.vqvae import VQVAE
 
-__all__ = ["Evaluated", "commands", "open_evaluated"]
+__all__ = ["Evaluated", "Models", "commands", "open_evaluated"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run folder: the VQ-VAE, and the codes and priors that exist and belong to it."""
+
+    vqvae: VQVAE
+    store: CodeStore | None
+    priors: dict[str, Prior]
+    hashes: dict[str, Any]
+    missing: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the priors of all levels are there."""
+        return len(self.priors) == len(self.vqvae.levels)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Samples and reconstructions beside the scored images, as the report needs them."""
+
+import functools
+from typing import Any
+
+from torch import Tensor
+
+from vqvae2 import distributed, report
+from vqvae2.report.album import Album
+from vqvae2.sampling import sharpness_by_level
+from vqvae2.stages.commands import command
+from vqvae2.stages.common import RunFolder, locked
+from vqvae2.stages.evaluated import Evaluated, Models
+from vqvae2.stages.sample import describe, labels_to_sample
+from vqvae2.stages.sample_folder import draw_samples
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["COMPARED", "Beside", "background_of", "measure_distances", "measure_samples"]
+
+COMPARED = 512  # images at most that stand for a whole split where each costs much
+_MOST_SAMPLES = 4096  # decoded and compared with training images, of a larger set
+
+
+class Beside:
+    """The scored images, or as many as stand for them, with which samples are compared.
+
+    Args:
+        model: the VQ-VAE.
+        evaluated: the scored images.
+        codes: of all of them, by level.
+    """
+
+    def __init__(self, model: VQVAE, evaluated: Evaluated, codes: list) -> None:
+        self.model, self.images, self.codes = model, evaluated.images, codes
+        self.rows = report.spread_out(len(evaluated.images), COMPARED)
+
+    @functools.cached_property
+    def real(self) -> Tensor:
+        """The images, (N, C, H, W)."""
+        return self.images.__getitems__(self.rows)["image"]
+
+    @functools.cached_property
+    def again(self) -> Tensor:
+        """Their reconstructions."""
+        return report.decode(self.model, [level[self.rows] for level in self.codes])
+
+
+def background_of(evaluated: Evaluated) -> float | None:
+    """Look for the background in the training images, as the training did; in those that are scored without them."""
+    return report.background_of(evaluated.images if evaluated.train is None else evaluated.train)
+
+
+def measure_samples(
+    found: dict[str, Any],
+    run: RunFolder,
+    models: Models,
+    evaluated: Evaluated,
+    beside: Beside,
+    num_samples: int,
+    seed: int,
+    album: Album,
+) -> tuple[list[report.SampleSet], Tensor | None]:
+    """Measure samples, drawing some if there are none.
+
+    Returns:
+        All sets of the present models, that one first, and its images; None where it was not measured.
+    """
+    if not models.complete:
+        return [], None
+    if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
+        models.missing.append(
+            f"samples, which are compared with the run's own held-out images: {command('evaluate', '--run', run.path)}"
+        )
+        return [], None
+    model, train = models.vqvae, evaluated.train
+    found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    if found_set is None and num_samples and not (run.path / "samples" / "samples.json").exists():
+        _draw(run, models, num_samples, seed)
+        found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    if not distributed.is_main():
+        return [], None
+    sets = [found_set] if found_set else []
+    for folder in sorted(run.path.glob("samples?*")):
+        other = report.read_samples(folder, model, models.hashes)
+        sets += [other] if other else []
+        if other is None and (folder / "samples.json").exists():
+            models.missing.append(f"{folder.name}, which other models made: sample it again")
+    if found_set is None:
+        others = (run.path / "samples" / "samples.json").exists()
+        what = "samples, which other models made" if others else "samples"
+        models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
+        return sets, None
+    assert models.store is not None
+    whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
+    sets[0] = found_set
+    images, real, again = report.decode(model, found_set.codes), beside.real, beside.again
+    near = report.neighbours(images, real, again, train)
+    own_codes = models.store.read(models.store.indices("train"))
+    found["samples"] = {
+        "folder": found_set.folder.name,
+        "count": len(whole),
+        "judged": len(found_set),
+        "reject": found_set.how.get("reject", 0.0),
+        **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
+        "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},
+        "nll_by_sample": dict(zip(model.levels, whole.nll.T.tolist(), strict=True)),
+        "diversity": report.diversity_figures(images, real, again),
+        "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
+    }
+    known = train.__getitems__(report.spread_out(len(train), COMPARED))["image"]
+    anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
+    if anatomy is not None and not found_set.how["label"]:
+        found["samples"]["anatomy"] = anatomy
+    album.samples(images, found_set, real, near, train)
+    album.by_class(images, found_set.labels, real, evaluated.images.labels[beside.rows], evaluated.like["attributes"])
+    return sets, images
+
+
+def measure_distances(
+    found: dict[str, Any], models: Models, evaluated: Evaluated, beside: Beside, samples: Tensor | None
+) -> None:
+    """Measure how far reconstructions and samples are from the scored images, in features of one or two networks."""
+    made = {"reconstructions": beside.again}
+    if samples is not None:
+        made["samples"] = samples[report.spread_out(len(samples), COMPARED)]
+    if evaluated.train is not None and evaluated.own and evaluated.held_out:
+        rows = report.spread_out(len(evaluated.train), COMPARED)
+        made["training_images"] = evaluated.train.__getitems__(rows)["image"]
+    made = {name: images for name, images in made.items() if len(images) > 1}
+    if len(beside.rows) < 2:
+        return
+    spaces = report.feature_spaces(models.vqvae, beside.real, models.missing)
+    found["distances"] = report.set_distances(beside.real, made, spaces)
+
+
+def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
+    """Draw samples at temperature 1 into the run folder."""
+    priors = [models.priors[level] for level in models.vqvae.levels]
+    chunk_size = 16
+    print(f"there are no samples in {run.path}/samples: drawing {num}")
+    label = labels_to_sample(run, priors[0].config.attributes, {}, num, seed)
+    sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
+    how: dict[str, Any] = {
+        "num": num,
+        **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
+    }
+    how["arguments"] = {"num": num, "seed": seed}
+    with locked(run.path / "samples"):
+        draw_samples(run.path / "samples", models.vqvae, priors, label, sharpness, run, how)
