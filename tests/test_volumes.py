@@ -397,3 +397,15 @@ def test_settings_that_cannot_be_meant_are_refused(wrong):
 def test_edges_without_their_labels_are_refused(tmp_path):
     with pytest.raises(UserError, match="no labels age"):
         open_data(DataConfig(data=str(bids(tmp_path / "tree", 4)), size="16x16", bins=("age=40",)))
+
+
+def test_slices_are_the_same_without_a_cache(tmp_path, monkeypatch):
+    config = DataConfig(data=str(bids(tmp_path / "tree", 4)), size="16x16")
+    usual = open_data(config)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VQVAE2_CACHE", str(tmp_path / "file"))
+    found = open_data(config)
+    assert found.report() == usual.report()
+    for split, images in usual.splits.items():
+        np.testing.assert_array_equal(found.splits[split].images, images.images)
+        assert found.splits[split].keys == images.keys

@@ -31,7 +31,7 @@ def to_unit(array: NDArray[Any], value_range: tuple[float, float]) -> torch.Tens
 def from_unit(tensor: torch.Tensor, value_range: tuple[float, float]) -> Pixels:
     """A tensor of any shape in [-1, 1] to stored values, rounded and clipped: uint8, or uint16 above 255."""
     low, high = value_range
-    values = (tensor.detach().double().cpu().numpy() + 1) * ((high - low) / 2) + low
+    values = (tensor.detach().cpu().double().numpy() + 1) * ((high - low) / 2) + low
     stored = np.clip(np.rint(values), low, high)
     return stored.astype(np.uint8) if high <= 255 else stored.astype(np.uint16)
 
