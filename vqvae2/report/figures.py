@@ -218,7 +218,8 @@ def precision_recall(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
         for point in points:
             place = (point["recall"], point["precision"])
             axes[0].annotate(f"{point['share']:.0%}", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes[0].set(ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes[0].set(ylabel="precision")
+    axes[0].margins(0.15)  # the points lie close together
     return _finish(figure, axes, "recall")
 
 

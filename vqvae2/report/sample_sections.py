@@ -155,7 +155,9 @@ def _phantom(report: Report, known: Mapping[str, Figure]) -> str:
         ]
         for name, f in found["labels"].items()
     ]
-    text = table(["label asked for", "samples", "without a head", "ventricle area", "of training images"], rows)
+    text = "<h3>Ventricle area</h3>" + table(
+        ["label asked for", "samples", "without a head", "ventricle area", "of training images"], rows
+    )
     if "ventricle_difference_ratio" in found:
         text += (
             f"<p>The difference between the labels is {num(found['ventricle_difference'], 4)} in samples and "
