@@ -17,7 +17,8 @@ from vqvae2.vqvae import VQVAE
 
 __all__ = ["COMPARED", "Beside", "background_of", "measure_distances", "measure_samples"]
 
-COMPARED = 512  # images at most that stand for a whole split where each costs much
+COMPARED = 512
+"""Images at most that stand for a whole split where each costs much."""
 _MOST_SAMPLES = 4096  # decoded and compared with training images, of a larger set
 
 
