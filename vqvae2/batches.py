@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vqvae2 import distributed
 from vqvae2.errors import UserError
 
-__all__ = ["EpochBatches", "batch_length", "check_divides", "load_batches"]
+__all__ = ["EpochBatches", "as_it_is", "batch_length", "check_divides", "ignore_signals", "load_batches"]
 
 
 def check_divides(batch_size: int) -> None:
@@ -85,8 +85,8 @@ def load_batches(
         _ByEpoch(dataset) if by_epoch else dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, seed, start, numbered=by_epoch),
         num_workers=num_workers,
-        collate_fn=_identity,
-        worker_init_fn=_leave_signals_to_the_training,
+        collate_fn=as_it_is,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         # A generator of its own: loading must not move the training's random state.
         generator=torch.Generator().manual_seed(0),
@@ -106,11 +106,13 @@ def _to(batch: Any, device: torch.device) -> Any:
     return [_to(v, device) for v in batch] if isinstance(batch, list) else batch.to(device, non_blocking=True)
 
 
-def _leave_signals_to_the_training(_worker: int) -> None:
+def ignore_signals(_worker: int) -> None:
+    """Let a loading process ignore SIGINT and SIGTERM; the main process ends it."""
     # Whoever ends a job signals all of its processes; a worker that dies of it would break the step under way.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _identity(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """Return what was loaded unchanged: it is a batch already."""
     return batch

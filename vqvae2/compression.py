@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
+from vqvae2.sampling import chunk_rows
 
 __all__ = ["Header", "decode_codes", "encode_codes", "pack", "unpack"]
 
@@ -92,7 +93,7 @@ def encode_codes(
     streams, checksums = [], []
     for first in range(0, len(label), chunk_size):
         count = min(chunk_size, len(label) - first)
-        rows = [min(first + i, len(label) - 1) for i in range(chunk_size)]
+        rows = chunk_rows(first, chunk_size, len(label))
         encoder, family = _coder().RangeEncoder(), _family()
 
         def draw(logits: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ def decode_codes(
         for number, (stream, (_, checksum)) in enumerate(zip(streams, header.chunks, strict=True)):
             first = number * size
             count = min(size, len(label) - first)
-            rows = [min(first + i, len(label) - 1) for i in range(size)]
+            rows = chunk_rows(first, size, len(label))
             decoder, family = _coder().RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32)), _family()
 
             def draw(logits: Tensor, _noise: Tensor) -> tuple[Tensor, Tensor]:

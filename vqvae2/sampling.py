@@ -32,7 +32,6 @@ __all__ = [
     "sample_chunk",
     "sample_chunks",
     "sample_codes",
-    "sample_rows",
     "sharpness_by_level",
 ]
 
@@ -179,7 +178,7 @@ def sample(
     top_p: float | Sequence[float] = 1.0,
     chunk_size: int = 16,
 ) -> Samples:
-    """Sample images.
+    """Sample images; in a distributed run every process returns the whole set.
 
     Args:
         model: the VQ-VAE.
@@ -211,32 +210,15 @@ def sample(
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
     sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors))
     rows = label_rows(priors[0].config.attributes, label, num)
-    return sample_rows(model, priors, rows, seed, sharpness, chunk_size)
-
-
-def sample_rows(
-    model: VQVAE,
-    priors: Sequence[Prior],
-    label: Tensor,
-    seed: int = 0,
-    sharpness: Sequence[Sharpness] | None = None,
-    chunk_size: int = 16,
-    progress: Callable[[int], object] | None = None,
-) -> Samples:
-    """Sample one image for each row of labels; in a distributed run every process returns the whole set.
-
-    Args: as of `sample_chunks`.
-    """
-    num = len(label)
-    parts = [part for _, part in sample_chunks(model, priors, label, seed, sharpness, chunk_size, progress)]
+    parts = [part for _, part in sample_chunks(model, priors, rows, seed, sharpness, chunk_size)]
     if not parts:  # more processes than chunks
-        parts = [_nothing(model, label)]
+        parts = [_nothing(model, rows)]
     chunks = -(-num // chunk_size)
     images, *codes, nll = (
         _in_order(column, chunks, chunk_size)[:num]
         for column in zip(*((part.images, *part.codes, part.nll) for part in parts), strict=True)
     )
-    return Samples(images, codes, nll, label)
+    return Samples(images, codes, nll, rows)
 
 
 def sample_chunks(

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from vqvae2.batches import as_it_is, ignore_signals
 from vqvae2.data.decoding import UnreadableError
 from vqvae2.progress import Progress
 
@@ -113,21 +113,11 @@ def read_by_processes(
             _Chunks(paths, read, size),
             batch_size=None,
             num_workers=min(16, cores()),
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_signals,
+            collate_fn=as_it_is,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator().manual_seed(0),  # the training's random state stays as it is
         )
         for number, found in enumerate(loader):
             first = number * size
             progress(min(size, len(paths) - first))
             yield first, found
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
-
-
-def _ignore_signals(_worker: int) -> None:
-    # Whoever ends a job signals all of its processes; the main one ends the others.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -11,6 +11,7 @@ import torch
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
+from vqvae2.data.pools import cores
 from vqvae2.device import DeviceChoice, PrecisionChoice, forbid_tf32, resolve_device, resolve_precision
 from vqvae2.errors import UserError
 from vqvae2.stages.commands import command, flags_of
@@ -53,7 +54,7 @@ class Compute:
         """Return the number of processes that load batches, which do much where they decode images."""
         if self.num_workers is not None or not decoding:
             return self.num_workers or 0
-        return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+        return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             raise UserError(f"{flag} {value} is out of range", how=f"Give {least} or more")
     run = RunFolder(arguments.run)
     record = run.read()
-    if arguments.against is not None:
-        _other_report(arguments.against)  # before the work
+    other = None if arguments.against is None else _other_report(arguments.against)  # before the work
     models = _load(run, arguments)
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     if arguments.classifier is not None:
@@ -102,11 +101,17 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
-        _measure(run, record, models, evaluated, arguments, out)
+        _measure(run, record, models, evaluated, arguments, out, other)
 
 
 def _measure(
-    run: RunFolder, record: dict[str, Any], models: Models, evaluated: Evaluated, arguments: Arguments, out: Path
+    run: RunFolder,
+    record: dict[str, Any],
+    models: Models,
+    evaluated: Evaluated,
+    arguments: Arguments,
+    out: Path,
+    other: dict[str, Any] | None,
 ) -> None:
     """Measure everything, and write the report."""
     album = Album(out / "figures")
@@ -153,8 +158,8 @@ def _measure(
         commands(run, record, {found_set.folder: found_set.how for found_set in sets}),
         models.hashes,
     )
-    if arguments.against is not None:
-        found["comparison"] = report.comparison(found, _other_report(arguments.against))
+    if other is not None:
+        found["comparison"] = report.comparison(found, other)
     files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
     _print_figures(found)

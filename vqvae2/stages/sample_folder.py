@@ -105,8 +105,9 @@ def draw_samples(
     kept = _Unfinished(out, {**how, **hashes_of(model, run)}, model, run)
     size, num = int(record["chunk_size"]), len(label)
     # As the main process finds it: others may have begun to write meanwhile.
-    there = (first for first in range(0, num, size) if kept.has(first, label[chunk_rows(first, size, num)]))
-    done = distributed.from_main(set(there))
+    done = distributed.on_main(
+        lambda: {first for first in range(0, num, size) if kept.has(first, label[chunk_rows(first, size, num)])}
+    )
     chunks = -(-num // (size * distributed.world_size()))  # of the main process
     total = chunks * size * sum(h * w for h, w in model.config.shapes)
     with Progress(total, "sampling", "codes") as progress:
