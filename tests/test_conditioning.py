@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 from vqvae2.prior import PriorConfig
-from vqvae2.stages.sample import parse_labels
+from vqvae2.stages.sampled import parse_labels
 
 
 def test_missing_labels_use_an_embedding_of_their_own():

@@ -18,6 +18,7 @@ attention after PixelSNAIL (Chen et al. 2017, arXiv 1712.09763).
 Shapes: B batch, n rows of H, m columns of W, C channels, R residual channels, T in-row taps, P = H W positions.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -136,9 +137,13 @@ class Cache:
 
     def clear(self) -> None:
         """Forget what was remembered; the buffers stay where they are."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All that is remembered, each (B, ...)."""
         for buffers in self._buffers.values():
-            for buffer in buffers:
-                buffer.zero_()
+            yield from buffers
 
     def _keys_and_values(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         if layer not in self._buffers:

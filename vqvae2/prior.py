@@ -181,6 +181,7 @@ class Prior(checkpoint.Pretrained):
         condition: list[Tensor] | None = None,
         label: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
+        select: Callable[[Tensor], Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one at a time (the incremental form), in raster order of the patches and within each.
 
@@ -193,6 +194,8 @@ class Prior(checkpoint.Pretrained):
             condition: as in `forward`.
             label: as in `forward`.
             progress: called with the number of codes made, after each row of positions.
+            select: called after each row with the sums so far (B,); returns which map each map goes on from, (B,)
+                int64, or None: each from itself. Its condition goes with it.
 
         Returns:
             ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
@@ -200,6 +203,8 @@ class Prior(checkpoint.Pretrained):
         (height, width), batch, device = self.config.grid, len(uniform), uniform.device
         patch, dim = self.config.patch, self.config.embedding_dim
         context = self._context(condition, label, batch, device)
+        if select is not None and context is not None:
+            context = context.clone()
         uniform = fold(uniform[..., None], patch)  # (B, n, m, p^2), as the codes until they are returned
         row = torch.zeros(1, dtype=torch.int64, device=device)
         codes = torch.zeros(*uniform.shape, dtype=torch.int64, device=device)
@@ -249,6 +254,9 @@ class Prior(checkpoint.Pretrained):
         make = recorded(make_row, begin, device) if recording else make_row
         for past.row in range(height):
             make()
+            if select is not None and (chosen := select(log_p)) is not None:
+                for state in (codes, log_p, above, previous, *past.buffers(), *(() if context is None else (context,))):
+                    state.copy_(state[chosen])
             if progress is not None:
                 progress(batch * width * patch**2)
         return unfold(codes, patch)[..., 0], log_p

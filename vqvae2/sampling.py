@@ -25,6 +25,7 @@ __all__ = [
     "Sharpness",
     "check_priors",
     "chunk_rows",
+    "draw_codes",
     "draw_labels",
     "label_rows",
     "log_probabilities",
@@ -46,10 +47,13 @@ class Sharpness:
     """Draw among the k most probable codes; 0: among all."""
     top_p: float = 1.0
     """Draw among the fewest codes whose probability reaches p, in (0, 1] (Holtzman et al. 2020)."""
+    guidance: float = 1.0
+    """Weight of the label, >= 0: logits go from those without a label (0) to those with it (1) and beyond (Ho and
+    Salimans 2022, arXiv 2207.12598). Anything but 1 takes twice the work."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"need temperature > 0, top_k >= 0 and 0 < top_p <= 1, got {self}")
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 0:
+            raise ValueError(f"need temperature > 0, top_k >= 0, 0 < top_p <= 1 and guidance >= 0, got {self}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
     return log_p
 
 
+def draw_codes(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the distribution function: log-probabilities (B, K), numbers in [0, 1) (B,) -> codes (B,) int64."""
+    cumulative = log_p.exp().cumsum(-1)
+    # right=True: a code of probability zero is never the first to exceed the number.
+    codes = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    return codes.clamp_max_(log_p.shape[-1] - 1)[:, 0]
+
+
 def sample_codes(
     prior: Prior,
     uniform: Tensor,
@@ -111,26 +123,34 @@ def sample_codes(
         progress: called with the number of codes made, after each row.
 
     Returns:
-        ``(codes, nll)``: (B, h, w) int64, and (B,) nats per code under the prior.
+        ``(codes, nll)``: (B, h, w) int64, and (B,) nats per code under the prior, given the label.
+
+    Raises:
+        ValueError: guidance without a label.
     """
     sharpness = sharpness or Sharpness()
-    plain = sharpness == Sharpness()
+    plain, guided, batch = sharpness == Sharpness(), sharpness.guidance != 1, len(uniform)
+    if guided and (label is None or not prior.config.attributes):
+        raise ValueError("guidance needs a label")
 
     def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = log_probabilities(logits, sharpness)
-        cumulative = log_p.exp().cumsum(-1)
-        # right=True: a code of probability zero is never the first to exceed u.
-        codes = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
-        codes.clamp_max_(logits.shape[-1] - 1)
+        logits, without = logits[:batch], logits[batch:]
+        mixed = without + sharpness.guidance * (logits - without) if guided else logits
+        log_p = log_probabilities(mixed, sharpness)
+        codes = draw_codes(log_p, u[:batch])
         own = log_p if plain else logits.to(widest(logits.device)).log_softmax(-1)
-        return codes[:, 0], own.gather(-1, codes)[:, 0]
+        log_p = own.gather(-1, codes[:, None])[:, 0]
+        return (codes.repeat(2), log_p.repeat(2)) if guided else (codes, log_p)
 
     device = next(prior.parameters()).device
     uniform = uniform.to(device, widest(device))
     # Rounding to float32 may reach 1.
     maps = uniform.clamp_max(1 - torch.finfo(uniform.dtype).eps).view(-1, *prior.config.shape)
+    if guided and label is not None:  # the same maps without the label run beside them
+        maps, label = maps.repeat(2, 1, 1), torch.cat([label, torch.full_like(label, -1)])
+        condition = None if condition is None else [level.repeat(2, 1, 1) for level in condition]
     codes, log_p = prior.generate(draw, maps, condition, label, progress)
-    return codes, -log_p / uniform.shape[1]
+    return codes[:batch], -log_p[:batch] / uniform.shape[1]
 
 
 def sample_chunk(
@@ -177,6 +197,7 @@ def sample(
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
     chunk_size: int = 16,
+    guidance: float | Sequence[float] = 1.0,
 ) -> Samples:
     """Sample images; in a distributed run every process returns the whole set.
 
@@ -190,6 +211,7 @@ def sample(
         top_k: >= 0, likewise; 0 leaves all codes.
         top_p: in (0, 1], likewise.
         chunk_size: S, images made at once.
+        guidance: weight of the label, likewise; above 1 samples show their label more, and vary less.
 
     Returns:
         The samples, on the model's device.
@@ -208,7 +230,7 @@ def sample(
     check_priors(model, priors)
     if num < 1 or chunk_size < 1:
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
-    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors))
+    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors), guidance)
     rows = label_rows(priors[0].config.attributes, label, num)
     parts = [part for _, part in sample_chunks(model, priors, rows, seed, sharpness, chunk_size)]
     if not parts:  # more processes than chunks
@@ -292,15 +314,21 @@ def sharpness_by_level(
     top_k: int | Sequence[int],
     top_p: float | Sequence[float],
     levels: int,
+    guidance: float | Sequence[float] = 1.0,
 ) -> list[Sharpness]:
     """Spread settings over levels: one value serves all; ValueError for any other number than that of the levels."""
     columns = []
-    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+    for name, value in (
+        ("temperature", temperature),
+        ("top_k", top_k),
+        ("top_p", top_p),
+        ("guidance", guidance),
+    ):
         values = list(value) if isinstance(value, Sequence) else [value]
         if len(values) not in (1, levels):
             raise ValueError(f"{name} needs 1 value or {levels}, one for each level; got {len(values)}")
         columns.append(values * levels if len(values) == 1 else values)
-    return [Sharpness(t, int(k), p) for t, k, p in zip(*columns, strict=True)]
+    return [Sharpness(t, int(k), p, g) for t, k, p, g in zip(*columns, strict=True)]
 
 
 def label_rows(

@@ -11,8 +11,8 @@ from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, locked
 from vqvae2.stages.evaluated import Evaluated, Models
-from vqvae2.stages.sample import describe, labels_to_sample
 from vqvae2.stages.sample_folder import draw_samples
+from vqvae2.stages.sampled import describe, labels_to_sample
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["COMPARED", "Beside", "background_of", "measure_distances", "measure_samples"]

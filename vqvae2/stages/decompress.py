@@ -15,8 +15,8 @@ from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample import load_models
 from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sampled import load_models
 
 
 @dataclass(frozen=True)

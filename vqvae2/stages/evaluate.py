@@ -20,6 +20,7 @@ from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
+from vqvae2.stages.anomaly import write_anomalies
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
 from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
@@ -54,6 +55,15 @@ class Arguments:
     samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
     against: Path | None = None
     """Another run with a report: its figures stand beside this one's."""
+    anomaly: str | None = None
+    """An image or a folder: in place of the report, map where these images differ from what the models expect there,
+    given the rest of them."""
+    draws: int = 4
+    """Of --anomaly: draws of each block that it is compared with, >= 2."""
+    false_positives: float = 0.01
+    """Of --anomaly: share of the normal, held-out images above the threshold, in (0, 1)."""
+    overwrite: bool = False
+    """Of --anomaly: replace what is in the folder."""
     batch_size: int = 32
     """Images processed at once."""
     compute: Compute = field(default_factory=Compute)
@@ -64,6 +74,7 @@ class Arguments:
 _GROUPS = {
     "data": ("data", "split"),
     "report": ("out", "save_reconstructions", "num_samples", "classifier", "against"),
+    "anomalies": ("anomaly", "draws", "false_positives", "overwrite"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
 
@@ -82,6 +93,11 @@ def _story(line: CommandLine[Arguments]) -> None:
     record = run.read()
     other = None if arguments.against is None else _other_report(arguments.against)  # before the work
     models = _load(run, arguments)
+    if arguments.anomaly is not None:
+        _anomalies(line, run, record, models)
+        return
+    if alone := next((name for name in ("draws", "false_positives", "overwrite") if name in line.given), None):
+        raise UserError(f"--{alone.replace('_', '-')} is for anomalies", how="Add --anomaly IMAGE_OR_FOLDER")
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     if arguments.classifier is not None:
         check(evaluated, arguments.classifier)
@@ -102,6 +118,41 @@ def _story(line: CommandLine[Arguments]) -> None:
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
         _measure(run, record, models, evaluated, arguments, out, other)
+
+
+def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, Any], models: Models) -> None:
+    """Map where other images differ from the run's."""
+    arguments = line.settings()
+    for name in ("data", "num_samples", "classifier", "against", "save_reconstructions", "batch_size"):
+        if name in line.given:
+            raise UserError(f"--{name.replace('_', '-')} does not go with --anomaly", how="Leave one of them out")
+    if arguments.draws < 2:
+        raise UserError(f"--draws {arguments.draws} is too few", how="Give 2 or more")
+    if not 0 < arguments.false_positives < 1:
+        raise UserError(f"--false-positives {arguments.false_positives:g} is no share", how="Give more than 0, below 1")
+    if not models.complete:
+        raise UserError("anomalies need the priors of all levels", run.path, models.missing[0])
+    source = arguments.anomaly or ""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError("there are no such images", path, "Give --anomaly an image or a folder")
+    evaluated = open_evaluated(run, record, None, arguments.split)
+    out = arguments.out or run.path / f"anomaly-{path.resolve().stem}"
+    _, precision = arguments.compute.resolve()
+    with locked(out):
+        write_anomalies(
+            run,
+            models.vqvae,
+            [models.priors[level].to(precision) for level in models.vqvae.levels],
+            evaluated,
+            source,
+            out,
+            arguments.draws,
+            arguments.false_positives,
+            arguments.overwrite,
+            arguments.compute.seed,
+            arguments.dry_run,
+        )
 
 
 def _measure(

@@ -1,24 +1,24 @@
 """Stage 4: sample images (Razavi et al. 2019, algorithm 2, last steps)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vqvae2 import checkpoint, files
 from vqvae2.classifier import Classifier
-from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
-from vqvae2.sampling import Sharpness, draw_labels, label_rows, sharpness_by_level
+from vqvae2.sampling import Sharpness, label_rows, sharpness_by_level
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked, record_of
+from vqvae2.stages.common import Compute, RunFolder, locked, record_of
+from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample_folder import Rejection, check_out, draw_samples, hashes_of, image_path
-from vqvae2.vqvae import VQVAE
+from vqvae2.stages.sample_folder import Rejection, check_out, check_own, draw_samples, hashes_of, image_path
+from vqvae2.stages.sampled import describe, labels_to_sample, load_models, parse_labels
+from vqvae2.stages.sweep import draw_sweep
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Arguments:
 
     run: Path
     """Run folder with a VQ-VAE and the priors of all its levels."""
-    num: int = 64
-    """Number of images."""
+    num: int | None = None
+    """Number of images; default: 64, of completions 8, of each class of a sweep 4."""
     label: tuple[str, ...] = ()
     """Class of an attribute, as ATTRIBUTE=CLASS, such as sex=F; CLASS alone if there is one attribute. Several may be
     given. Attributes that are not given are drawn jointly from the labels of the training images."""
@@ -41,6 +41,21 @@ class Arguments:
     """Sample from the k most probable codes, 0: from all; one value, or one for each level."""
     top_p: tuple[float, ...] = (1.0,)
     """Sample from the fewest codes whose probability reaches p, in (0, 1]; one value, or one for each level."""
+    guidance: tuple[float, ...] = (1.0,)
+    """Weight of the labels (classifier-free guidance): above 1 samples show their label more and vary less, at twice
+    the time; one value, or one for each level."""
+    sweep: str | None = None
+    """A label: the same samples once for each of its classes, side by side in a grid, in a folder sweep-LABEL."""
+    complete: Path | None = None
+    """An image of which a part is missing: draw that part --num times, given the rest."""
+    mask: Path | None = None
+    """A picture of the image's size, white where the image is missing."""
+    keep_box: str | None = None
+    """In place of a mask the part that is kept, as Y0,X0,Y1,X1 in pixels; all else is drawn."""
+    particles: int = 16
+    """Attempts side by side for each completion, chosen by how well they fit what is kept."""
+    sweeps: int = 2
+    """Times that each completion is drawn again, and exchanged by the Metropolis-Hastings rule."""
     reject: float = 0.0
     """Share of the samples to leave out, in [0, 1): so many more are drawn, and of each class those are kept of which a
     classifier is surest (Razavi et al. 2019)."""
@@ -60,7 +75,8 @@ class Arguments:
 
 
 _GROUPS = {
-    "samples": ("num", "label", "temperature", "top_k", "top_p", "reject", "seed"),
+    "samples": ("num", "label", "guidance", "sweep", "temperature", "top_k", "top_p", "reject", "seed"),
+    "completion": ("complete", "mask", "keep_box", "particles", "sweeps"),
     "running": ("run", "out", "no_images", "classifier", "overwrite", "dry_run", "device", "precision", "chunk_size"),
 }
 
@@ -73,11 +89,21 @@ def main(argv: list[str] | None = None) -> int:
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
     for flag, value in (("--num", arguments.num), ("--chunk-size", arguments.chunk_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{flag} {value} is too small", how="Give 1 or more")
     run = RunFolder(arguments.run)
     run.read()
     device, _ = arguments.compute.resolve()
+    if arguments.complete is not None or arguments.sweep is not None:
+        _refuse_together(line)
+        (_complete if arguments.complete is not None else _sweep)(line, run, device)
+        return
+    if not_completing := next(
+        (name for name in ("mask", "keep_box", "particles", "sweeps") if name in line.given), None
+    ):
+        raise UserError(f"--{not_completing.replace('_', '-')} is for completions", how="Add --complete IMAGE")
+    arguments = replace(arguments, num=arguments.num or 64)
+    assert arguments.num is not None
     out = arguments.out or run.path / "samples"
     check_out(out)
     model, priors = load_models(run, device)
@@ -86,7 +112,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     rejection = _rejection(run, arguments, attributes, model.config.channels, device)
     drawn = arguments.num if rejection is None else rejection.drawn(arguments.num)
     label = labels_to_sample(run, attributes, wanted, drawn, arguments.compute.seed)
-    sharpness = _sharpness(arguments, len(priors))
+    sharpness = _sharpness(arguments, len(priors), attributes)
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
     how["reject"] = arguments.reject
@@ -102,14 +128,91 @@ def _story(line: CommandLine[Arguments]) -> None:
     print(f"{arguments.num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
-    if precision == "bf16":
-        priors = [prior.to(torch.bfloat16) for prior in priors]
+    priors = _in(arguments, priors)
     with locked(out):
         record = {"num": arguments.num, **how, "arguments": record_of(line, {})}
         draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
     images = "" if arguments.no_images else f"{arguments.num:,} images, "
     print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
     print(f"next: {command('evaluate', '--run', run.path)}")
+
+
+_OTHERWISE = {
+    "complete": (
+        "sweep",
+        "guidance",
+        "temperature",
+        "top_k",
+        "top_p",
+        "reject",
+        "classifier",
+        "no_images",
+        "chunk_size",
+    ),
+    "sweep": ("mask", "keep_box", "particles", "sweeps", "reject", "classifier", "no_images"),
+}
+"""Flags that do not go with another one."""
+
+
+def _refuse_together(line: CommandLine[Arguments]) -> None:
+    for name, others in _OTHERWISE.items():
+        for other in others:
+            if name in line.given and other in line.given:
+                raise UserError(f"--{other.replace('_', '-')} does not go with --{name}", how="Leave one of them out")
+
+
+def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
+    """Complete an image."""
+    arguments = line.settings()
+    if arguments.complete is None or arguments.particles < 1 or arguments.sweeps < 0:
+        raise UserError("--particles is below 1, or --sweeps below 0", how="Leave them out, or give more")
+    like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
+    completion = open_completion(like, arguments.complete, arguments.mask, arguments.keep_box)
+    model, priors = load_models(run, device)
+    attributes, num = priors[0].config.attributes, arguments.num or 8
+    wanted = parse_labels(arguments.label, attributes)
+    label = label_rows(attributes, wanted, num)
+    out = arguments.out or run.path / "completions" / arguments.complete.stem
+    check_own(out, "completion.json", arguments.overwrite)
+    asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "unknown"
+    missing = float(completion.hole.float().mean())
+    print(f"{num} completions of {arguments.complete}, {missing:.0%} of it missing, label {asked}")
+    if arguments.dry_run:
+        return
+    settings = (arguments.particles, arguments.sweeps, arguments.compute.seed)
+    record = {"label": wanted, "particles": settings[0], "sweeps": settings[1], "seed": settings[2]}
+    record["arguments"] = record_of(line, {})
+    with locked(out):
+        complete_image(out, run, model, _in(arguments, priors), completion, label, *settings, record)
+
+
+def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
+    """Draw the same samples for each class of a label."""
+    arguments = line.settings()
+    model, priors = load_models(run, device)
+    attributes, name = priors[0].config.attributes, arguments.sweep or ""
+    known = dict(attributes)
+    if name not in known:
+        raise UserError(f"there is no label {name}", "--sweep", f"Labels are {', '.join(known) or 'none'}")
+    wanted = parse_labels(arguments.label, attributes)
+    if name in wanted:
+        raise UserError(f"--label fixes {name}, which is swept", how="Leave one of them out")
+    num, seed = arguments.num or 4, arguments.compute.seed
+    out = arguments.out or run.path / f"sweep-{name}"
+    check_own(out, "sweep.json", arguments.overwrite)
+    sharpness = _sharpness(arguments, len(priors), attributes)
+    print(f"{num} samples for each of {len(known[name])} classes of {name}: {', '.join(known[name])}")
+    if arguments.dry_run:
+        return
+    label = labels_to_sample(run, attributes, wanted, num, seed)
+    record, size = record_of(line, {}), arguments.chunk_size
+    with locked(out):
+        draw_sweep(out, run, model, _in(arguments, priors), name, label, sharpness, seed, size, record)
+
+
+def _in(arguments: Arguments, priors: list[Prior]) -> list[Prior]:
+    """The priors in the wanted precision."""
+    return [prior.to(torch.bfloat16) for prior in priors] if arguments.compute.precision == "bf16" else priors
 
 
 def _classifier_folder(run: RunFolder, arguments: Arguments) -> Path:
@@ -153,33 +256,24 @@ def _rejection(
     return Rejection(classifier, list(known).index(name), arguments.reject)
 
 
-def labels_to_sample(
-    run: RunFolder, attributes: tuple[tuple[str, tuple[str, ...]], ...], wanted: dict[str, str], num: int, seed: int
-) -> Tensor:
-    """Return the labels of a set of samples, (num, A): those asked for, the others drawn from the training images."""
-    rows = label_rows(attributes, wanted, num)
-    if not attributes:
-        return rows
-    store = CodeStore(run.codes)
-    return draw_labels(rows, torch.from_numpy(store.labels[store.indices("train")]), seed)
-
-
-def _sharpness(arguments: Arguments, levels: int) -> list[Sharpness]:
-    """Return temperature, top-k and top-p of every level."""
+def _sharpness(
+    arguments: Arguments, levels: int, attributes: tuple[tuple[str, tuple[str, ...]], ...]
+) -> list[Sharpness]:
+    """Return temperature, top-k, top-p and guidance of every level."""
+    if not attributes and set(arguments.guidance) != {1.0}:
+        raise UserError("--guidance weighs labels, and the priors have none", how="Leave it out")
     for flag, values, fits, needed in (
         ("--temperature", arguments.temperature, lambda value: value > 0, "> 0"),
         ("--top-k", arguments.top_k, lambda value: value >= 0, ">= 0"),
         ("--top-p", arguments.top_p, lambda value: 0 < value <= 1, "in (0, 1]"),
+        ("--guidance", arguments.guidance, lambda value: value >= 0, ">= 0"),
     ):
         text = f"{flag} {' '.join(f'{value:g}' for value in values)}"
         if len(values) not in (1, levels):
             raise UserError(f"{text}: {len(values)} values for {levels} levels", how=f"Give 1 or {levels} values")
         if not all(map(fits, values)):
             raise UserError(f"{text} is out of range", how=f"Give values {needed}")
-    return sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, levels)
-
-
-_USUAL = {"reject": 0.0}  # what sets of earlier versions do not say
+    return sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, levels, arguments.guidance)
 
 
 def _check_replaced(out: Path, how: dict, num: int) -> None:
@@ -192,7 +286,8 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
     if not path.is_file():
         return
     earlier, now = files.read_json(path), files.plain(how)
-    differs = [name for name in now if earlier.get(name, _USUAL.get(name)) != now[name]]
+    usual = {"reject": 0.0, "guidance": [1.0] * len(how["guidance"])}  # what sets of earlier versions do not say
+    differs = [name for name in now if earlier.get(name, usual.get(name)) != now[name]]
     if differs:
         name = differs[0]
         models = name.endswith("sha256")
@@ -206,77 +301,3 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
 
 def _shown(value: object) -> str:
     return ", ".join(f"{k}={v}" for k, v in value.items()) or "any" if isinstance(value, dict) else str(value)
-
-
-def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior]]:
-    """Load the VQ-VAE and the priors of all its levels, top first.
-
-    Raises:
-        UserError: one is missing, or two do not belong together.
-    """
-    model = VQVAE.from_pretrained(run.vqvae, device)
-    for level in model.levels:
-        if not checkpoint.has_model(run.prior(level)):
-            raise UserError(
-                f"there is no prior of level {level}",
-                run.prior(level),
-                f"Run {command('train-prior', '--run', run.path, '--level', level)}",
-            )
-    check_fingerprints(run, CodeStore(run.codes), model.levels)
-    return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
-
-
-def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
-    """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute.
-
-    Raises:
-        UserError: CLASS alone, and there is not exactly one attribute; or two classes of one attribute.
-    """
-    known = dict(attributes)
-    wanted: dict[str, str] = {}
-    for text in given:
-        # A class may contain commas and equals signs, such as ">=60": first look up the whole text.
-        for part in [text] if _known_label(text.strip(), known) else text.split(","):
-            name, value = _known_label(part.strip(), known) or _other_label(part.strip(), known)
-            if wanted.get(name, value) != value:
-                raise UserError(f"{name} cannot be both {wanted[name]} and {value}", "--label", "Give one class")
-            wanted[name] = value
-    return wanted
-
-
-def _known_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
-    """Return attribute and class if the text names a class that exists, else None."""
-    if len(known) == 1 and text in next(iter(known.values())):
-        return next(iter(known)), text
-    name, _, value = text.partition("=")
-    return (name, value) if value in known.get(name, ()) else None
-
-
-def _other_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str]:
-    """Return attribute and class of a text that names an unknown class; `label_rows` refuses it."""
-    name, equals, value = text.partition("=")
-    if len(known) != 1 and not (equals and name in known):
-        names = ", ".join(known) or "none"
-        raise UserError(f"--label {text} names no attribute", how=f"Give ATTRIBUTE=CLASS; attributes are {names}")
-    return (name, value) if equals else (next(iter(known)), text)
-
-
-def describe(
-    label: dict[str, str],
-    sharpness: list[Sharpness],
-    seed: int,
-    chunk_size: int,
-    device: torch.device,
-    precision: str = "fp32",
-) -> dict:
-    """Return what samples depend on besides the weights, for samples.json."""
-    return {
-        "label": label,
-        "temperature": [level.temperature for level in sharpness],
-        "top_k": [level.top_k for level in sharpness],
-        "top_p": [level.top_p for level in sharpness],
-        "seed": seed,
-        "chunk_size": chunk_size,
-        "device": device.type,
-        "precision": precision,
-    }

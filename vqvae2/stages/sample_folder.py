@@ -44,7 +44,7 @@ _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
 _OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # what no single sample depends on
 
-__all__ = ["Rejection", "check_out", "draw_samples", "hashes_of", "image_path"]
+__all__ = ["Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
 
 
 def image_path(index: int, num: int) -> str:
@@ -65,6 +65,22 @@ def check_out(out: Path) -> None:
             raise UserError(
                 f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own"
             )
+
+
+def check_own(out: Path, record: str, overwrite: bool) -> None:
+    """Raise UserError for a folder that does not hold what is to be written, or holds it already.
+
+    Args:
+        out: the folder.
+        record: name of the file that marks it.
+        overwrite: whether it may be replaced.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / record).is_file():
+        raise UserError("this folder holds other files", out, "Give --out a folder of its own")
+    if not overwrite:
+        raise UserError("this folder has been written already", out, "Add --overwrite, or --out with another folder")
 
 
 def hashes_of(model: VQVAE, run: RunFolder) -> dict[str, Any]:

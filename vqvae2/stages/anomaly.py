@@ -1,0 +1,218 @@
+"""`evaluate.py --anomaly`: where images differ from what a run's models expect."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae2 import distributed, files, report
+from vqvae2.anomaly import FEATURES, anomaly_map, block_size, redraw_blocks
+from vqvae2.data import ImageSet, load_images
+from vqvae2.metrics import foreground
+from vqvae2.pictures import grid, png_bytes, to_picture
+from vqvae2.prior import Prior
+from vqvae2.progress import Progress
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.compared import background_of
+from vqvae2.stages.evaluated import Evaluated
+from vqvae2.stages.sample_folder import check_own, hashes_of
+from vqvae2.version import __version__
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["write_anomalies"]
+
+_NORMAL = 32  # images from which the threshold is taken
+_BATCH = 8
+_SHOWN = 12
+_HIGH = 0.99  # an image's score is this quantile of its map
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Maps (N, H, W), the expected images (N, C, H, W), and by feature the parts (N, 3, H, W)."""
+
+    maps: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    expected: Tensor
+    parts: NDArray[np.float32]
+
+    def scores(self) -> NDArray[np.float64]:
+        """Score of each image, (N,)."""
+        pairs = zip(self.maps, self.masks, strict=True)
+        return np.array([np.quantile(own[mask], _HIGH) if mask.any() else 0.0 for own, mask in pairs])
+
+
+def write_anomalies(
+    run: RunFolder,
+    model: VQVAE,
+    priors: list[Prior],
+    evaluated: Evaluated,
+    source: str,
+    out: Path,
+    draws: int,
+    false_positives: float,
+    overwrite: bool,
+    seed: int,
+    dry_run: bool,
+) -> None:
+    """Score images and write maps, pictures and a table.
+
+    Args:
+        run: whose models these are.
+        model, priors: of all levels.
+        evaluated: held-out images of the run's own data, taken as normal.
+        source: an image, or a folder of them.
+        out: the folder.
+        draws: of each block, >= 2.
+        false_positives: share of the normal images' foreground that lies above the threshold, in (0, 1).
+        overwrite: replace what is in the folder.
+        seed: of the draws.
+        dry_run: say what would be done.
+    """
+    check_own(out, "anomaly.json", overwrite)
+    path = Path(source).expanduser()
+    images = load_images([path], evaluated.like) if path.is_file() else load_images(path, evaluated.like)
+    normal = _spread(evaluated.images)
+    tall, wide = block_size(model)
+    print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")
+    for name, reason in images.skipped[:10]:
+        print(f"skipped    {name!r}: {reason}")
+    print(f"{draws} draws of each block of {tall}x{wide} pixels, given all others")
+    if dry_run:
+        return
+    background = background_of(evaluated)
+    work = (len(images) + len(normal)) * 4 * draws * sum(h * w for h, w in model.config.shapes)
+    with Progress(work, "redrawing", "codes") as progress:
+        usual = _score(model, priors, normal, background, draws, seed, progress)
+        found = _score(model, priors, images, background, draws, seed, progress)
+    threshold = float(np.quantile(usual.maps[usual.masks], 1 - false_positives))
+    about = {
+        "version": __version__,
+        "source": source,
+        "threshold": threshold,
+        "false_positives": false_positives,
+        "normal": {"split": evaluated.split, "images": len(normal), "subjects": len(set(normal.subjects))},
+        "normal_scores": sorted(round(float(score), 3) for score in usual.scores()),
+        "draws": draws,
+        "block": [tall, wide],
+        "seed": seed,
+        **hashes_of(model, run),
+    }
+    rows = _rows(images.keys, found, usual, threshold)
+    distributed.on_main(lambda: _write(out, images, found, rows, threshold, about))
+    print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
+    for row in rows[:5]:
+        part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
+        print(f"{row['file']}: score {row['score']:.2f} ({part}), {row['share']:.1%} of it above the threshold")
+    print(f"wrote {out}/grid.png, scores.csv, maps.npz, anomaly.json and {len(rows)} pictures")
+
+
+def _spread(images: ImageSet) -> ImageSet:
+    rows = report.spread_out(len(images), _NORMAL)
+    keys, subjects = [images.keys[i] for i in rows], [images.subjects[i] for i in rows]
+    return ImageSet(images.images[rows], keys, subjects, images.labels[rows], images.value_range)
+
+
+def _score(
+    model: VQVAE,
+    priors: list[Prior],
+    images: ImageSet,
+    background: float | None,
+    draws: int,
+    seed: int,
+    progress: Progress,
+) -> _Scored:
+    """Score images; labels are not used, so that normal ones and others are judged alike."""
+    device = next(model.parameters()).device
+    maps, masks, expected, parts = [], [], [], []
+    for start in range(0, len(images), _BATCH):
+        x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
+        drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
+        own, by_feature = anomaly_map(x, drawn)
+        maps.append(own.cpu().numpy())
+        parts.append(by_feature.cpu().numpy())
+        masks.append(foreground(x, background).cpu().numpy())
+        expected.append(drawn.mean(1).cpu())
+    return _Scored(np.concatenate(maps), np.concatenate(masks), torch.cat(expected), np.concatenate(parts))
+
+
+def _rows(keys: list[str], found: _Scored, usual: _Scored, threshold: float) -> list[dict[str, Any]]:
+    """The table, highest score first."""
+    scores, normal = found.scores(), usual.scores()
+    rows = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        above = (found.maps[i] > threshold) & found.masks[i]
+        count = max(int(found.masks[i].sum()), 1)
+        y, x = np.unravel_index(np.where(found.masks[i], found.maps[i], -1).argmax(), above.shape)
+        most = int(np.abs(found.parts[i, :, y, x]).argmax())
+        rows.append(
+            {
+                "file": keys[i],
+                "score": float(scores[i]),
+                "above_normal": float((normal < scores[i]).mean()),
+                "share": float(above.sum() / count),
+                "row": int(y),
+                "column": int(x),
+                "feature": FEATURES[most],
+                "deviations": float(found.parts[i, most, y, x]),
+                "index": i,
+            }
+        )
+    return rows
+
+
+def _write(
+    out: Path, images: ImageSet, found: _Scored, rows: list[dict[str, Any]], threshold: float, about: dict[str, Any]
+) -> None:
+    files.make_folder(out)
+    (out / "anomaly.json").unlink(missing_ok=True)  # never beside maps of another call
+    sheets: list[NDArray[np.uint8]] = []
+    for row in rows:
+        i = row["index"]
+        image = images[i]["image"]
+        picture = to_picture(image)
+        heat = _heat(found.maps[i], threshold)
+        above = (found.maps[i] > threshold) & found.masks[i]
+        strip = [picture, to_picture(found.expected[i]), heat, _outlined(picture, above)]
+        name = Path(images.keys[i].lstrip("/")).with_suffix(".png")
+        if ".." in name.parts:
+            name = Path(name.name)
+        files.make_folder((out / "pictures" / name).parent)
+        files.write_atomic(out / "pictures" / name, png_bytes(grid(strip, 4)))
+        if len(sheets) < 4 * _SHOWN:
+            sheets += strip
+    files.write_atomic(out / "grid.png", png_bytes(grid(sheets, 4)))
+    table = io.StringIO()
+    columns = [name for name in rows[0] if name != "index"] if rows else []
+    writer = csv.DictWriter(table, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_atomic(out / "scores.csv", table.getvalue().encode())
+    packed = io.BytesIO()
+    np.savez_compressed(packed, maps=found.maps.astype(np.float16), foreground=found.masks, keys=np.array(images.keys))
+    files.write_atomic(out / "maps.npz", packed.getvalue())
+    files.write_json(out / "anomaly.json", about)
+
+
+def _heat(own: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """Colour a map from black (0) over red (the threshold) and yellow to white (three times that)."""
+    level = np.clip(own / threshold, 0, 3)
+    red, green, blue = np.clip(level, 0, 1), np.clip(level - 1, 0, 1), np.clip(level - 2, 0, 1)
+    return np.asarray(np.stack([red, green, blue], -1) * 255, np.uint8)
+
+
+def _outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Draw the edge of a mask into a picture, in red."""
+    colour = np.array(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2))
+    inner = mask.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            inner &= np.roll(mask, step, axis)
+    colour[mask & ~inner] = (255, 60, 60)
+    return colour

@@ -1,0 +1,101 @@
+"""What samples are drawn with, in every stage that draws some: models, labels, and what they depend on."""
+
+import torch
+from torch import Tensor
+
+from vqvae2 import checkpoint
+from vqvae2.codes import CodeStore
+from vqvae2.errors import UserError
+from vqvae2.prior import Prior
+from vqvae2.sampling import Sharpness, draw_labels, label_rows
+from vqvae2.stages.commands import command
+from vqvae2.stages.common import RunFolder, check_fingerprints
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["describe", "labels_to_sample", "load_models", "parse_labels"]
+
+
+def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior]]:
+    """Load the VQ-VAE and the priors of all its levels, top first.
+
+    Raises:
+        UserError: one is missing, or two do not belong together.
+    """
+    model = VQVAE.from_pretrained(run.vqvae, device)
+    for level in model.levels:
+        if not checkpoint.has_model(run.prior(level)):
+            raise UserError(
+                f"there is no prior of level {level}",
+                run.prior(level),
+                f"Run {command('train-prior', '--run', run.path, '--level', level)}",
+            )
+    check_fingerprints(run, CodeStore(run.codes), model.levels)
+    return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
+
+
+def labels_to_sample(
+    run: RunFolder, attributes: tuple[tuple[str, tuple[str, ...]], ...], wanted: dict[str, str], num: int, seed: int
+) -> Tensor:
+    """Return the labels of a set of samples, (num, A): those asked for, the others drawn from the training images."""
+    rows = label_rows(attributes, wanted, num)
+    if not attributes:
+        return rows
+    store = CodeStore(run.codes)
+    return draw_labels(rows, torch.from_numpy(store.labels[store.indices("train")]), seed)
+
+
+def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
+    """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute.
+
+    Raises:
+        UserError: CLASS alone, and there is not exactly one attribute; or two classes of one attribute.
+    """
+    known = dict(attributes)
+    wanted: dict[str, str] = {}
+    for text in given:
+        # A class may contain commas and equals signs, such as ">=60": first look up the whole text.
+        for part in [text] if _known_label(text.strip(), known) else text.split(","):
+            name, value = _known_label(part.strip(), known) or _other_label(part.strip(), known)
+            if wanted.get(name, value) != value:
+                raise UserError(f"{name} cannot be both {wanted[name]} and {value}", "--label", "Give one class")
+            wanted[name] = value
+    return wanted
+
+
+def _known_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
+    """Return attribute and class if the text names a class that exists, else None."""
+    if len(known) == 1 and text in next(iter(known.values())):
+        return next(iter(known)), text
+    name, _, value = text.partition("=")
+    return (name, value) if value in known.get(name, ()) else None
+
+
+def _other_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str]:
+    """Return attribute and class of a text that names an unknown class; `label_rows` refuses it."""
+    name, equals, value = text.partition("=")
+    if len(known) != 1 and not (equals and name in known):
+        names = ", ".join(known) or "none"
+        raise UserError(f"--label {text} names no attribute", how=f"Give ATTRIBUTE=CLASS; attributes are {names}")
+    return (name, value) if equals else (next(iter(known)), text)
+
+
+def describe(
+    label: dict[str, str],
+    sharpness: list[Sharpness],
+    seed: int,
+    chunk_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+) -> dict:
+    """Return what samples depend on besides the weights, for samples.json."""
+    return {
+        "label": label,
+        "temperature": [level.temperature for level in sharpness],
+        "top_k": [level.top_k for level in sharpness],
+        "top_p": [level.top_p for level in sharpness],
+        "guidance": [level.guidance for level in sharpness],
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "device": device.type,
+        "precision": precision,
+    }

@@ -1,0 +1,92 @@
+"""`sample.py --sweep`: the same samples once for each class of a label, side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2 import checkpoint, distributed, files
+from vqvae2.data import from_unit
+from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
+from vqvae2.prior import Prior
+from vqvae2.progress import Progress
+from vqvae2.sampling import Sharpness, chunk_rows, sample_chunk
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.version import __version__
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["draw_sweep"]
+
+
+def draw_sweep(
+    out: Path,
+    run: RunFolder,
+    model: VQVAE,
+    priors: list[Prior],
+    name: str,
+    label: Tensor,
+    sharpness: list[Sharpness],
+    seed: int,
+    chunk_size: int,
+    arguments: dict[str, Any],
+) -> None:
+    """Draw the samples, and write them as ``NUMBER-CLASS.png`` with a grid: a sample to a row, a class to a column.
+
+    Args:
+        out: the folder.
+        run: whose models these are.
+        model, priors: of the run, on one device.
+        name: of the label that is swept.
+        label: (num, A) int64 the labels of each sample; that of the swept one is replaced.
+        sharpness: by level.
+        seed: of the samples.
+        chunk_size: images made at once.
+        arguments: what was typed.
+    """
+    names = [attribute for attribute, _ in priors[0].config.attributes]
+    classes = dict(priors[0].config.attributes)[name]
+    low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
+    num, column = len(label), names.index(name)
+    rows = [(sample, k) for sample in range(num) for k in range(len(classes))]
+    every = label.repeat_interleave(len(classes), 0)
+    every[:, column] = torch.arange(len(classes)).repeat(num)
+    cells = sum(h * w for h, w in model.config.shapes)
+    images, nll = [], []
+    with Progress(-(-len(rows) // chunk_size) * chunk_size * cells, "sampling", "codes") as progress:
+        for first in range(0, len(rows), chunk_size):
+            own = chunk_rows(first, chunk_size, len(rows))
+            part = sample_chunk(model, priors, [rows[i][0] for i in own], every[own], seed, sharpness, progress)
+            images.append(part.images.cpu())
+            nll.append(part.nll.cpu())
+    made = torch.cat(images)[: len(rows)]
+    about = {
+        "version": __version__,
+        "sweep": name,
+        "classes": list(classes),
+        "seed": seed,
+        **hashes_of(model, run),
+        "nll_nats_per_code": torch.cat(nll)[: len(rows)].tolist(),
+        "labels": every.tolist(),
+        "arguments": arguments,
+    }
+    distributed.on_main(lambda: _write(out, made, rows, (low, high), len(classes), about))
+    print(f"wrote {out}/grid.png, {len(rows)} images and sweep.json; columns are {', '.join(classes)}")
+
+
+def _write(
+    out: Path,
+    made: Tensor,
+    rows: list[tuple[int, int]],
+    value_range: tuple[float, float],
+    columns: int,
+    about: dict[str, Any],
+) -> None:
+    files.make_folder(out)
+    for old in out.glob("[0-9]*-[0-9]*.png"):
+        old.unlink()
+    for (sample, k), image in zip(rows, from_unit(made, value_range), strict=True):
+        files.write_atomic(out / f"{sample:05d}-{k:03d}.png", png_bytes(channels_last(image)))
+    files.write_atomic(out / "grid.png", png_bytes(grid([to_picture(image) for image in made], columns)))
+    files.write_json(out / "sweep.json", about)
