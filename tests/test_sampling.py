@@ -383,3 +383,33 @@ def test_labels_that_were_not_asked_for_are_drawn_as_training_images_have_them()
     assert torch.equal(draw_labels(torch.full((7, 2), -1), known, seed=3), drawn[:7])
     none_like_it = torch.tensor([[1, 1]])
     assert torch.equal(draw_labels(none_like_it, known, seed=0), none_like_it)
+
+
+def test_guidance_of_one_is_no_guidance(models):
+    model, priors = models
+    label = {"diagnosis": "atrophy"}
+    assert equal(sample(model, priors, 5, label, seed=2, guidance=1.0), sample(model, priors, 5, label, seed=2))
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.5])
+def test_guidance_draws_from_mixed_logits(models, weight):
+    """Each code drawn is the one that the mixed logits of both full forms give for its random number."""
+    model, priors = models
+    label = torch.tensor([[1, 2]]).expand(4, -1)
+    made = sample(model, priors, 4, label, seed=3, guidance=weight, chunk_size=4)
+    for i, prior in enumerate(priors):
+        with_it, without = (prior(made.codes[i], made.codes[:i], rows).double() for rows in (label, label * 0 - 1))
+        cumulative = (without + weight * (with_it - without)).softmax(1).cumsum(1)
+        uniform = np.stack([np.random.default_rng([3, row, i]).random(made.codes[i][0].numel()) for row in range(4)])
+        expected = (cumulative <= torch.from_numpy(uniform).view(4, 1, *made.codes[i].shape[1:])).sum(1)
+        assert float((expected == made.codes[i]).double().mean()) > 0.97  # the two forms round differently
+        nll = F.cross_entropy(with_it, made.codes[i], reduction="none").flatten(1).mean(1)
+        torch.testing.assert_close(made.nll[:, i], nll, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_needs_a_label(models):
+    with pytest.raises(ValueError, match="guidance"):
+        Sharpness(guidance=-1.0)
+    model, priors = tiny_models(labelled=False)
+    with pytest.raises(ValueError, match="needs a label"):
+        sample(model, priors, 2, guidance=2.0)

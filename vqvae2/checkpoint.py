@@ -28,6 +28,7 @@ from vqvae2.version import __version__
 FORMAT = 1  # of config.json and of the states; a reader refuses what is newer
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_SCALE = "::scale"  # behind the name of a tensor of 8 bits
 _ZIP_MAGIC = b"PK\x03\x04"
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -112,7 +113,27 @@ def load_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError("there are no weights", path, "Train the model first")
     with told_as("the weights are damaged", path, "Train the model again", (SafetensorError, OSError)):
-        return safetensors.torch.load_file(path)
+        stored = safetensors.torch.load_file(path)
+    found = {}
+    for name, tensor in stored.items():
+        if not name.endswith(_SCALE):
+            scale = stored.get(name + _SCALE)
+            found[name] = tensor if scale is None else tensor.float() * scale
+    return found
+
+
+def in_eight_bits(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Store a tensor as integers of 8 bits and a scale for each row, which `load_tensors` multiplies again.
+
+    Args:
+        name: of the tensor.
+        tensor: floats, of two dimensions or more.
+
+    Returns:
+        The integers and the scales by name.
+    """
+    scale = (tensor.float().flatten(1).abs().amax(1) / 127).clamp_min(1e-12).view(-1, *[1] * (tensor.ndim - 1))
+    return {name: (tensor.float() / scale).round().to(torch.int8), name + _SCALE: scale}
 
 
 def has_model(folder: str | os.PathLike[str]) -> bool:

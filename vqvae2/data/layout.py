@@ -26,11 +26,13 @@ Folders = list[tuple[str, ...]]
 def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     """Find the images of a folder, or those that a text file names, and understand their places.
 
+    After the training (``choice.again``) a single image or volume will do.
+
     Raises:
         UserError: there are none, or the folder is not of the shape wanted.
     """
     choice = choice or Choice()
-    folder, found = find_files(source)
+    folder, found = find_files(source, alone=choice.again)
     layout = gather(folder, found, choice)
     tree = layout.volumes and (choice.layout == "bids" or (choice.layout == "auto" and is_bids(folder, layout.keys)))
     if layout.volumes:

@@ -56,7 +56,7 @@ def load_images(
     """Read a folder, or files by their paths, to a stored config's channels, size and values, without splits.
 
     Args:
-        source: a folder, or paths of images.
+        source: a folder, a volume, an image, or paths of images.
         like: a stored ``ImageData.to_config()``.
         config: which files of a folder are taken; None: those of the stored kind.
 

@@ -47,8 +47,12 @@ class Found:
             self.others[os.path.splitext(name)[1] or "no suffix"] += 1
 
 
-def find_files(source: Path) -> tuple[Path, Found]:
+def find_files(source: Path, alone: bool = False) -> tuple[Path, Found]:
     """Find the files of a folder, or those that a text file names, one a line.
+
+    Args:
+        source: the folder or the list.
+        alone: whether it may be a single image or volume, too.
 
     Returns:
         ``(folder, found)``: the folder to which their names are relative; for a list, the one that holds them all.
@@ -63,6 +67,11 @@ def find_files(source: Path) -> tuple[Path, Found]:
             "there is no such folder", source, "Give --data a folder of images, phantom or torchvision:NAME"
         )
     name = source.name.lower()
+    if alone and not name.endswith(_LISTS):
+        found = Found()
+        found.add(source)
+        if not found.others:
+            return source.parent, found
     if _PACKED.fullmatch(name) and not volumes.is_volume(name):
         raise UserError("this is an archive", source, "Unpack it, and give --data the folder that comes out")
     if not name.endswith(_LISTS):

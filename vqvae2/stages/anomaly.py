@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +79,7 @@ def write_anomalies(
         dry_run: say what would be done.
     """
     check_own(out, "anomaly.json", overwrite)
-    path = Path(source).expanduser()
-    images = load_images([path], evaluated.like) if path.is_file() else load_images(path, evaluated.like)
+    images = load_images(source, evaluated.like)
     normal = _spread(evaluated.images)
     tall, wide = block_size(model)
     print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")
@@ -89,7 +91,7 @@ def write_anomalies(
     background = background_of(evaluated)
     work = (len(images) + len(normal)) * 4 * draws * sum(h * w for h, w in model.config.shapes)
     with Progress(work, "redrawing", "codes") as progress:
-        usual = _score(model, priors, normal, background, draws, seed, progress)
+        usual = _normal(run, model, priors, normal, background, draws, seed, progress)
         found = _score(model, priors, images, background, draws, seed, progress)
     threshold = float(np.quantile(usual.maps[usual.masks], 1 - false_positives))
     about = {
@@ -111,6 +113,33 @@ def write_anomalies(
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
         print(f"{row['file']}: score {row['score']:.2f} ({part}), {row['share']:.1%} of it above the threshold")
     print(f"wrote {out}/grid.png, scores.csv, maps.npz, anomaly.json and {len(rows)} pictures")
+
+
+def _normal(
+    run: RunFolder,
+    model: VQVAE,
+    priors: list[Prior],
+    images: ImageSet,
+    background: float | None,
+    draws: int,
+    seed: int,
+    progress: Progress,
+) -> _Scored:
+    """Score the normal images; their maps are kept in the run folder for the next call."""
+    precision = str(next(priors[0].parameters()).dtype)
+    how = {**hashes_of(model, run), "keys": images.keys, "draws": draws, "seed": seed, "precision": precision}
+    key, path = json.dumps(how, sort_keys=True), run.path / "anomaly-normal.npz"
+    if distributed.on_main(path.is_file):
+        with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
+            if str(kept["key"]) == key:
+                progress(len(images) * 4 * draws * sum(h * w for h, w in model.config.shapes))
+                empty = np.zeros((0, 0), np.float32)
+                return _Scored(kept["maps"], kept["masks"], torch.zeros(0), empty)
+    found = _score(model, priors, images, background, draws, seed, progress)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, maps=found.maps, masks=found.masks, key=np.array(key))
+    distributed.on_main(lambda: files.write_atomic(path, packed.getvalue()))
+    return found
 
 
 def _spread(images: ImageSet) -> ImageSet:
@@ -177,7 +206,7 @@ def _write(
         i = row["index"]
         image = images[i]["image"]
         picture = to_picture(image)
-        heat = _heat(found.maps[i], threshold)
+        heat = _heat(np.where(found.masks[i], found.maps[i], 0), threshold)
         above = (found.maps[i] > threshold) & found.masks[i]
         strip = [picture, to_picture(found.expected[i]), heat, _outlined(picture, above)]
         name = Path(images.keys[i].lstrip("/")).with_suffix(".png")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
@@ -164,6 +165,31 @@ def initial_batches(config: VQVAEConfig, batch_size: int) -> int:
     return max(-(-config.init_vectors // (batch_size * h * w)) for h, w in config.shapes)
 
 
+def start_from(model: nn.Module, folder: Path, free: str | None = None) -> None:
+    """Fill a new model with the weights of another one.
+
+    Args:
+        model: of the same architecture.
+        folder: of the other model.
+        free: what the names of tensors begin with that may be absent or of other shapes, and then stay as they are.
+
+    Raises:
+        UserError: weights missing, or of another architecture.
+    """
+    if not checkpoint.has_model(folder):
+        raise UserError("there is no model to start from", folder, "Give --init another run")
+    own, stored = model.state_dict(), checkpoint.load_tensors(folder)
+    for name, tensor in own.items():
+        other = stored.get(name)
+        if other is not None and other.shape == tensor.shape:
+            continue
+        if free is None or not name.startswith(free):
+            what = "is not there" if other is None else f"has shape {tuple(other.shape)}, not {tuple(tensor.shape)}"
+            raise UserError(f"--init has another architecture: {name} {what}", folder, "Leave out the model's flags")
+        stored[name] = tensor
+    model.load_state_dict({name: stored[name] for name in own})
+
+
 def longer_training(run: RunFolder, least_steps: int = 0) -> str:
     """Return the command that trains the VQ-VAE for twice its limit, and for ``least_steps`` at least."""
     record = run.read()
@@ -289,4 +315,5 @@ __all__ = [
     "prepare_folder",
     "record_of",
     "resumed",
+    "start_from",
 ]

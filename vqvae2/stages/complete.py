@@ -21,6 +21,7 @@ from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sampled import exported
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -65,7 +66,7 @@ def open_completion(like: dict[str, Any], path: Path, mask: Path | None, keep_bo
         raise UserError("what is missing of the image?", path, "Give --mask or --keep-box, one of them")
     if not path.is_file():
         raise UserError("there is no such image", path, "Give --complete one file")
-    images = load_images([path], like)
+    images = load_images(path, like)
     if len(images) != 1:
         raise UserError(f"the file holds {len(images)} images", path, "Give --complete one slice, as a picture")
     size = (like["height"], like["width"])
@@ -132,13 +133,16 @@ def complete_image(
     made_codes = [torch.cat(level) for level in zip(*parts, strict=True)]
     made = blend(model.decode(made_codes), image, hole)
     taken = [sum(column) / num for column in zip(*accepted, strict=True)]
-    own, others = _usual(run, priors, made_codes, known, label.to(device))
     print(f"effective particles: {min(effective):.1f} to {max(effective):.1f} of {particles}")
     if sweeps:
         print(f"sweeps that changed a completion: {', '.join(f'{share:.0%}' for share in taken)}")
-    print(f"what is kept has {own:.2f} nats a code; training images have {others[0]:.2f} to {others[1]:.2f}")
-    if own > others[1] + 0.25 * (others[1] - others[0]):
-        print("note: the image is unlike the training images, and its completions may mean little")
+    usual: dict[str, Any] = {}
+    if not exported(run):  # which has no codes to compare with
+        own, others = _usual(run, priors, made_codes, known, label.to(device))
+        print(f"what is kept has {own:.2f} nats a code; training images have {others[0]:.2f} to {others[1]:.2f}")
+        if own > others[1] + 0.25 * (others[1] - others[0]):
+            print("note: the image is unlike the training images, and its completions may mean little")
+        usual = {"kept_nats_per_code": own, "training_nats_per_code": others}
     about = {
         "version": __version__,
         **record,
@@ -146,8 +150,7 @@ def complete_image(
         "image": completion.source.name,
         "missing_pixels": int(completion.hole.sum()),
         "redrawn_codes": {name: int((~level).sum()) for name, level in zip(model.levels, known, strict=True)},
-        "kept_nats_per_code": own,
-        "training_nats_per_code": others,
+        **usual,
         "log_evidence": evidence,
         "effective_particles": effective,
         "accepted": taken,

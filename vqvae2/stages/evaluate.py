@@ -28,6 +28,8 @@ from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.recognition import check, recognition
+from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sampled import exported, load_models
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -57,7 +59,7 @@ class Arguments:
     """Another run with a report: its figures stand beside this one's."""
     anomaly: str | None = None
     """An image or a folder: in place of the report, map where these images differ from what the models expect there,
-    given the rest of them."""
+    given the rest of them. The images that are scored otherwise are taken as normal."""
     draws: int = 4
     """Of --anomaly: draws of each block that it is compared with, >= 2."""
     false_positives: float = 0.01
@@ -123,7 +125,7 @@ def _story(line: CommandLine[Arguments]) -> None:
 def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, Any], models: Models) -> None:
     """Map where other images differ from the run's."""
     arguments = line.settings()
-    for name in ("data", "num_samples", "classifier", "against", "save_reconstructions", "batch_size"):
+    for name in ("num_samples", "classifier", "against", "save_reconstructions", "batch_size"):
         if name in line.given:
             raise UserError(f"--{name.replace('_', '-')} does not go with --anomaly", how="Leave one of them out")
     if arguments.draws < 2:
@@ -136,7 +138,7 @@ def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, A
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError("there are no such images", path, "Give --anomaly an image or a folder")
-    evaluated = open_evaluated(run, record, None, arguments.split)
+    evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     out = arguments.out or run.path / f"anomaly-{path.resolve().stem}"
     _, precision = arguments.compute.resolve()
     with locked(out):
@@ -233,6 +235,10 @@ def _load(run: RunFolder, arguments: Arguments) -> Models:
     if min(model.config.height, model.config.width) < 11:
         raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
     hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
+    if exported(run):
+        model, levels = load_models(run, device)
+        hashes = hashes_of(model, run)
+        return Models(model, None, dict(zip(model.levels, levels, strict=True)), hashes, ["NLL: codes are not there"])
     if not (run.codes / "data.mdb").exists():
         missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
         return Models(model, None, {}, hashes, missing)
@@ -367,7 +373,7 @@ def _own_figures(models: Models, val: ImageSet, background: float | None, argume
         level: report.score_codes(
             prior, seen.codes[: models.vqvae.levels.index(level) + 1], labels, arguments.batch_size
         )
-        for level, prior in models.priors.items()
+        for level, prior in (models.priors.items() if models.store is not None else ())
     }
     return {
         **figures,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
@@ -12,7 +12,28 @@ from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["describe", "labels_to_sample", "load_models", "parse_labels"]
+__all__ = ["MODELS", "describe", "exported", "labels_to_sample", "load_models", "parse_labels"]
+
+MODELS = "models.json"
+"""What stands in a folder of exported models, in place of codes: hashes, and the labels of the training images."""
+
+
+def exported(run: RunFolder) -> bool:
+    """Tell whether a run folder holds models alone, as ``vqvae2 export`` writes it."""
+    return (run.path / MODELS).is_file() and not (run.codes / "data.mdb").exists()
+
+
+def _check_exported(run: RunFolder, model: VQVAE) -> None:
+    """Refuse models that were not exported together.
+
+    Raises:
+        UserError: names one that was replaced.
+    """
+    record = files.read_json(run.path / MODELS)
+    checkpoint.check_format(record.get("format", 0), run.path / MODELS, record.get("version"))
+    for name, folder in {"vqvae": run.vqvae, **{level: run.prior(level) for level in model.levels}}.items():
+        if record["sha256"].get(name) != checkpoint.sha256_of(folder):
+            raise UserError("these weights are not those that were exported", folder, "Export or download them again")
 
 
 def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior]]:
@@ -29,7 +50,10 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
                 run.prior(level),
                 f"Run {command('train-prior', '--run', run.path, '--level', level)}",
             )
-    check_fingerprints(run, CodeStore(run.codes), model.levels)
+    if exported(run):
+        _check_exported(run, model)
+    else:
+        check_fingerprints(run, CodeStore(run.codes), model.levels)
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
 
 
@@ -40,8 +64,15 @@ def labels_to_sample(
     rows = label_rows(attributes, wanted, num)
     if not attributes:
         return rows
+    return draw_labels(rows, _training_labels(run), seed)
+
+
+def _training_labels(run: RunFolder) -> Tensor:
+    """Labels of the training images, (N, A) int64."""
+    if exported(run):
+        return torch.tensor([row for row, count in files.read_json(run.path / MODELS)["labels"] for _ in range(count)])
     store = CodeStore(run.codes)
-    return draw_labels(rows, torch.from_numpy(store.labels[store.indices("train")]), seed)
+    return torch.from_numpy(store.labels[store.indices("train")])
 
 
 def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:

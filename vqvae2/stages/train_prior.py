@@ -37,6 +37,7 @@ from vqvae2.stages.common import (
     prepare_folder,
     record_of,
     resumed,
+    start_from,
 )
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
@@ -61,6 +62,9 @@ class Arguments:
     model: PriorConfig = field(default_factory=PriorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     compute: Compute = field(default_factory=Compute)
+    init: Path | None = None
+    """Run folder, or folder of exported models, whose prior of this level the training starts from, with its
+    architecture. Its VQ-VAE must be the one that this run's started from."""
     config: Path | None = None
     """JSON file with settings by name; flags override it."""
     compile: CompileChoice = "auto"
@@ -76,7 +80,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("level",),
-    "model": ("channels", "residual_channels", "num_layers", "attention_every", "dropout", "model"),
+    "model": ("init", "channels", "residual_channels", "num_layers", "attention_every", "dropout", "model"),
     "training": ("max_minutes", "max_steps", "batch_size", "learning_rate", "evaluations", "patience", "training"),
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
@@ -92,7 +96,9 @@ class PriorTask:
     compiled_pays_on_cpu = False  # a light prior's step of 64x64 codes: 397 ms eager, 441 ms compiled
     score = "selection/nll"
 
-    def __init__(self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any]) -> None:
+    def __init__(
+        self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any], fresh: bool = True
+    ) -> None:
         self.prior, self.model, self.store, self.origin = prior, model, store, origin
         self.index = store.levels.index(prior.config.level)
         self.device = next(prior.parameters()).device
@@ -100,10 +106,10 @@ class PriorTask:
         self.dataset = Subset(store, train + store.indices("copies"))
         self.splits = {split: self._some(split, _EVALUATED) for split in ("selection", "val")}
         table, self.baselines = distributed.on_main(lambda: self._naive(train))
-        # A resumed training replaces these by its state.
-        prior.start_from(
-            [quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], torch.from_numpy(table)
-        )
+        if fresh:  # a resumed training replaces these by its state
+            prior.start_from(
+                [quantizer.embedding for quantizer in model.codebooks[: self.index + 1]], torch.from_numpy(table)
+            )
 
     def _naive(self, train: list[int]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The table of the training codes by position, and what tables of counts reach on held-out codes."""
@@ -200,6 +206,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     check_divides(arguments.training.batch_size)
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
+    if arguments.init is not None:
+        start_from(prior, RunFolder(arguments.init).prior(arguments.level), free="labels.")
     _describe(prior, arguments.training, store)
     if arguments.dry_run:
         print(table(f"prior of {config.level}", budget(config, device, precision)))
@@ -233,8 +241,9 @@ def _work(
         "compile": arguments.compile,
     }
     run.write(**{stage: settings})
+    model, origin = VQVAE.from_pretrained(run.vqvae, device), {"codes": store.fingerprint}
     outcome = fit(
-        PriorTask(prior.to(device), VQVAE.from_pretrained(run.vqvae, device), store, {"codes": store.fingerprint}),
+        PriorTask(prior.to(device), model, store, origin, fresh=arguments.init is None),
         arguments.training,
         folder,
         device=device,
@@ -269,6 +278,12 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     model = preset.prior_for(index, store.levels, store.shapes, store.num_embeddings, store.attributes)
     _, training = preset.prior(index)
     configs: dict[str, Any] = {"model": model, "training": training, "compute": Compute()}
+    if (init := line.given.get("init")) is not None:
+        there = RunFolder(init).prior(level)
+        if not checkpoint.has_model(there):
+            raise UserError(f"there is no prior of level {level} to start from", there, "Give --init another run")
+        own = {name: value for name, value in asdict(model).items() if f"model.{name}" in _FROM_CODES}
+        configs["model"] = checkpoint.config_from(PriorConfig, {**checkpoint.load_config(there), **own}, there)
     usual = configs["training"].evaluations
     kept = record.get(f"train_prior_{level}", {}) if line.given.get("resume") else {}
     if kept:

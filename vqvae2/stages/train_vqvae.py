@@ -31,6 +31,7 @@ from vqvae2.stages.common import (
     prepare_folder,
     record_of,
     resumed,
+    start_from,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
 from vqvae2.stages.flags import CommandLine
@@ -55,6 +56,9 @@ class Arguments:
     preset: str = "default"
     """Settings by name: default, brain128, brain128-long, brain256, demo, imagenet256, ffhq1024 or cifar10. Later
     stages read it from the run folder."""
+    init: Path | None = None
+    """Run folder, or folder of exported models, whose VQ-VAE the training starts from, with its architecture, image
+    size and preset."""
     config: Path | None = None
     """JSON file with settings by name, such as {"num_embeddings": [512, 256]}; flags override it."""
     compile: CompileChoice = "auto"
@@ -70,7 +74,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("data", "size", "fit", "labels", "subject_pattern", "layout", "channels", "augmentation"),
-    "model": ("preset", "num_embeddings", "embedding_dim", "strides", "hidden_channels", "model"),
+    "model": ("preset", "init", "num_embeddings", "embedding_dim", "strides", "hidden_channels", "model"),
     "training": (
         "max_minutes",
         "max_steps",
@@ -125,6 +129,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     config = replace(arguments.model, channels=data.channels, height=data.height, width=data.width)
     torch.manual_seed(arguments.compute.seed)
     model = VQVAE(config)
+    if arguments.init is not None:
+        start_from(model, RunFolder(arguments.init).vqvae)
     _describe(model, arguments.training, data.splits["train"])
     if arguments.dry_run:
         under_way = (run.vqvae / "stats.jsonl").exists()
@@ -280,8 +286,12 @@ def _train(
 def _settings(line: CommandLine[Arguments]) -> Arguments:
     """Return the settings: the command line over those of the run that is resumed, else over the preset's."""
     record = RunFolder(line.given["run"]).read() if line.given.get("resume") and "run" in line.given else None
-    name = record["preset"] if record else line.given.get("preset", "default")
+    init = None if record else line.given.get("init")
+    given = record or (RunFolder(init).read() if init is not None else None)
+    name = given["preset"] if given else line.given.get("preset", "default")
     if line.given.get("preset", name) != name:
+        if init is not None:
+            raise UserError(f"{init} has preset {name}", "--preset", "Leave it out: --init brings its own")
         raise UserError(f"the training began with --preset {name}", how="Leave --preset out, or add --overwrite")
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
@@ -297,6 +307,11 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         "sharpening": SharpeningConfig(**chosen.sharpening),
         "compute": Compute(),
     }
+    if init is not None:
+        stored = checkpoint.load_config(RunFolder(init).vqvae, kind="vqvae")
+        size = f"{stored['height']}x{stored['width']}"
+        configs["model"] = checkpoint.config_from(VQVAEConfig, stored, init)
+        configs["data"] = replace(configs["data"], size=size, channels=stored["channels"], fit=stored["data"]["fit"])
     kept = record["train_vqvae"] if record else {}
     if kept:
         configs = resumed(configs, kept, line.given["run"])

@@ -1,0 +1,62 @@
+"""A Sphinx directive that lists a command's flags as its ``--help`` prints them: ``{flags} train-vqvae``."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from unittest import mock
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+def help_text(stage: str) -> str:
+    """Return what ``vqvae2 STAGE --help`` prints."""
+    module = importlib.import_module(f"vqvae2.stages.{stage.replace('-', '_')}")
+    printed = io.StringIO()
+    wide = {"COLUMNS": "4000"}  # a line for each paragraph
+    with mock.patch.dict(os.environ, wide), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        module.main(["--help"])
+    return printed.getvalue()
+
+
+def marked(text: str) -> list[nodes.Node]:
+    """Set what stands between backquotes, and flags, as code."""
+    parts = re.split(r"`([^`]+)`|(--[a-z][a-z-]*)", text)
+    found: list[nodes.Node] = []
+    for plain, quoted, flag in zip(parts[::3], [*parts[1::3], None], [*parts[2::3], None], strict=True):
+        found.append(nodes.Text(plain))
+        if code := quoted or flag:
+            found.append(nodes.literal("", code))
+    return found
+
+
+class Flags(SphinxDirective):
+    """``{flags} STAGE``: its flags in groups, each with its help."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        made: list[nodes.Node] = []
+        group: nodes.definition_list | None = None
+        term = ""
+        for line in help_text(self.arguments[0]).splitlines():
+            if title := re.fullmatch(r"(\w[\w ]*):", line):
+                made.append(nodes.rubric("", title[1]))
+                group = nodes.definition_list()
+                made.append(group)
+            elif line.startswith("  -"):
+                term = line.strip()
+            elif line.strip() and group is not None and term:
+                body = nodes.definition("", nodes.paragraph("", "", *marked(line.strip())))
+                group.append(nodes.definition_list_item("", nodes.term("", "", nodes.literal("", term)), body))
+                term = ""
+        return made
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("flags", Flags)
+    return {"parallel_read_safe": True}

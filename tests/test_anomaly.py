@@ -1,0 +1,105 @@
+"""Anomaly maps: what was painted into an image stands out, and tables and pictures say so."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2.anomaly import FEATURES, anomaly_map, features
+from vqvae2.data import DataConfig, open_data
+from vqvae2.stages import evaluate
+
+pytest_plugins = ["tiny_run_fixtures"]
+
+
+@pytest.mark.parametrize("kind", ["bright", "rough", "smooth"])
+def test_a_patch_unlike_the_draws_stands_out(kind):
+    generator = torch.Generator().manual_seed(0)
+    drawn = 0.2 * torch.randn(1, 5, 1, 48, 48, generator=generator)
+    image = 0.2 * torch.randn(1, 1, 48, 48, generator=generator)
+    patch = image[..., 18:30, 18:30]
+    image[..., 18:30, 18:30] = {"bright": patch + 0.8, "rough": 3 * patch, "smooth": 0 * patch}[kind]
+    score, parts = anomaly_map(image, drawn)
+    assert score.shape == (1, 48, 48)
+    assert parts.shape == (1, len(FEATURES), 48, 48)
+    inside, outside = score[0, 20:28, 20:28], torch.cat([score[0, :12].flatten(), score[0, 36:].flatten()])
+    assert float(inside.mean()) > float(outside.quantile(0.99))
+    # A smooth patch has less texture than the draws, a rough one more.
+    sign = {"bright": 0, "rough": 1, "smooth": -1}[kind]
+    assert float(parts[0, 2, 22:26, 22:26].mean()) * sign >= 0
+
+
+def test_features_are_finite_where_nothing_is():
+    assert features(torch.full((1, 3, 16, 16), -1.0)).isfinite().all()
+    score, _ = anomaly_map(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16))
+    assert score.isfinite().all()
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """Three held-out slices of the phantom, the second with a white square in the head."""
+    val = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"), ["val"]).splits["val"]
+    folder = tmp_path / "slices"
+    (folder / "a").mkdir(parents=True)
+    for i in range(3):
+        pixels = np.array(val.images[i][0])
+        if i == 1:
+            pixels[13:19, 13:19] = 255
+        Image.fromarray(pixels).save(folder / "a" / f"{i}.png")
+    return folder
+
+
+def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refused):
+    out = tmp_path / "maps"
+    flags = ("--run", run, "--anomaly", slices, "--draws", 2, "--false-positives", 0.05)
+    told = call(evaluate.main, *flags, "--out", out)
+    assert told.code == 0, told.err
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert sorted(row["file"] for row in rows) == [f"a/{i}.png" for i in range(3)]
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    with np.load(out / "maps.npz") as kept:
+        assert kept["maps"].shape == (3, 32, 32)
+        assert (kept["maps"] >= 0).all()
+    about = json.loads((out / "anomaly.json").read_text())
+    assert about["threshold"] > 0
+    assert len(about["normal_scores"]) == about["normal"]["images"]
+    assert sorted(path.name for path in (out / "pictures" / "a").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert "written already" in refused(evaluate.main, *flags, "--out", out)
+    # The normal maps are kept: a second call finds the same threshold.
+    (out / "anomaly.json").rename(tmp_path / "first.json")
+    (out / "anomaly.json").write_text("{}")
+    one = call(
+        evaluate.main,
+        "--run",
+        run,
+        "--anomaly",
+        slices / "a" / "1.png",
+        "--draws",
+        2,
+        "--out",
+        out,
+        "--overwrite",
+        "--false-positives",
+        0.05,
+    )
+    assert one.code == 0, one.err
+    assert json.loads((out / "anomaly.json").read_text())["threshold"] == about["threshold"]
+    assert len(list(csv.DictReader((out / "scores.csv").open()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--anomaly", "nowhere"), "there are no such images"),
+        (("--anomaly", ".", "--draws", "1"), "--draws 1 is too few"),
+        (("--anomaly", ".", "--false-positives", "1"), "is no share"),
+        (("--anomaly", ".", "--batch-size", "4"), "does not go with --anomaly"),
+        (("--draws", "3"), "--draws is for anomalies"),
+    ],
+)
+def test_bad_input_of_anomalies(run, refused, flags, line):
+    assert line in refused(evaluate.main, "--run", run, *flags)

@@ -1,0 +1,84 @@
+"""What the pages promise is there: messages, flags, commands."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from vqvae2.stages.commands import STAGES, TOOLS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def source() -> str:
+    """All strings of the package, joined as Python joins them, without what is put into f-strings."""
+    text = "".join(path.read_text() for path in sorted((ROOT / "vqvae2").rglob("*.py")))
+    return re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s+f?"', "", text))
+
+
+def test_messages_of_the_troubleshooting_page_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().split("## By symptom")[0]
+    messages = [line.strip("`\n") for line in re.findall(r"^`[^`]+`", page, re.M)]
+    assert len(messages) > 8
+    code = source()
+    for message in messages:
+        for part in re.split(r"\.\.\.|\bN\b", message):
+            assert part.strip() in code, message
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What each command's --help prints."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from flag_reference import help_text
+    finally:
+        sys.path.pop(0)
+    return {name: help_text(name) for name in (*STAGES, *TOOLS)}
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """(page, command, flags) of each command line in a code block of a page."""
+    found = []
+    for page in PAGES:
+        for line in page.read_text().replace("\\\n", " ").splitlines():
+            if match := re.match(r"\s*(?:python |torchrun .*?|srun .*?)?(\w+)\.py\s(.*)", line):
+                name, rest = match[1].replace("_", "-"), match[2]
+            elif match := re.match(r"\s*vqvae2 ([a-z-]+)\s(.*)", line):
+                name, rest = match[1], match[2]
+            else:
+                continue
+            if name in (*STAGES, *TOOLS):
+                found.append((page.name, name, re.findall(r"(?<!\S)--[a-z][a-z-]*", rest.split(" # ")[0])))
+    return found
+
+
+def test_flags_of_every_command_line_exist(helps):
+    lines = commands()
+    assert len(lines) > 25
+    for page, name, flags in lines:
+        for flag in flags:
+            plain = re.sub("^--no-", "--", flag)
+            assert re.search(rf"^  {plain}\b", helps[name], re.M), f"{page}: {name} {flag}"
+
+
+def test_the_flag_reference_names_every_command():
+    page = (ROOT / "docs" / "flags.md").read_text()
+    assert re.findall(r"```\{flags\} ([a-z-]+)", page) == [*STAGES, *TOOLS]
+
+
+def test_pages_do_not_link_into_nothing():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for name in re.findall(r"\{doc\}`([\w-]+)`", page.read_text()):
+            assert (ROOT / "docs" / f"{name}.md").exists(), f"{page.name}: {name}"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"```{toctree}(.*?)```", index, re.S)[0].split()
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= set(listed)
