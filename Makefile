@@ -3,6 +3,7 @@
 # make test-cuda  the tests on a machine with a GPU, and a table of its rates to paste into an issue
 # make lint     format, lint, types, the floors of the package
 # make docs     the documentation, in docs/_build/html
+# make dist     wheel and source distribution, and a try of the wheel in an environment of its own
 # make venv     the virtual environment alone, with everything that the others need
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt
 DEMO := runs/demo
 
-.PHONY: help venv demo test test-cuda lint docs
+.PHONY: help venv demo test test-cuda lint docs dist
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -59,3 +60,12 @@ lint: $(VENV)/.tools
 
 docs: $(VENV)/.tools
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+dist: $(VENV)/.tools
+	rm -rf dist build
+	$(PIP_INSTALL) build
+	$(BIN)/python -m build
+	$(PYTHON) -m venv dist/try
+	dist/try/bin/python -m pip install --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && try/bin/vqvae2 --version && try/bin/vqvae2 train-vqvae --run run --data phantom --preset demo --dry-run
+	rm -rf dist/try dist/run

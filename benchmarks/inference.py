@@ -6,8 +6,8 @@ The run must have held-out images and the priors of all levels. Completion: a qu
 turn; the root of the mean squared error in it, in [-1, 1], beside the mean training image, the mirrored half,
 scikit-image's biharmonic inpainting and the nearest training image by the pixels that are left. Anomalies: discs of 3
 to 15 pixels, bright, dark, of another texture, or without texture; the area under the ROC curve by pixel of the
-foreground, over all images, for `anomaly_map` beside simpler scores. *Faint* lesions have half the contrast or less.
-"""
+foreground, over all images, for `anomaly_map` beside simpler scores, one of which is given the height of the slice.
+*Faint* lesions have half the contrast or less."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
 from vqvae2 import VQVAE, Prior
-from vqvae2.anomaly import anomaly_map, features, redraw_blocks
+from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, features, redraw_blocks
 from vqvae2.data import ImageSet
 from vqvae2.inference import complete, restore, surprise
 from vqvae2.inpainting import blend, known_codes
@@ -65,9 +65,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1))
     if "anomaly" in arguments.only:
         background = background_of(evaluated.train)
+        usual = usual_of(model, priors, evaluated.images, background, arguments)
         for name, strength in (("clear", 1.0), ("faint", 0.45)):
             figures[f"anomaly, {name}"] = anomaly(
-                model, priors, evaluated.images, evaluated.train, background, strength, name, arguments
+                model, priors, evaluated.images, evaluated.train, background, usual, strength, name, arguments
             )
             arguments.json.write_text(json.dumps(figures, indent=1))
 
@@ -140,12 +141,25 @@ def completion(
     return found
 
 
+def usual_of(
+    model: VQVAE, priors: list[Prior], images: ImageSet, background: float | None, arguments: argparse.Namespace
+) -> Usual:
+    """What is usual, by 32 images that get no lesions."""
+    taken = set(spread_out(len(images), arguments.lesions))
+    free = [i for i in range(len(images)) if i not in taken]
+    x = images.__getitems__([free[i] for i in spread_out(len(free), 32)])["image"]
+    drawn = redraw_blocks(model, priors, x, arguments.draws)
+    parts = anomaly_parts(x, drawn, [own for own, _ in surprise(priors, model.encode(x))])
+    return Usual.of(parts, foreground(x, background))
+
+
 def anomaly(
     model: VQVAE,
     priors: list[Prior],
     images: ImageSet,
     train: ImageSet,
     background: float | None,
+    usual: Usual,
     strength: float,
     name: str,
     arguments: argparse.Namespace,
@@ -164,10 +178,12 @@ def anomaly(
     codes = model.encode(x)
     started = time.monotonic()
     drawn = redraw_blocks(model, priors, x, arguments.draws)
-    ours, _ = anomaly_map(x, drawn)
+    surprised = [own for own, _ in surprise(priors, codes)]
+    parts = anomaly_parts(x, drawn, surprised)
+    ours = anomaly_map(parts, usual)
     seconds = (time.monotonic() - started) / len(x)
     up = _upsampler(x.shape[2:])
-    nll = sum(up(own) * own[0].numel() for own, _ in surprise(priors, codes)) / x[0].numel()
+    nll = sum(up(own) * own[0].numel() for own in surprised) / x[0].numel()
     restored = torch.stack([model.decode(restore(priors, codes, (5.0, 4.0, 3.0), seed=seed)) for seed in range(4)])
     everyone = train.__getitems__(list(range(len(train))))
     their = features(everyone["image"])
@@ -185,7 +201,9 @@ def anomaly(
         "the same comparison with training images": torch.stack(z),
     }
     scores = {key: gaussian_blur(own[:, None], 1.5)[:, 0] for key, own in scores.items()}
-    scores["comparison with redrawn blocks"] = ours
+    features_alone = Usual(usual.mean[: len(FEATURES)], usual.std[: len(FEATURES)])
+    scores["comparison with redrawn blocks alone"] = anomaly_map(parts[:, : len(FEATURES)], features_alone)
+    scores["comparison with redrawn blocks, and NLL"] = ours
     found: dict[str, Any] = {}
     inside = heads.numpy()
     for key, own in scores.items():
@@ -203,7 +221,7 @@ def anomaly(
         order = np.argsort(each)[::-1].tolist()
         sheet = []
         for i in (*order[:3], *order[-3:]):
-            maps = (ours[i] * heads[i], heads[i] * lesions[i] * 8.0)
+            maps = (ours[i] * heads[i], torch.from_numpy(lesions[i]) * 8.0)
             sheet += [to_picture(x[i]), to_picture(drawn[i].mean(0)), *map(_heat, maps)]
         _save(arguments.pictures / f"anomalies-{name}.png", sheet, 4)
     return found
@@ -249,8 +267,8 @@ def _upsampler(size: Any) -> Callable[[Tensor], Tensor]:
     return lambda cells: torch.nn.functional.interpolate(cells[:, None], size=tuple(size), mode="bilinear")[:, 0]
 
 
-def _heat(own: Tensor | Any) -> np.ndarray[Any, Any]:
-    level = np.clip(np.asarray(own) / 5, 0, 3)
+def _heat(own: Tensor) -> np.ndarray[Any, Any]:
+    level = np.clip(own.numpy() / 4.5, 0, 3)
     return np.asarray(np.stack([np.clip(level - k, 0, 1) for k in range(3)], -1) * 255, np.uint8)
 
 

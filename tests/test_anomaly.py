@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2.anomaly import FEATURES, anomaly_map, features
+from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, features
 from vqvae2.data import DataConfig, open_data
 from vqvae2.stages import evaluate
 
@@ -20,11 +20,13 @@ def test_a_patch_unlike_the_draws_stands_out(kind):
     generator = torch.Generator().manual_seed(0)
     drawn = 0.2 * torch.randn(1, 5, 1, 48, 48, generator=generator)
     image = 0.2 * torch.randn(1, 1, 48, 48, generator=generator)
+    usual = Usual(torch.zeros(3), torch.ones(3))
     patch = image[..., 18:30, 18:30]
     image[..., 18:30, 18:30] = {"bright": patch + 0.8, "rough": 3 * patch, "smooth": 0 * patch}[kind]
-    score, parts = anomaly_map(image, drawn)
-    assert score.shape == (1, 48, 48)
+    parts = anomaly_parts(image, drawn, [])
     assert parts.shape == (1, len(FEATURES), 48, 48)
+    score = anomaly_map(parts, usual)
+    assert score.shape == (1, 48, 48)
     inside, outside = score[0, 20:28, 20:28], torch.cat([score[0, :12].flatten(), score[0, 36:].flatten()])
     assert float(inside.mean()) > float(outside.quantile(0.99))
     # A smooth patch has less texture than the draws, a rough one more.
@@ -32,10 +34,24 @@ def test_a_patch_unlike_the_draws_stands_out(kind):
     assert float(parts[0, 2, 22:26, 22:26].mean()) * sign >= 0
 
 
+def test_improbable_codes_stand_out_and_probable_ones_do_not():
+    images, drawn = torch.zeros(2, 1, 32, 32), torch.zeros(2, 2, 1, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    normal = 2 + 0.3 * torch.randn(2, 8, 8, generator=generator)
+    usual = Usual.of(anomaly_parts(images, drawn, [normal]), torch.ones(2, 32, 32, dtype=torch.bool))
+    assert (usual.mean[:3] == 0).all()
+    level = normal.clone()
+    level[0, 2:4, 2:4], level[1, 2:4, 2:4] = 6.0, 0.0
+    found = anomaly_map(anomaly_parts(images, drawn, [level]), usual)
+    assert float(found[0, 10:14, 10:14].min()) > 3
+    assert float(found[1, 10:14, 10:14].max()) < 0.5
+
+
 def test_features_are_finite_where_nothing_is():
     assert features(torch.full((1, 3, 16, 16), -1.0)).isfinite().all()
-    score, _ = anomaly_map(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16))
-    assert score.isfinite().all()
+    parts = anomaly_parts(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16), [torch.zeros(1, 4, 4)])
+    usual = Usual.of(parts, torch.ones(1, 16, 16, dtype=torch.bool))
+    assert anomaly_map(parts, usual).isfinite().all()
 
 
 @pytest.fixture

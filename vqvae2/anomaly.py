@@ -1,15 +1,18 @@
 """Where an image differs from what the models expect there, given the rest of it.
 
 Blocks of an image are redrawn, a quarter of them at a time, given the codes of all the others. Brightness, contrast and
-fine texture around each pixel are then compared with those of the draws. A probability alone tells less: a patch
-without texture is *more* probable than tissue, and is found by comparing textures.
+fine texture around each pixel are compared with those of the draws, and the probability of its codes with those of
+normal images. Neither does alone: a patch without texture is *more* probable than tissue, and a texture of the right
+contrast but the wrong kind is found by its codes.
 
 Shapes: N images, D draws of each, C channels, H x W pixels, A label attributes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2.inference import complete
@@ -17,7 +20,7 @@ from vqvae2.metrics import gaussian_blur
 from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["FEATURES", "anomaly_map", "block_size", "features", "redraw_blocks"]
+__all__ = ["FEATURES", "Usual", "anomaly_map", "anomaly_parts", "block_size", "features", "redraw_blocks"]
 
 FEATURES = ("brightness", "contrast", "texture")
 """What is compared at each pixel."""
@@ -106,22 +109,71 @@ def features(images: Tensor) -> Tensor:
     return torch.cat([mean, (spread + 0.03).log(), (fine + 0.02).log()], 1)
 
 
-def anomaly_map(images: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare images with draws of their blocks.
+def anomaly_parts(images: Tensor, drawn: Tensor, nll: Sequence[Tensor]) -> Tensor:
+    """Say at each pixel how an image differs from draws of its blocks, and how improbable its codes are.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
         drawn: (N, D, C, H, W), D >= 2.
+        nll: by level, (N, h, w) in nats, as `inference.surprise` returns them.
 
     Returns:
-        ``(score, parts)``: (N, H, W), >= 0, and for each of `FEATURES` (N, 3, H, W), in standard deviations of the
-        draws. The score is the root of the parts' sum of squares, smoothed by 1.5 pixels.
+        (N, 3 + levels, H, W): the difference in each of `FEATURES`, in standard deviations of the draws, then the NLL
+        of each level's codes, top first, smoothed by 3/8 of a cell and 1.5 pixels at least.
     """
     own = features(images)
     others = features(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])  # (N, D, 3, H, W)
     variance = others.var(1)
     # Few draws: half of the variance is that of the whole image.
     scale = (variance / 2 + variance.mean((2, 3), keepdim=True) / 2).sqrt().clamp_min(1e-6)
-    parts = (own - others.mean(1)) / scale
-    score = gaussian_blur(parts.square().sum(1, keepdim=True).sqrt(), _SMOOTH)[:, 0]
-    return score, parts
+    size = images.shape[2:]
+    maps = []
+    for level in nll:
+        fine = F.interpolate(level.float()[:, None], size=size, mode="bilinear")
+        maps.append(gaussian_blur(fine, max(_SMOOTH, 3 / 8 * size[0] / level.shape[1])))
+    return torch.cat([(own - others.mean(1)) / scale, *maps], 1)
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How the parts of normal images are spread.
+
+    Attributes:
+        mean: (3 + levels,), 0 for the features.
+        std: (3 + levels,) > 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, parts: Tensor, masks: Tensor) -> "Usual":
+        """Measure it.
+
+        Args:
+            parts: of normal images, as `anomaly_parts` returns them.
+            masks: (N, H, W) bool, their foreground.
+        """
+        values = parts.movedim(1, -1)[masks]
+        mean = torch.where(torch.arange(values.shape[1], device=values.device) < len(FEATURES), 0, values.mean(0))
+        return cls(mean, (values - mean).square().mean(0).sqrt().clamp_min(1e-6))
+
+    def deviations(self, parts: Tensor) -> Tensor:
+        """Parts (N, 3 + levels, H, W) in units of their spread; codes that are more probable than usual count as 0."""
+        found = (parts - self.mean[:, None, None]) / self.std[:, None, None]
+        found[:, len(FEATURES) :].clamp_min_(0)
+        return found
+
+
+def anomaly_map(parts: Tensor, usual: Usual) -> Tensor:
+    """Join the parts to a map.
+
+    Args:
+        parts: as `anomaly_parts` returns them.
+        usual: of normal images.
+
+    Returns:
+        (N, H, W) >= 0: the root of the sum of squared deviations, smoothed by 1.5 pixels.
+    """
+    together = usual.deviations(parts).square().sum(1, keepdim=True).sqrt()
+    return gaussian_blur(together, _SMOOTH)[:, 0]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import distributed, files, report
-from vqvae2.anomaly import FEATURES, anomaly_map, block_size, redraw_blocks
+from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, block_size, redraw_blocks
 from vqvae2.data import ImageSet, load_images
+from vqvae2.inference import surprise
 from vqvae2.metrics import foreground
 from vqvae2.pictures import grid, png_bytes, to_picture
 from vqvae2.prior import Prior
@@ -37,13 +39,27 @@ _HIGH = 0.99  # an image's score is this quantile of its map
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """Parts (N, P, H, W) of the map, foreground (N, H, W) and, where they are shown, the expected images (N, C, H,
+    W)."""
+
+    parts: Tensor
+    masks: Tensor
+    expected: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class _Scored:
-    """Maps (N, H, W), the expected images (N, C, H, W), and by feature the parts (N, 3, H, W)."""
+    """Maps (N, H, W), foreground (N, H, W), and the deviations (N, P, H, W) by part."""
 
     maps: NDArray[np.float32]
     masks: NDArray[np.bool_]
-    expected: Tensor
-    parts: NDArray[np.float32]
+    deviations: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, seen: _Seen, usual: Usual) -> "_Scored":
+        """Join the parts."""
+        return cls(anomaly_map(seen.parts, usual).numpy(), seen.masks.numpy(), usual.deviations(seen.parts).numpy())
 
     def scores(self) -> NDArray[np.float64]:
         """Score of each image, (N,)."""
@@ -91,23 +107,26 @@ def write_anomalies(
     background = background_of(evaluated)
     work = (len(images) + len(normal)) * 4 * draws * sum(h * w for h, w in model.config.shapes)
     with Progress(work, "redrawing", "codes") as progress:
-        usual = _normal(run, model, priors, normal, background, draws, seed, progress)
-        found = _score(model, priors, images, background, draws, seed, progress)
-    threshold = float(np.quantile(usual.maps[usual.masks], 1 - false_positives))
+        normal_seen = _normal(run, model, priors, normal, background, draws, seed, progress)
+        seen = _look(model, priors, images, background, draws, seed, progress)
+    usual = Usual.of(normal_seen.parts, normal_seen.masks)
+    normal_found, found = _Scored.of(normal_seen, usual), _Scored.of(seen, usual)
+    threshold = float(np.quantile(normal_found.maps[normal_found.masks], 1 - false_positives))
+    names = (*FEATURES, *(f"codes of {level}" for level in model.levels))
     about = {
         "version": __version__,
         "source": source,
         "threshold": threshold,
         "false_positives": false_positives,
         "normal": {"split": evaluated.split, "images": len(normal), "subjects": len(set(normal.subjects))},
-        "normal_scores": sorted(round(float(score), 3) for score in usual.scores()),
+        "normal_scores": sorted(round(float(score), 3) for score in normal_found.scores()),
         "draws": draws,
         "block": [tall, wide],
         "seed": seed,
         **hashes_of(model, run),
     }
-    rows = _rows(images.keys, found, usual, threshold)
-    distributed.on_main(lambda: _write(out, images, found, rows, threshold, about))
+    rows = _rows(images.keys, found, normal_found, threshold, names)
+    distributed.on_main(lambda: _write(out, images, found, seen.expected, rows, threshold, about))
     print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
@@ -124,22 +143,22 @@ def _normal(
     draws: int,
     seed: int,
     progress: Progress,
-) -> _Scored:
-    """Score the normal images; their maps are kept in the run folder for the next call."""
+) -> _Seen:
+    """Look at the normal images; what is found is kept in the run folder for the next call."""
     precision = str(next(priors[0].parameters()).dtype)
     how = {**hashes_of(model, run), "keys": images.keys, "draws": draws, "seed": seed, "precision": precision}
-    key, path = json.dumps(how, sort_keys=True), run.path / "anomaly-normal.npz"
+    key, path = json.dumps({"format": 2, **how}, sort_keys=True), run.path / "anomaly-normal.npz"
     if distributed.on_main(path.is_file):
         with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
             if str(kept["key"]) == key:
                 progress(len(images) * 4 * draws * sum(h * w for h, w in model.config.shapes))
-                empty = np.zeros((0, 0), np.float32)
-                return _Scored(kept["maps"], kept["masks"], torch.zeros(0), empty)
-    found = _score(model, priors, images, background, draws, seed, progress)
+                return _Seen(torch.from_numpy(kept["parts"]).float(), torch.from_numpy(kept["masks"]))
+    found = _look(model, priors, images, background, draws, seed, progress)
+    parts = found.parts.half()
     packed = io.BytesIO()
-    np.savez_compressed(packed, maps=found.maps, masks=found.masks, key=np.array(key))
+    np.savez_compressed(packed, parts=parts.numpy(), masks=found.masks.numpy(), key=np.array(key))
     distributed.on_main(lambda: files.write_atomic(path, packed.getvalue()))
-    return found
+    return _Seen(parts.float(), found.masks)  # as the next call finds them
 
 
 def _spread(images: ImageSet) -> ImageSet:
@@ -148,7 +167,7 @@ def _spread(images: ImageSet) -> ImageSet:
     return ImageSet(images.images[rows], keys, subjects, images.labels[rows], images.value_range)
 
 
-def _score(
+def _look(
     model: VQVAE,
     priors: list[Prior],
     images: ImageSet,
@@ -156,22 +175,23 @@ def _score(
     draws: int,
     seed: int,
     progress: Progress,
-) -> _Scored:
-    """Score images; labels are not used, so that normal ones and others are judged alike."""
+) -> _Seen:
+    """Redraw the blocks of images; labels are not used, so that normal ones and others are judged alike."""
     device = next(model.parameters()).device
-    maps, masks, expected, parts = [], [], [], []
+    parts, masks, expected = [], [], []
     for start in range(0, len(images), _BATCH):
         x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
         drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
-        own, by_feature = anomaly_map(x, drawn)
-        maps.append(own.cpu().numpy())
-        parts.append(by_feature.cpu().numpy())
-        masks.append(foreground(x, background).cpu().numpy())
+        nll = [own for own, _ in surprise(priors, model.encode(x))]
+        parts.append(anomaly_parts(x, drawn, nll).cpu())
+        masks.append(foreground(x, background).cpu())
         expected.append(drawn.mean(1).cpu())
-    return _Scored(np.concatenate(maps), np.concatenate(masks), torch.cat(expected), np.concatenate(parts))
+    return _Seen(torch.cat(parts), torch.cat(masks), torch.cat(expected))
 
 
-def _rows(keys: list[str], found: _Scored, usual: _Scored, threshold: float) -> list[dict[str, Any]]:
+def _rows(
+    keys: list[str], found: _Scored, usual: _Scored, threshold: float, names: Sequence[str]
+) -> list[dict[str, Any]]:
     """The table, highest score first."""
     scores, normal = found.scores(), usual.scores()
     rows = []
@@ -179,7 +199,7 @@ def _rows(keys: list[str], found: _Scored, usual: _Scored, threshold: float) -> 
         above = (found.maps[i] > threshold) & found.masks[i]
         count = max(int(found.masks[i].sum()), 1)
         y, x = np.unravel_index(np.where(found.masks[i], found.maps[i], -1).argmax(), above.shape)
-        most = int(np.abs(found.parts[i, :, y, x]).argmax())
+        most = int(np.abs(found.deviations[i, :, y, x]).argmax())
         rows.append(
             {
                 "file": keys[i],
@@ -188,8 +208,8 @@ def _rows(keys: list[str], found: _Scored, usual: _Scored, threshold: float) -> 
                 "share": float(above.sum() / count),
                 "row": int(y),
                 "column": int(x),
-                "feature": FEATURES[most],
-                "deviations": float(found.parts[i, most, y, x]),
+                "feature": names[most],
+                "deviations": float(found.deviations[i, most, y, x]),
                 "index": i,
             }
         )
@@ -197,8 +217,15 @@ def _rows(keys: list[str], found: _Scored, usual: _Scored, threshold: float) -> 
 
 
 def _write(
-    out: Path, images: ImageSet, found: _Scored, rows: list[dict[str, Any]], threshold: float, about: dict[str, Any]
+    out: Path,
+    images: ImageSet,
+    found: _Scored,
+    expected: Tensor | None,
+    rows: list[dict[str, Any]],
+    threshold: float,
+    about: dict[str, Any],
 ) -> None:
+    assert expected is not None
     files.make_folder(out)
     (out / "anomaly.json").unlink(missing_ok=True)  # never beside maps of another call
     sheets: list[NDArray[np.uint8]] = []
@@ -208,7 +235,7 @@ def _write(
         picture = to_picture(image)
         heat = _heat(np.where(found.masks[i], found.maps[i], 0), threshold)
         above = (found.maps[i] > threshold) & found.masks[i]
-        strip = [picture, to_picture(found.expected[i]), heat, _outlined(picture, above)]
+        strip = [picture, to_picture(expected[i]), heat, _outlined(picture, above)]
         name = Path(images.keys[i].lstrip("/")).with_suffix(".png")
         if ".." in name.parts:
             name = Path(name.name)
