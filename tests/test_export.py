@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vqvae2.stages import evaluate, export, extract_codes, sample, train_prior, 
 from vqvae2.vqvae import VQVAE
 
 pytest_plugins = ["tiny_run_fixtures"]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -84,6 +86,19 @@ def test_exported_models_score_other_images(models, tmp_path, call, refused):
     assert "other files" in refused(export.main, "--run", out, "--out", out)
     (out / "prior-top" / "model.safetensors").write_bytes((out / "vqvae" / "model.safetensors").read_bytes())
     assert "not those that were exported" in refused(sample.main, "--run", out)
+
+
+def test_the_shipped_models_draw_slices(tmp_path, call):
+    told = call(
+        sample.main, "--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--out", tmp_path / "out"
+    )
+    assert told.code == 0, told.err
+    about = json.loads((tmp_path / "out" / "samples.json").read_text())
+    for level, most in (("top", 3.0), ("middle", 2.6), ("bottom", 1.8)):
+        assert 0.1 < about["nll_nats_per_code"][level][0] < most
+    pixels = np.asarray(Image.open(tmp_path / "out" / "00000.png"))
+    assert pixels.shape == (128, 128)
+    assert pixels[:4].max() < 64 < pixels[40:90, 40:90].mean()  # air above, a head in the middle
 
 
 def test_a_training_starts_from_exported_models(models, tmp_path, call, refused):
