@@ -60,6 +60,7 @@ VQVAE_ROWS: dict[str, dict[str, Any]] = {
     "without layer normalisation": {"model": {"normalize": "none"}},
     "random start": {"model": {"init_vectors": 0}},
     "without revival": {"model": {"revival_threshold": 0.0}},
+    "upper levels upsampled alone": {"model": {"upper_decoder": "upsample"}},
 }
 PRIOR_ROWS: dict[str, dict[str, Any]] = {
     "as it is": {},

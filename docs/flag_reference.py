@@ -16,10 +16,29 @@ def help_text(stage: str) -> str:
     """Return what ``vqvae2 STAGE --help`` prints."""
     module = importlib.import_module(f"vqvae2.stages.{stage.replace('-', '_')}")
     printed = io.StringIO()
-    wide = {"COLUMNS": "4000"}  # a line for each paragraph
-    with mock.patch.dict(os.environ, wide), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "100"}),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
         module.main(["--help"])
     return printed.getvalue()
+
+
+def groups(text: str) -> dict[str, dict[str, str]]:
+    """Read the help of each flag, by group: its title is followed by flags, each by its text, which is set in
+    further."""
+    found: dict[str, dict[str, str]] = {}
+    flags: dict[str, str] = {}
+    term = ""
+    for line in text.splitlines():
+        if title := re.fullmatch(r"(\w[\w ]*):", line):
+            flags = found.setdefault(title[1], {})
+        elif line.startswith("  -"):
+            term = line.strip()
+        elif line.startswith("        ") and term:
+            flags[term] = f"{flags.get(term, '')} {line.strip()}".strip()
+    return found
 
 
 def marked(text: str) -> list[nodes.Node]:
@@ -40,19 +59,12 @@ class Flags(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         made: list[nodes.Node] = []
-        group: nodes.definition_list | None = None
-        term = ""
-        for line in help_text(self.arguments[0]).splitlines():
-            if title := re.fullmatch(r"(\w[\w ]*):", line):
-                made.append(nodes.rubric("", title[1]))
-                group = nodes.definition_list()
-                made.append(group)
-            elif line.startswith("  -"):
-                term = line.strip()
-            elif line.strip() and group is not None and term:
-                body = nodes.definition("", nodes.paragraph("", "", *marked(line.strip())))
-                group.append(nodes.definition_list_item("", nodes.term("", "", nodes.literal("", term)), body))
-                term = ""
+        for title, flags in groups(help_text(self.arguments[0])).items():
+            listed = nodes.definition_list()
+            for term, text in flags.items():
+                body = nodes.definition("", nodes.paragraph("", "", *marked(text)))
+                listed.append(nodes.definition_list_item("", nodes.term("", "", nodes.literal("", term)), body))
+            made += [nodes.rubric("", title), listed]
         return made
 
 

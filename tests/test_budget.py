@@ -32,7 +32,9 @@ def vqvae_by_hand(config: VQVAEConfig) -> dict[str, int]:
         up = [f, *[f // 2] * (halvings - 1), out]
         encoder = sum(cells * 4 ** (halvings - 1 - j) * 16 * down[j] * down[j + 1] for j in range(halvings))
         encoder += cells * 9 * f * f + residual_blocks
-        decoder = cells * 9 * (d + joint[i]) * f + residual_blocks
+        alone = config.upper_decoder == "upsample" and i < last  # no residual stack, and all steps of one width
+        up = [d + joint[i], *[out] * halvings] if alone else up
+        decoder = 0 if alone else cells * 9 * (d + joint[i]) * f + residual_blocks
         decoder += sum(cells * 4**j * 16 * up[j] * up[j + 1] for j in range(halvings))
         if i == last:  # 3x3 and 1x1 before the last upsampling
             decoder += config.num_fine_layers * cells * 4 ** (halvings - 1) * 10 * up[-2] ** 2
@@ -85,6 +87,12 @@ TINY = VQVAEConfig(
     joint_channels=7,
     num_fine_layers=1,
 )
+
+
+def test_upsampled_levels_cost_transposed_convolutions_alone():
+    config = replace(TINY, upper_decoder="upsample")
+    assert counts(config) == vqvae_by_hand(config)
+    assert counts(TINY)["top"] - counts(config)["top"] == 8 * (9 * 4 * 10 + 9 * 10 * 5 + 5 * 10 + 16 * (10 - 4) * 7)
 
 
 def test_levels_cost_their_convolutions_and_distances():

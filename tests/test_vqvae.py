@@ -355,10 +355,11 @@ def test_codes_of_another_shape_are_refused(tiny_vqvae):
             tiny_vqvae.decode(codes)
 
 
-def test_decoded_levels_join_with_as_many_channels_as_told(tmp_path):
+@pytest.mark.parametrize("upper", ["stack", "upsample"])
+def test_upper_levels_join_with_as_many_channels_as_told(tmp_path, upper):
     settings = {"height": 32, "width": 32, "strides": (2, 2, 2), "num_embeddings": (8,) * 3, "embedding_dim": (4,) * 3}
-    config = VQVAEConfig(**settings, hidden_channels=8, residual_channels=4, joint_channels=3, init_vectors=0)
-    model = VQVAE(config).eval()
+    small = {"hidden_channels": 8, "residual_channels": 4, "joint_channels": 3, "init_vectors": 0}
+    model = VQVAE(VQVAEConfig(**settings, **small, upper_decoder=upper)).eval()
     images = torch.rand(2, 1, 32, 32) * 2 - 1
     codes = model.encode(images)
     assert [tuple(model.decoder_input(codes[:k]).shape) for k in (1, 3)] == [(2, 4 + 3, 16, 16)] * 2
@@ -369,3 +370,18 @@ def test_decoded_levels_join_with_as_many_channels_as_told(tmp_path):
     assert all(parameter.grad is not None for parameter in model.parameters())
     with pytest.raises(ValueError, match=">= 0"):
         VQVAEConfig(**settings, joint_channels=-1)
+
+
+def test_upsampled_levels_join_by_one_transposed_convolution():
+    """D(e_top, e_bottom) as in the paper: what the image's decoder sees is e_bottom beside an upsampled e_top."""
+    settings = {"height": 16, "width": 16, "strides": (2, 4), "num_embeddings": (8, 8), "embedding_dim": (4, 5)}
+    model = VQVAE(VQVAEConfig(**settings, hidden_channels=8, joint_channels=6, upper_decoder="upsample")).eval()
+    codes = [torch.randint(8, (3, 2, 2)), torch.randint(8, (3, 4, 4))]
+    vectors = [book.lookup(level).permute(0, 3, 1, 2) for book, level in zip(model.codebooks, codes, strict=True)]
+    (layer,) = model.decoders[0]
+    assert isinstance(layer, torch.nn.ConvTranspose2d)
+    weight, bias = layer.weight, layer.bias
+    upsampled = torch.nn.functional.conv_transpose2d(vectors[0], weight, bias, stride=2, padding=1)
+    torch.testing.assert_close(model.decoder_input(codes), torch.cat([vectors[1], upsampled], 1))
+    with pytest.raises(ValueError, match="stack or upsample"):
+        VQVAEConfig(**settings, upper_decoder="other")

@@ -118,6 +118,8 @@ _PAPER = VQVAEConfig(
     hidden_channels=128,
     residual_channels=64,
     num_residual_layers=2,
+    joint_channels=64,
+    upper_decoder="upsample",
 )
 _PAPER_PRIOR = PriorConfig(
     channels=512,

@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W pixels, h x w cells, D dimensions, F hidden 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Encoder", "ResidualBlock"]
+__all__ = ["Decoder", "Encoder", "ResidualBlock", "Upsampler"]
 
 
 class ResidualBlock(nn.Module):
@@ -89,4 +89,23 @@ class Decoder(nn.Sequential):
             stack.append(nn.ConvTranspose2d(channels, out, factor + 2, stride=factor, padding=1))
             stack += [] if last else [nn.ReLU(inplace=True)]
             channels = out
+        super().__init__(*stack)
+
+
+class Upsampler(nn.Sequential):
+    """Upsample by transposed convolutions alone: (B, D, h, w) -> (B, C, H, W).
+
+    Args:
+        in_channels: D.
+        out_channels: C.
+        stride: H / h = W / w; each of its prime factors is one convolution, with ReLU between two.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        stack: list[nn.Module] = []
+        channels = in_channels
+        for factor in reversed(_factors(stride)):
+            stack += [nn.ReLU(inplace=True)] if stack else []
+            stack.append(nn.ConvTranspose2d(channels, out_channels, factor + 2, stride=factor, padding=1))
+            channels = out_channels
         super().__init__(*stack)

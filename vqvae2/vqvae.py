@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vqvae2 import checkpoint, distributed
 from vqvae2.quantizer import Quantized, VectorQuantizer
-from vqvae2.stacks import Decoder, Encoder
+from vqvae2.stacks import Decoder, Encoder, Upsampler
 from vqvae2.vqvae_config import VQVAEConfig, level_names
 
 __all__ = ["VQVAE", "Decoder", "Encoder", "Reconstruction", "VQVAEConfig", "level_names"]
@@ -95,8 +95,13 @@ class VQVAE(checkpoint.Pretrained):
         self.to_code = nn.ModuleList(nn.Conv2d(hidden[i] + joint[i], dims[i], 1) for i in range(count))
         of_level = zip(config.num_embeddings, config.embedding_dim, config.by_level("rate_weight"), strict=True)
         self.quantizers = nn.ModuleList(VectorQuantizer(k, d, config, rate) for k, d, rate in of_level)
+        upsamples = config.upper_decoder == "upsample"
         self.decoders = nn.ModuleList(
-            Decoder(dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1))
+            Upsampler(dims[i] + joint[i], out, stride)
+            if upsamples and i < count - 1
+            else Decoder(
+                dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1)
+            )
             for i, (out, stride) in enumerate(zip((*joint[1:], config.channels), config.strides, strict=True))
         )
         # One layout for all who encode, the fast one: codes near the middle between two others fall by rounding.

@@ -249,4 +249,4 @@ def _write(out: Path, completion: Completion, made: Tensor, about: dict[str, Any
     missing = torch.where(completion.hole, torch.zeros_like(completion.image), completion.image)
     shown = [to_picture(missing), *map(to_picture, made), to_picture(mean), spread_picture]
     files.write_atomic(out / "grid.png", png_bytes(grid(shown)))
-    files.write_json(out / "completion.json", about | {"spread_of_white": brightest / 2})
+    files.write_json(out / "completion.json", about | {"largest_spread": brightest})
