@@ -112,12 +112,18 @@ def test_the_evidence_is_the_probability_of_what_is_known(priors, law):
 
 
 def test_a_row_is_what_it_is_whatever_is_made_beside_it(priors):
-    codes, known = _case(FREE["top"])
-    together, _ = _run(priors, codes, known, 6, particles=3, sweeps=2, seed=5)
-    later, _ = _run(priors, codes, known, 3, particles=3, sweeps=2, seed=5, first=3)
-    assert torch.equal(together[3:], later)
-    other, _ = _run(priors, codes, known, 6, particles=3, sweeps=2, seed=6)
-    assert not torch.equal(together, other)
+    """Rows with holes of several kinds, whose particles are selected at different times, together and alone."""
+    cases = [_case(free) for free in (*FREE.values(), *FREE.values())]
+    codes = [torch.stack([case[0] for case in cases]), torch.stack([case[1] for case in cases])]
+
+    def made(rows, **settings):
+        both = ([x[rows, :4].view(-1, 2, 2), x[rows, 4:].view(-1, 4, 2)] for x in codes)
+        return complete(priors, *both, particles=3, sweeps=2, first=rows[0], **settings).codes
+
+    together, other = made(list(range(8)), seed=5), made(list(range(8)), seed=6)
+    for row in range(8):
+        assert all(torch.equal(a[row], b[0]) for a, b in zip(together, made([row], seed=5), strict=True)), row
+    assert not all(torch.equal(a, b) for a, b in zip(together, other, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [{"particles": 0}, {"sweeps": -1}])

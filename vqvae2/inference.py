@@ -191,7 +191,9 @@ class _Run:
             worn = _effective(weight) < size / 2
             if not worn.any():
                 return None
-            chosen = _systematic(weight.softmax(1), torch.tensor([one.random() for one in random], dtype=torch.float64))
+            # A map's random numbers are its own: they do not move on when another one is selected.
+            spin = [one.random() if own else 0.0 for one, own in zip(random, worn.tolist(), strict=True)]
+            chosen = _systematic(weight.softmax(1), torch.tensor(spin, dtype=torch.float64))
             chosen = torch.where(worn[:, None], chosen, torch.arange(size))
             log_z = torch.where(worn, log_z + _mean(weight), log_z)
             weight = torch.where(worn[:, None], torch.zeros_like(weight), weight)
