@@ -4,7 +4,7 @@ import functools
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,17 @@ class ImageSet(Dataset[dict[str, Any]]):
         if self.file is not None:
             return [row.tobytes() if row.any() else b"" for row in self.file.index["digest"]]
         return [digest_of(self.images[row]) for row in range(len(self))]
+
+    def some(self, rows: Sequence[int]) -> "ImageSet":
+        """A set of some of the images, in this order."""
+        return replace(
+            self,
+            images=self.images[rows],
+            keys=[self.keys[i] for i in rows],
+            subjects=[self.subjects[i] for i in rows],
+            labels=self.labels[rows],
+            file=None,
+        )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image: "image" (C, H, W) float32 in [-1, 1], "label" (A,) int64, "index"."""

@@ -96,7 +96,7 @@ def write_anomalies(
     """
     check_own(out, "anomaly.json", overwrite)
     images = load_images(source, evaluated.like)
-    normal = _spread(evaluated.images)
+    normal = evaluated.images.some(report.spread_out(len(evaluated.images), _NORMAL))
     tall, wide = block_size(model)
     print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")
     for name, reason in images.skipped[:10]:
@@ -105,10 +105,23 @@ def write_anomalies(
     if dry_run:
         return
     background = background_of(evaluated)
-    work = (len(images) + len(normal)) * 4 * draws * sum(h * w for h, w in model.config.shapes)
-    with Progress(work, "redrawing", "codes") as progress:
-        normal_seen = _normal(run, model, priors, normal, background, draws, seed, progress)
-        seen = _look(model, priors, images, background, draws, seed, progress)
+    each = 4 * draws * sum(h * w for h, w in model.config.shapes)
+    precision = str(next(priors[0].parameters()).dtype)
+    hashes = hashes_of(model, run)
+    how = {"format": 2, **hashes, "keys": normal.keys, "draws": draws, "seed": seed, "precision": precision}
+    with Progress((len(images) + len(normal)) * each, "redrawing", "codes") as progress:
+
+        def look(some: ImageSet) -> _Seen:
+            return _look(model, priors, some, background, draws, seed, progress)
+
+        kept = run.path / "anomaly-normal.npz"
+        key = json.dumps(how, sort_keys=True)
+        normal_seen = _kept(kept, key)
+        if normal_seen is None:
+            normal_seen = _keep(kept, key, look(normal))
+        else:
+            progress(len(normal) * each)
+        seen = look(images)
     usual = Usual.of(normal_seen.parts, normal_seen.masks)
     normal_found, found = _Scored.of(normal_seen, usual), _Scored.of(seen, usual)
     threshold = float(np.quantile(normal_found.maps[normal_found.masks], 1 - false_positives))
@@ -123,7 +136,7 @@ def write_anomalies(
         "draws": draws,
         "block": [tall, wide],
         "seed": seed,
-        **hashes_of(model, run),
+        **hashes,
     }
     rows = _rows(images.keys, found, normal_found, threshold, names)
     distributed.on_main(lambda: _write(out, images, found, seen.expected, rows, threshold, about))
@@ -134,37 +147,22 @@ def write_anomalies(
     print(f"wrote {out}/grid.png, scores.csv, maps.npz, anomaly.json and {len(rows)} pictures")
 
 
-def _normal(
-    run: RunFolder,
-    model: VQVAE,
-    priors: list[Prior],
-    images: ImageSet,
-    background: float | None,
-    draws: int,
-    seed: int,
-    progress: Progress,
-) -> _Seen:
-    """Look at the normal images; what is found is kept in the run folder for the next call."""
-    precision = str(next(priors[0].parameters()).dtype)
-    how = {**hashes_of(model, run), "keys": images.keys, "draws": draws, "seed": seed, "precision": precision}
-    key, path = json.dumps({"format": 2, **how}, sort_keys=True), run.path / "anomaly-normal.npz"
+def _kept(path: Path, key: str) -> _Seen | None:
+    """What an earlier call found of the same normal images; None if there is nothing of that key."""
     if distributed.on_main(path.is_file):
         with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
             if str(kept["key"]) == key:
-                progress(len(images) * 4 * draws * sum(h * w for h, w in model.config.shapes))
                 return _Seen(torch.from_numpy(kept["parts"]).float(), torch.from_numpy(kept["masks"]))
-    found = _look(model, priors, images, background, draws, seed, progress)
+    return None
+
+
+def _keep(path: Path, key: str, found: _Seen) -> _Seen:
+    """Keep what was found of the normal images; return it as the next call will find it."""
     parts = found.parts.half()
     packed = io.BytesIO()
     np.savez_compressed(packed, parts=parts.numpy(), masks=found.masks.numpy(), key=np.array(key))
     distributed.on_main(lambda: files.write_atomic(path, packed.getvalue()))
-    return _Seen(parts.float(), found.masks)  # as the next call finds them
-
-
-def _spread(images: ImageSet) -> ImageSet:
-    rows = report.spread_out(len(images), _NORMAL)
-    keys, subjects = [images.keys[i] for i in rows], [images.subjects[i] for i in rows]
-    return ImageSet(images.images[rows], keys, subjects, images.labels[rows], images.value_range)
+    return _Seen(parts.float(), found.masks)
 
 
 def _look(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import distributed, files
+from vqvae2 import distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit, load_images, to_unit
 from vqvae2.data.decoding import SUFFIXES, UnreadableError, decode, fit
@@ -166,11 +166,9 @@ def _hole_of(mask: Path, image: Path, size: tuple[int, int], how: str) -> NDArra
     except UnreadableError as error:
         raise UserError(f"the mask cannot be read: {error}", mask) from error
     marked = (marked if marked.ndim == 2 else marked.max(2)) > 0
-    own = size
-    if image.suffix.lower() in SUFFIXES:
-        own = decode(image).size
     if marked.shape == size:
         return marked
+    own = decode(image).size if image.suffix.lower() in SUFFIXES else size
     if marked.shape != own:
         raise UserError(
             f"the mask has {marked.shape[0]}x{marked.shape[1]} pixels, the image {own[0]}x{own[1]}",
@@ -201,7 +199,7 @@ def _tell_cells(model: VQVAE, known: list[Tensor], hole: Tensor) -> None:
             hole[None, None].float(), (hole.shape[0] // level.shape[1], hole.shape[1] // level.shape[2])
         )
         parts.append(f"{name} {int((~level).sum())} of {level.numel()} ({int(inside.sum())} in the hole)")
-    print(f"codes to draw: {', '.join(parts)}; outside the hole those that the encoder made of pixels in it")
+    print(f"codes to draw: {', '.join(parts)}; those outside the hole depend on pixels in it")
 
 
 def _usual(
@@ -211,7 +209,7 @@ def _usual(
     device = codes[0].device
     store = CodeStore(run.codes)
     rows = store.indices("train")
-    batch = store.__getitems__(rows[:: max(1, len(rows) // _COMPARED)][:_COMPARED])
+    batch = store.__getitems__([rows[i] for i in report.spread_out(len(rows), _COMPARED)])
     training = surprise(priors, [level.to(device) for level in batch["codes"]], batch["label"].to(device))
     own = surprise(priors, [level[:1] for level in codes], label[:1])
     count = float(sum(level.sum() for level in known))

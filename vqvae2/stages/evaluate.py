@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -98,8 +98,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     if arguments.anomaly is not None:
         _anomalies(line, run, record, models)
         return
-    if alone := next((name for name in ("draws", "false_positives", "overwrite") if name in line.given), None):
-        raise UserError(f"--{alone.replace('_', '-')} is for anomalies", how="Add --anomaly IMAGE_OR_FOLDER")
+    line.refuse_alone("anomaly", ("draws", "false_positives", "overwrite"), "anomalies")
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     if arguments.classifier is not None:
         check(evaluated, arguments.classifier)
@@ -125,9 +124,7 @@ def _story(line: CommandLine[Arguments]) -> None:
 def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, Any], models: Models) -> None:
     """Map where other images differ from the run's."""
     arguments = line.settings()
-    for name in ("num_samples", "classifier", "against", "save_reconstructions", "batch_size"):
-        if name in line.given:
-            raise UserError(f"--{name.replace('_', '-')} does not go with --anomaly", how="Leave one of them out")
+    line.refuse_beside("anomaly", ("num_samples", "classifier", "against", "save_reconstructions", "batch_size"))
     if arguments.draws < 2:
         raise UserError(f"--draws {arguments.draws} is too few", how="Give 2 or more")
     if not 0 < arguments.false_positives < 1:
@@ -231,14 +228,15 @@ def _load(run: RunFolder, arguments: Arguments) -> Models:
     device, _ = arguments.compute.resolve()
     if not checkpoint.has_model(run.vqvae):
         raise UserError("there is no VQ-VAE yet", run.vqvae, f"First run {command('train-vqvae', '--run', run.path)}")
-    model = VQVAE.from_pretrained(run.vqvae, device)
-    if min(model.config.height, model.config.width) < 11:
+    config = checkpoint.load_config(run.vqvae, kind="vqvae")
+    if min(config["height"], config["width"]) < 11:
         raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
-    hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
     if exported(run):
         model, levels = load_models(run, device)
-        hashes = hashes_of(model, run)
-        return Models(model, None, dict(zip(model.levels, levels, strict=True)), hashes, ["NLL: codes are not there"])
+        by_level = dict(zip(model.levels, levels, strict=True))
+        return Models(model, None, by_level, hashes_of(model, run), ["NLL: codes are not there"])
+    model = VQVAE.from_pretrained(run.vqvae, device)
+    hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
     if not (run.codes / "data.mdb").exists():
         missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
         return Models(model, None, {}, hashes, missing)
@@ -358,14 +356,7 @@ def _priors(
 def _own_figures(models: Models, val: ImageSet, background: float | None, arguments: Arguments) -> dict[str, Any]:
     """Measure the run's own held-out images, for comparison with other data: reconstruction, and NLL by level."""
     rows = report.spread_out(len(val), COMPARED)
-    images = replace(
-        val,
-        images=val.images[rows],
-        keys=[val.keys[i] for i in rows],
-        subjects=[val.subjects[i] for i in rows],
-        labels=val.labels[rows],
-        file=None,
-    )
+    images = val.some(rows)
     seen = report.scan(models.vqvae, images, background=background, batch_size=arguments.batch_size)
     figures: dict[str, Any] = {name: report.spread(values) for name, values in seen.scores["all"].items()}
     labels = torch.from_numpy(images.labels)

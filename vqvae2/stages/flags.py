@@ -152,6 +152,20 @@ class CommandLine(Generic[T]):
         with self._refused():
             return self.type(**values)
 
+    def refuse_beside(self, flag: str, others: Sequence[str]) -> None:
+        """Raise UserError where one of the other flags was typed, which mean nothing beside this one."""
+        for name in others:
+            if name in self.given:
+                raise UserError(
+                    f"{self.flags[name].text} does not go with {self.flags[flag].text}", how="Leave one of them out"
+                )
+
+    def refuse_alone(self, flag: str, others: Sequence[str], purpose: str) -> None:
+        """Raise UserError where one of the other flags was typed, which mean nothing without this one."""
+        for name in others:
+            if name in self.given:
+                raise UserError(f"{self.flags[name].text} is for {purpose}", how=f"Add {self.flags[flag].usage}")
+
     def _read(self, words: Sequence[str]) -> dict[str, Any]:
         given: dict[str, Any] = {}
         position = 0

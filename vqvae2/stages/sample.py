@@ -1,6 +1,6 @@
 """Stage 4: sample images (Razavi et al. 2019, algorithm 2, last steps)."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -94,23 +94,23 @@ def _story(line: CommandLine[Arguments]) -> None:
     run = RunFolder(arguments.run)
     run.read()
     device, _ = arguments.compute.resolve()
-    if arguments.complete is not None or arguments.sweep is not None:
-        _refuse_together(line)
-        (_complete if arguments.complete is not None else _sweep)(line, run, device)
+    if arguments.complete is not None:
+        line.refuse_beside("complete", (*_DISTRIBUTION, *_OF_SAMPLES))
+        _complete(line, run, device)
         return
-    if not_completing := next(
-        (name for name in ("mask", "keep_box", "particles", "sweeps") if name in line.given), None
-    ):
-        raise UserError(f"--{not_completing.replace('_', '-')} is for completions", how="Add --complete IMAGE")
-    arguments = replace(arguments, num=arguments.num or 64)
-    assert arguments.num is not None
+    if arguments.sweep is not None:
+        line.refuse_beside("sweep", (*_OF_COMPLETIONS, *_OF_SAMPLES))
+        _sweep(line, run, device)
+        return
+    line.refuse_alone("complete", _OF_COMPLETIONS, "completions")
+    num = arguments.num or 64
     out = arguments.out or run.path / "samples"
     check_out(out)
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
     rejection = _rejection(run, arguments, attributes, model.config.channels, device)
-    drawn = arguments.num if rejection is None else rejection.drawn(arguments.num)
+    drawn = num if rejection is None else rejection.drawn(num)
     label = labels_to_sample(run, attributes, wanted, drawn, arguments.compute.seed)
     sharpness = _sharpness(arguments, len(priors), attributes)
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
@@ -119,46 +119,27 @@ def _story(line: CommandLine[Arguments]) -> None:
     if rejection is not None:
         how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
     if not arguments.overwrite:
-        _check_replaced(out, {**how, **hashes_of(model, run)}, arguments.num)
-    if arguments.no_images and not arguments.overwrite and (out / image_path(0, arguments.num)).is_file():
+        _check_replaced(out, {**how, **hashes_of(model, run)}, num)
+    if arguments.no_images and not arguments.overwrite and (out / image_path(0, num)).is_file():
         raise UserError("this folder holds images of samples", out, "Add --overwrite, or leave out --no-images")
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
     chosen = f", the surest of {drawn:,}" if rejection else ""
-    print(f"{arguments.num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
+    print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
     priors = _in(arguments, priors)
     with locked(out):
-        record = {"num": arguments.num, **how, "arguments": record_of(line, {})}
+        record = {"num": num, **how, "arguments": record_of(line, {})}
         draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
-    images = "" if arguments.no_images else f"{arguments.num:,} images, "
+    images = "" if arguments.no_images else f"{num:,} images, "
     print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
     print(f"next: {command('evaluate', '--run', run.path)}")
 
 
-_OTHERWISE = {
-    "complete": (
-        "sweep",
-        "guidance",
-        "temperature",
-        "top_k",
-        "top_p",
-        "reject",
-        "classifier",
-        "no_images",
-        "chunk_size",
-    ),
-    "sweep": ("mask", "keep_box", "particles", "sweeps", "reject", "classifier", "no_images"),
-}
-"""Flags that do not go with another one."""
-
-
-def _refuse_together(line: CommandLine[Arguments]) -> None:
-    for name, others in _OTHERWISE.items():
-        for other in others:
-            if name in line.given and other in line.given:
-                raise UserError(f"--{other.replace('_', '-')} does not go with --{name}", how="Leave one of them out")
+_OF_COMPLETIONS = ("mask", "keep_box", "particles", "sweeps")
+_OF_SAMPLES = ("reject", "classifier", "no_images")
+_DISTRIBUTION = ("sweep", "guidance", "temperature", "top_k", "top_p", "chunk_size")
 
 
 def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
