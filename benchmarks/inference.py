@@ -114,7 +114,7 @@ def completion(
                 label[i : i + 1].expand(count, -1),
                 particles,
                 sweeps,
-                first=i * count,
+                numbers=range(i * count, (i + 1) * count),
             )
             accepted.append(drawn.accepted)
             parts.append(blend(model.decode(drawn.codes), x[i], hole[i, 0]))

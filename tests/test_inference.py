@@ -118,7 +118,7 @@ def test_a_row_is_what_it_is_whatever_is_made_beside_it(priors):
 
     def made(rows, **settings):
         both = ([x[rows, :4].view(-1, 2, 2), x[rows, 4:].view(-1, 4, 2)] for x in codes)
-        return complete(priors, *both, particles=3, sweeps=2, first=rows[0], **settings).codes
+        return complete(priors, *both, particles=3, sweeps=2, numbers=rows, **settings).codes
 
     together, other = made(list(range(8)), seed=5), made(list(range(8)), seed=6)
     for row in range(8):

@@ -58,7 +58,7 @@ def redraw_blocks(
         images: (N, C, H, W) in [-1, 1].
         draws: D.
         label: (N, A) int64, -1 missing; None: all missing.
-        seed: >= 0.
+        seed: >= 0; every image gets the same random numbers.
         progress: called with the number of codes made, after each row; 4 D N times an image's codes in all.
 
     Returns:
@@ -83,7 +83,8 @@ def redraw_blocks(
                 None if label is None else label[part].repeat_interleave(draws, 0),
                 particles=1,
                 seed=seed,
-                first=(turn * len(images) + start) * draws,
+                # The same for every image, so that its draws do not depend on the images beside it.
+                numbers=[turn * draws + draw for draw in range(draws)] * len(images[part]),
                 progress=progress,
             )
             pixels = model.decode(drawn.codes).view(-1, draws, *images.shape[1:])

@@ -112,7 +112,7 @@ def complete(
     particles: int = 8,
     sweeps: int = 0,
     seed: int = 0,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Completed:
     """Draw the unknown codes of maps, given the known ones.
@@ -125,8 +125,8 @@ def complete(
         label: (N, A) int64, -1 missing; None: all missing.
         particles: S >= 1.
         sweeps: times that everything is drawn again, and taken by the Metropolis-Hastings rule.
-        seed: >= 0; row i depends on it, on ``first`` + i and on the shapes alone.
-        first: number of the first row, for those who go through more rows in parts.
+        seed: >= 0; a row depends on it, on the row's number and on the shapes alone.
+        numbers: of the N rows: rows with equal numbers get equal random numbers. None: 0 to N - 1.
         progress: called with the number of codes made, after each row of cells; S N times the cells in all, for each
             sweep again.
 
@@ -138,11 +138,11 @@ def complete(
     if particles < 1 or sweeps < 0:
         raise ValueError(f"need particles >= 1 and sweeps >= 0, got {particles} and {sweeps}")
     run = _Run(priors, codes, known, label, particles, progress)
-    count = len(codes[0])
-    current, log_z, effective = run.draw([[seed, first + row, 0] for row in range(count)])
+    numbers = range(len(codes[0])) if numbers is None else numbers
+    current, log_z, effective = run.draw([[seed, number, 0] for number in numbers])
     accepted = []
     for sweep in range(1, sweeps + 1):
-        keys = [[seed, first + row, sweep] for row in range(count)]
+        keys = [[seed, number, sweep] for number in numbers]
         proposed, other, worth = run.draw(keys)
         uniform = [np.random.default_rng([*key, len(priors)]).random() for key in keys]
         taken = torch.tensor(uniform, dtype=torch.float64).log() < other - log_z

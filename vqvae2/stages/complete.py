@@ -123,7 +123,7 @@ def complete_image(
                 particles,
                 sweeps,
                 seed,
-                first,
+                range(first, first + len(rows)),
                 progress,
             )
             parts.append(drawn.codes)
