@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/real-slices"), help="run folder (default: %(default)s)")
     parser.add_argument("--labels", help="FILE:COLUMN[,COLUMN] that condition the priors (default: none)")
     parser.add_argument("--bins", action="append", default=[], help="COLUMN=EDGE[,EDGE] of a label that is a number")
+    parser.add_argument("--numbers", nargs="+", default=[], help="labels that are learned as numbers")
     parser.add_argument("--num", type=int, default=64, help="samples (default: %(default)s)")
     arguments = parser.parse_args()
     run = arguments.run
@@ -49,6 +50,7 @@ def main() -> int:
         arguments.preset,
         *(("--labels", arguments.labels) if arguments.labels else ()),
         *(("--bins", *arguments.bins) if arguments.bins else ()),
+        *(("--numbers", *arguments.numbers) if arguments.numbers else ()),
     )
     if not (run / "codes" / "data.mdb").exists():
         stage("extract_codes.py", run)

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS
 
 from vqvae2 import CodeStore
+from vqvae2.covariates import number_values
 from vqvae2.data import phantom
 from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
 
@@ -61,13 +62,13 @@ def bids(folder: Path) -> list[str]:
         nib.save(nib.Nifti1Image(voxels, np.diag([2, 2, 4, 1])), folder / who / "anat" / f"{who}_T1w.nii.gz")
         lines.append(f"{who}\t{30 + 5 * i}\t{'FM'[i % 2]}")
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
-    return ["--labels", "participants.tsv:sex,age", "--bins", "age=45,60"]
+    return ["--labels", "participants.tsv:sex,age", "--numbers", "age"]
 
 
 TREES = {
     oasis: ("train/val/test folders", {}, [], {"train": 7 * 4, "val": 3 * 4}),
     adni: ("class folders", {"class": ("AD", "NC")}, ["--label", "AD"], {"test": 4 * 4}),
-    bids: ("BIDS tree", {"sex": ("F", "M"), "age": ("<45", "45-60", ">=60")}, ["--label", "sex=F,age=45-60"], {}),
+    bids: ("BIDS tree", {"sex": ("F", "M"), "age": number_values(30, 85)}, ["--label", "sex=F,age=47.5"], {}),
 }
 
 

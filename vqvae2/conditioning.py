@@ -1,4 +1,4 @@
-"""What a prior knows of the coarser levels.
+"""What a prior knows of the coarser levels, and of a label that is a number.
 
 Shapes: B batch, n x m positions of the prior, C channels.
 """
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from vqvae2.lean import Dropout
 from vqvae2.prior_config import PriorConfig
 
-__all__ = ["ConditionStack", "add"]
+__all__ = ["ConditionStack", "NumberEmbedding", "add"]
+
+_COSINES = 16
 
 
 class ConditionStack(nn.Module):
@@ -53,6 +55,32 @@ class ConditionStack(nn.Module):
             x = x + block(x)
         x = self.unfold(rearrange(x, "b c h w -> b h w c"))
         return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
+
+
+class NumberEmbedding(nn.Embedding):
+    """Turn values of a number into features that change smoothly with it: a weighted sum of cosines.
+
+    Args:
+        count: N, values in even steps.
+        channels: C.
+
+    Source: a cosine series in the place of the Fourier features of Tancik et al. 2020 (arXiv 2006.10739): it does not
+    join the lowest value to the highest.
+    """
+
+    basis: Tensor
+
+    def __init__(self, count: int, channels: int) -> None:
+        super().__init__(_COSINES + 1, channels)  # the last row stands for a missing number
+        order = torch.arange(_COSINES)
+        basis = torch.zeros(count + 1, _COSINES + 1)
+        basis[:-1, :-1] = torch.cos(torch.pi * order * torch.linspace(0, 1, count)[:, None]) / (1 + order)
+        basis[-1, -1] = 1
+        self.register_buffer("basis", basis, persistent=False)
+
+    def forward(self, place: Tensor) -> Tensor:
+        """Map places (B,) of values, N for a missing one, to (B, C)."""
+        return self.basis[place] @ self.weight
 
 
 def add(x: Tensor, parameter: Tensor) -> Tensor:

@@ -55,12 +55,13 @@ class Preset:
         shapes: Sequence[tuple[int, int]],
         num_embeddings: Sequence[int],
         attributes: Mapping[str, Sequence[str]],
+        numbers: Sequence[str] = (),
     ) -> PriorConfig:
         """Return the settings of a level's prior for given codes; without patches where those do not fit the levels.
 
         Args: as of `PriorConfig.for_level`.
         """
-        codes = index, levels, shapes, num_embeddings, attributes
+        codes = index, levels, shapes, num_embeddings, attributes, numbers
         settings, _ = self.prior(index)
         try:
             return settings.for_level(*codes)

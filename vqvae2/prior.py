@@ -30,7 +30,7 @@ from vqvae2.causal import (
     shift_down,
     shift_previous,
 )
-from vqvae2.conditioning import ConditionStack, add
+from vqvae2.conditioning import ConditionStack, NumberEmbedding, add
 from vqvae2.device import recorded, records, widest
 from vqvae2.lean import Dropout, RMSNorm
 from vqvae2.patches import PatchHead, fold, unfold
@@ -91,7 +91,12 @@ class Prior(checkpoint.Pretrained):
         self.position_h = nn.Parameter(torch.randn(height, width, channels) * 0.02)
         self.condition = ConditionStack(config) if config.condition_levels else None
         # The last row of each table stands for a missing label.
-        self.labels = nn.ModuleList(nn.Embedding(len(classes) + 1, channels) for _, classes in config.attributes)
+        self.labels = nn.ModuleList(
+            NumberEmbedding(len(classes), channels)
+            if name in config.numbers
+            else nn.Embedding(len(classes) + 1, channels)
+            for name, classes in config.attributes
+        )
         self.blocks = nn.ModuleList(
             GatedBlock(
                 channels,

@@ -30,6 +30,8 @@ class PriorConfig:
     """Their K. Taken from the code store by train_prior."""
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Label attributes and the names of their classes. Taken from the code store by train_prior."""
+    numbers: tuple[str, ...] = ()
+    """Attributes whose classes are values of a number, in even steps. Taken from the code store by train_prior."""
     embedding_dim: int = 64
     """Dimension E of the codes' embedding."""
     channels: int = 128
@@ -128,6 +130,7 @@ class PriorConfig:
         shapes: Sequence[tuple[int, int]],
         num_embeddings: Sequence[int],
         attributes: Mapping[str, Sequence[str]],
+        numbers: Sequence[str] = (),
     ) -> "PriorConfig":
         """Fill in what follows from the codes: those of level ``index``, given all coarser ones and the labels.
 
@@ -135,6 +138,7 @@ class PriorConfig:
             index: of the level, 0 the top.
             levels, shapes, num_embeddings: names, (h, w) and K of all levels, top first.
             attributes: of the labels, with the names of their classes.
+            numbers: those of them that are numbers.
         """
         return replace(
             self,
@@ -146,4 +150,5 @@ class PriorConfig:
             condition_shapes=tuple(shapes[:index]),
             condition_num_embeddings=tuple(num_embeddings[:index]),
             attributes=tuple((name, tuple(classes)) for name, classes in attributes.items()),
+            numbers=tuple(numbers),
         )

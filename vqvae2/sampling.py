@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae2 import distributed
+from vqvae2.covariates import nearest
 from vqvae2.device import widest
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
@@ -35,6 +36,8 @@ __all__ = [
     "sample_codes",
     "sharpness_by_level",
 ]
+
+_LEAST = 8  # training images whose labels are drawn for a number
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ def sample(
     if num < 1 or chunk_size < 1:
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
     sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors), guidance)
-    rows = label_rows(priors[0].config.attributes, label, num)
+    rows = label_rows(priors[0].config.attributes, label, num, priors[0].config.numbers)
     parts = [part for _, part in sample_chunks(model, priors, rows, seed, sharpness, chunk_size)]
     if not parts:  # more processes than chunks
         parts = [_nothing(model, rows)]
@@ -332,20 +335,24 @@ def sharpness_by_level(
 
 
 def label_rows(
-    attributes: Sequence[tuple[str, Sequence[str]]], label: Tensor | Mapping[str, str] | None, num: int
+    attributes: Sequence[tuple[str, Sequence[str]]],
+    label: Tensor | Mapping[str, str] | None,
+    num: int,
+    numbers: Sequence[str] = (),
 ) -> Tensor:
     """Turn what was asked for into class indices.
 
     Args:
         attributes: name and class names of each attribute, in order.
-        label: (num, A) or (A,) indices, class names by attribute, or None.
+        label: (num, A) or (A,) indices, class names by attribute, or None. Of a number the nearest value is taken.
         num: rows.
+        numbers: the attributes that are numbers.
 
     Returns:
         (num, A) int64, -1 missing.
 
     Raises:
-        UserError: an attribute or a class that does not exist.
+        UserError: an attribute or a class that does not exist, or a number outside the training images' range.
         ValueError: a tensor of another shape, or with a class that does not exist.
     """
     if isinstance(label, Tensor):
@@ -362,6 +369,9 @@ def label_rows(
         if name not in classes:
             known = ", ".join(classes) or "none: the codes have no labels"
             raise UserError(f"there is no attribute {name}", f"label {name}={value}", f"Attributes are {known}")
+        if name in numbers:
+            rows[:, list(classes).index(name)] = _place_of(name, value, classes[name])
+            continue
         if value not in classes[name]:
             raise UserError(
                 f"{name} has no class {value}",
@@ -372,17 +382,31 @@ def label_rows(
     return rows
 
 
-def draw_labels(wanted: Tensor, known: Tensor, seed: int) -> Tensor:
+def _place_of(name: str, value: str, values: Sequence[str]) -> int:
+    """The place of a number among the values of an attribute."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not float(values[0]) <= number <= float(values[-1]):
+        what = "is outside that" if np.isfinite(number) else "is none"
+        raise UserError(f"{name} is a number from {values[0]} to {values[-1]}, and {value} {what}", "label")
+    return int(nearest(values, number))
+
+
+def draw_labels(wanted: Tensor, known: Tensor, seed: int, numbers: Sequence[int] = ()) -> Tensor:
     """Fill in the attributes that were not asked for as the training images have them together.
 
-    Each row takes the labels of a training image, drawn at random from those with all the classes asked for. So samples
-    without a label follow the training set's labels, rather than those of images whose labels are missing. The first
-    rows of a longer draw are the same.
+    Each row takes the labels of a training image, drawn at random from those with all the classes asked for, and of
+    these from the tenth (8 at least) that is nearest to the numbers asked for. So samples without a label follow the
+    training set's labels, rather than those of images whose labels are missing. The first rows of a longer draw are the
+    same.
 
     Args:
         wanted: (num, A) classes asked for, -1 for any; the same in every row.
         known: (N, A) labels of the training images, -1 missing.
         seed: of the draws, >= 0.
+        numbers: the columns that are numbers.
 
     Returns:
         (num, A) int64; ``wanted`` where no training image has all the classes asked for.
@@ -392,8 +416,13 @@ def draw_labels(wanted: Tensor, known: Tensor, seed: int) -> Tensor:
         tensor([[1, 2]])
     """
     asked = wanted[0] if len(wanted) else wanted.new_empty(wanted.shape[1])
-    fitting = known[((known == asked) | (asked < 0)).all(1)]
+    near = torch.tensor([column in numbers for column in range(len(asked))], dtype=torch.bool)
+    fitting = known[((known == asked) | (asked < 0) | (near & (known >= 0))).all(1)]
     if not len(fitting):
         return wanted
+    distance = ((fitting - asked).abs() * (near & (asked >= 0))).sum(1)
+    most = distance.sort().values[min(len(fitting), max(_LEAST, len(fitting) // 10)) - 1]
+    fitting = fitting[distance <= most]
     uniform = torch.from_numpy(np.random.default_rng(seed).random(len(wanted)))
-    return fitting[(uniform * len(fitting)).long()].long()
+    drawn = fitting[(uniform * len(fitting)).long()].long()
+    return torch.where(asked >= 0, asked, drawn)

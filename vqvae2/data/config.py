@@ -57,6 +57,10 @@ class DataConfig(SliceConfig):
     """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles where there
     are more than 20 different values."""
 
+    numbers: tuple[str, ...] = ()
+    """Columns of numbers that the priors learn as such, so that samples can be asked for at any value, such as `age`;
+    default: numbers are classes, or binned."""
+
     subject_pattern: str | None = None
     """Regular expression for paths relative to the data; its group 1, or the whole match, is the subject."""
 

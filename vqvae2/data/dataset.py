@@ -141,6 +141,7 @@ class ImageData:
         doubts: readings of names and places that are uncertain, with the flag that settles each.
         fit: how images of other sizes are brought to H x W.
         bins: attribute -> inner edges, for the attributes that are binned numbers.
+        numbers: the attributes whose classes are values of a number, in even steps.
         sizes: (height, width) of the files -> how many.
         slices: how volumes were cut; None where the files are images.
         bids_suffix: kind of volume that is taken, by the end of its name; None for the layout's own.
@@ -160,6 +161,7 @@ class ImageData:
     doubts: list[str] = field(default_factory=list)
     fit: str = "shrink"
     bins: dict[str, list[float]] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     slices: dict[str, Any] | None = None
     bids_suffix: str | None = None
@@ -177,6 +179,7 @@ class ImageData:
             "value_range": list(self.value_range),
             "attributes": {name: list(classes) for name, classes in self.attributes.items()},
             "bins": {name: list(edges) for name, edges in self.bins.items()},
+            "numbers": list(self.numbers),
             "slices": self.slices,
             "bids_suffix": self.bids_suffix,
             "bids_entity": list(self.bids_entity),
@@ -204,6 +207,9 @@ class ImageData:
         for column, (attribute, classes) in enumerate(self.attributes.items()):
             for split, images in self.splits.items():
                 values = images.labels[:, column]
+                if attribute in self.numbers:
+                    lines.append(f"{attribute:<10} {split}: {_in_words(values, classes)}")
+                    continue
                 counts = [f"{name} {int((values == k).sum()):,}" for k, name in enumerate(classes[:12])]
                 counts += [f"{len(classes) - 12} more classes"] if len(classes) > 12 else []
                 counts += [f"missing {int((values < 0).sum()):,}"] if (values < 0).any() else []
@@ -215,6 +221,16 @@ class ImageData:
             told = "; ".join(f"{reason} ({count:,})" for reason, count in reasons)
             lines.append(f"skipped    {len(self.skipped) - 10:,} more: {told}")
         return "\n".join(lines)
+
+
+def _in_words(places: NDArray[np.int64], values: Sequence[str]) -> str:
+    """Lowest, median and highest of a number."""
+    known = np.sort(places[places >= 0])
+    if not len(known):
+        return f"missing {len(places):,}"
+    low, middle, high = (values[known[i]] for i in (0, len(known) // 2, -1))
+    missing = f", missing {len(places) - len(known):,}" if len(known) < len(places) else ""
+    return f"{low} to {high}, median {middle}{missing}"
 
 
 def _in_line(text: str) -> str:

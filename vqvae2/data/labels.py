@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae2.covariates import nearest, number_values
 from vqvae2.errors import UserError
 
 MOST_VALUES = 20  # more numbers than these are binned by quartiles
@@ -17,11 +18,13 @@ _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 
 @dataclass
 class Labels:
-    """Labels (N, A) int64, -1 missing; attributes with their classes; edges of binned numbers; notes."""
+    """Labels (N, A) int64, -1 missing; attributes with their classes; edges of binned numbers; attributes whose classes
+    are values of a number; notes."""
 
     values: NDArray[np.int64]
     attributes: dict[str, tuple[str, ...]]
     bins: dict[str, list[float]]
+    numbers: tuple[str, ...]
     notes: list[str]
 
 
@@ -31,11 +34,12 @@ def encode(
     known: dict[str, Sequence[str]] | None = None,
     bins: dict[str, list[float]] | None = None,
     stated: dict[str, list[float]] | None = None,
+    numbers: Sequence[str] = (),
 ) -> Labels:
     """Turn the texts of each attribute into class numbers.
 
-    Numbers are binned at stated edges; without them, where there are more than 20 different values, at the quartiles of
-    the training images. Other classes are sorted, numbers by value.
+    Numbers are kept as such where that is wanted, else binned at stated edges; without them, where there are more than
+    20 different values, at the quartiles of the training images. Other classes are sorted, numbers by value.
 
     Args:
         texts: attribute -> N texts, missing where empty.
@@ -43,6 +47,7 @@ def encode(
         known: attribute -> classes of a stored data set, to be kept.
         bins: attribute -> inner edges of a stored data set.
         stated: attribute -> inner edges that the user wants.
+        numbers: attributes that stay numbers: their classes are values in even steps over those of the training images.
 
     Raises:
         UserError: for an attribute without any value or with too many classes.
@@ -56,22 +61,27 @@ def encode(
     notes: list[str] = []
     for name, cells in texts.items():
         present = np.array([cell != "" for cell in cells], bool)
-        numbers, odd = _numbers(cells, present)
+        found, odd = _numbers(cells, present)
+        if name in numbers:
+            label, classes = _as_number(name, found, odd, present, training, (known or {}).get(name), notes)
+            columns.append(label)
+            attributes[name] = classes
+            continue
         if known is not None:
             classes, inner = tuple(known[name]), (bins or {}).get(name)
         elif not present.any():
             raise UserError("no image has a label", name, "All cells are missing, or contradict each other")
         elif name in (stated or {}):
             inner, classes = _stated(name, odd, stated[name])  # type: ignore[index]
-            if numbers is not None and inner[0] > 0 and (below := numbers[present & (numbers < 0)]).size:
+            if found is not None and inner[0] > 0 and (below := found[present & (found < 0)]).size:
                 notes.append(f"{name}: {below.size:,} images have a number below zero, such as {below[0]:g}")
-        elif numbers is not None and len(np.unique(numbers[present])) > MOST_VALUES:
-            inner, classes = _quartiles(numbers[present & training if (present & training).any() else present])
+        elif found is not None and len(np.unique(found[present])) > MOST_VALUES:
+            inner, classes = _quartiles(found[present & training if (present & training).any() else present])
             notes.append(f"{name}: numbers, binned at quartiles of the training images")
         else:
             inner = None
             distinct = {cell for cell, here in zip(cells, present, strict=True) if here}
-            classes = tuple(sorted(distinct, key=lambda c: (number_of(c) or 0.0 if numbers is not None else 0.0, c)))
+            classes = tuple(sorted(distinct, key=lambda c: (number_of(c) or 0.0 if found is not None else 0.0, c)))
             if odd and len(classes) > MOST_VALUES:
                 notes.append(f"{name}: {len(classes):,} distinct values become classes, since {odd!r} is not a number")
         if len(classes) > MOST_CLASSES:
@@ -79,10 +89,10 @@ def encode(
         if inner is None:
             place = {cell: k for k, cell in enumerate(classes)}
             label = np.array([place.get(cell, -1) for cell in cells], np.int64)
-        elif numbers is None:
+        elif found is None:
             label = np.full(rows, -1, np.int64)
         else:
-            label = np.digitize(numbers, inner).astype(np.int64)
+            label = np.digitize(found, inner).astype(np.int64)
             edges[name] = inner
         label[~present] = -1
         foreign = sorted({cell for cell, k, here in zip(cells, label, present, strict=True) if here and k < 0})
@@ -91,7 +101,46 @@ def encode(
         columns.append(label)
         attributes[name] = classes
     values = np.stack(columns, 1) if columns else np.zeros((rows, 0), np.int64)
-    return Labels(values, attributes, edges, notes)
+    return Labels(values, attributes, edges, tuple(name for name in attributes if name in numbers), notes)
+
+
+def _as_number(
+    name: str,
+    found: NDArray[np.float64] | None,
+    odd: str,
+    present: NDArray[np.bool_],
+    training: NDArray[np.bool_],
+    known: Sequence[str] | None,
+    notes: list[str],
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Places of a number among its values, -1 missing, and the values; adds to the notes what lies beyond them."""
+    label = np.full(len(present), -1, np.int64)
+    if known is None:
+        if not present.any():
+            raise UserError("no image has a label", name, "All cells are missing, or contradict each other")
+        if found is None:
+            raise UserError("this column holds texts", f"--numbers {name}", f"One is {odd}: leave {name} out")
+        own = found[present & training] if (present & training).any() else found[present]
+        if own.min() == own.max():
+            raise UserError(f"all images have {own.min():g}", f"--numbers {name}", f"Leave {name} out")
+        classes = number_values(own.min(), own.max())
+        if np.median(own) > 0 and (below := own[own < 0]).size:
+            what = f"{below.size:,} images have a number below zero, such as {below[0]:g}"
+            notes.append(f"{name}: {what}; is it a code for a missing one?")
+    else:
+        classes = tuple(known)
+    if found is None:
+        notes.append(f"{name}: {odd} is not a number, so that all count as missing")
+        return label, classes
+    low, high = float(classes[0]), float(classes[-1])
+    beyond = found[present & ((found < low) | (found > high))]
+    if beyond.size:
+        notes.append(
+            f"{name}: {beyond.size:,} images lie outside {low:g} to {high:g}, the range of the training images, "
+            f"such as {beyond[0]:g}, and take its ends"
+        )
+    label[present] = nearest(classes, found[present])
+    return label, classes
 
 
 def number_of(cell: str) -> float | None:

@@ -43,11 +43,18 @@ def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dic
     unknown = sorted(set(splits or ()) - set(SPLITS))
     if unknown:
         raise UserError(f"there is no split {', '.join(unknown)}", how=f"Splits are {', '.join(SPLITS)}")
-    if config.data == "phantom":
-        return open_phantom(config, splits, like)
-    if config.data.startswith("torchvision:"):
-        return open_torchvision(config, splits, like)
+    if config.data == "phantom" or config.data.startswith("torchvision:"):
+        _refuse_of_folders(config)
+        return (open_phantom if config.data == "phantom" else open_torchvision)(config, splits, like)
     return _open_folder(config, splits, like)
+
+
+def _refuse_of_folders(config: DataConfig) -> None:
+    """Refuse what only a folder of images can follow, rather than ignore it."""
+    for name in ("labels", "bins", "numbers", "subject_pattern", "exclude", "bids_suffix", "bids_entity"):
+        if getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is for a folder of images, not for {config.data}", how=f"Leave out {flag}")
 
 
 def load_images(
@@ -159,7 +166,12 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     edges = config.edges()
     if unused := sorted(set(edges) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--bins", "Give --labels FILE:COLUMN with them")
-    labels = encode(texts, training, stored.get("attributes"), stored.get("bins"), edges)
+    numbers = config.numbers
+    if unused := sorted(set(numbers) - set(texts)):
+        raise UserError(f"there are no labels {', '.join(unused)}", "--numbers", "Give --labels FILE:COLUMN with them")
+    labels = encode(
+        texts, training, stored.get("attributes"), stored.get("bins"), edges, stored.get("numbers", numbers)
+    )
 
     wanted = {split: [i for i, own in enumerate(place) if own == split] for split in SPLITS if split in place}
     chosen = {split: rows for split, rows in wanted.items() if splits is None or split in splits}
@@ -214,6 +226,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         doubts=layout.doubts + (layout.subject_doubts if config.subject_pattern is None else []),
         fit=how,
         bins=labels.bins,
+        numbers=labels.numbers,
         sizes=dict(read.sizes),
         slices=slice_settings(slicing) if layout.volumes else None,
         bids_suffix=config.bids_suffix,

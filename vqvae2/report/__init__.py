@@ -4,6 +4,7 @@
 - ``describe``: distributions, and intervals of means over subjects.
 - ``distances``: sets of images beside each other, in features of a network.
 - ``anatomy``: plain measures of heads.
+- ``numbers``: whether samples show the numbers that were asked for.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
 - ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
@@ -27,6 +28,7 @@ from vqvae2.report.measures import (
     score_codes,
     table_figures,
 )
+from vqvae2.report.numbers import number_figures
 from vqvae2.report.page import write_page
 from vqvae2.report.samples import (
     Neighbours,
@@ -63,6 +65,7 @@ __all__ = [
     "memorisation_figures",
     "nearest_training",
     "neighbours",
+    "number_figures",
     "pairwise_ssim",
     "prior_figures",
     "read_samples",

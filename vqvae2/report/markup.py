@@ -54,7 +54,9 @@ def bullets(lines: Sequence[str], strong: bool = False) -> str:
 
 
 def spread(mean: float | None, std: float | None, digits: int) -> str:
-    """Mean and standard deviation; a dash where there is none."""
+    """Mean and, where it is known, standard deviation; a dash where there is no mean."""
+    if std is None:
+        return num(mean, digits)
     return "–" if mean is None or not math.isfinite(mean) else f"{num(mean, digits)} ± {num(std, digits)}"
 
 

@@ -98,7 +98,31 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
 
 def labels_section(report: Report, known: Mapping[str, Figure]) -> str:
     """Whether samples follow the labels that were asked for."""
-    return _recognition(report, known) + _phantom(report, known)
+    return _numbers(report) + _recognition(report, known) + _phantom(report, known)
+
+
+def _numbers(report: Report) -> str:
+    found = report.get("samples", {}).get("numbers")
+    if not found:
+        return ""
+    sides = {"samples": "samples", "real": "held-out images", "shuffled": "samples under each other's numbers"}
+    text = ""
+    for name, figures in found.items():
+        rows = [
+            [words, mean({"mean": side["slope"], **side}, 2), num(side["correlation"], 2), f"{side['count']:,}"]
+            for kind, words in sides.items()
+            for side in [figures[kind]]
+        ]
+        head = [f"{name} that images show, over that given", "slope (95 %)", "correlation", "images"]
+        text += table(head, rows, naive=sides["shuffled"])
+        text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of held-out images.</p>"
+    return (
+        "<h3>Numbers asked for</h3>"
+        + text
+        + '<p class="note">What an image shows is told by a ridge regression on the encoder\'s features of training '
+        "images. It errs towards their mean, on real images too, so the slopes are to be compared with each other, and "
+        "not with 1. Samples that ignored their number would have a slope of 0.</p>"
+    )
 
 
 def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
@@ -114,7 +138,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
     rows = [
         [
             words,
-            mean({"mean": f["accuracy"], **f}, 3) if f["interval"] else num(f["accuracy"], 3),
+            mean({"mean": f["accuracy"], **f}, 3),
             f"{f['count']:,}",
             *(num(value, 2) for value in f["by_class"]),
             num(f["calibration"], 2),

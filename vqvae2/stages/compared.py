@@ -1,11 +1,15 @@
 """Samples and reconstructions beside the scored images, as the report needs them."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vqvae2 import distributed, report
+from vqvae2.data import ImageSet
 from vqvae2.report.album import Album
 from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
@@ -19,6 +23,7 @@ __all__ = ["COMPARED", "Beside", "background_of", "measure_distances", "measure_
 
 COMPARED = 512
 """Images at most that stand for a whole split where each costs much."""
+_LEARNED = 2048  # training images from which the number that an image shows is learned
 _MOST_SAMPLES = 4096  # decoded and compared with training images, of a larger set
 
 
@@ -112,9 +117,43 @@ def measure_samples(
     anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
     if anatomy is not None and not found_set.how["label"]:
         found["samples"]["anatomy"] = anatomy
+    found["samples"]["numbers"] = _measure_numbers(evaluated, beside, found_set, images)
     album.samples(images, found_set, real, near, train)
-    album.by_class(images, found_set.labels, real, evaluated.images.labels[beside.rows], evaluated.like["attributes"])
+    numbers = evaluated.like.get("numbers", ())
+    classes = {name: () if name in numbers else own for name, own in evaluated.like["attributes"].items()}
+    album.by_class(images, found_set.labels, real, evaluated.images.labels[beside.rows], classes)
     return sets, images
+
+
+def _measure_numbers(
+    evaluated: Evaluated, beside: Beside, found_set: report.SampleSet, images: Tensor
+) -> dict[str, Any]:
+    """Whether samples show the numbers that they were asked for, by attribute."""
+    like, train = evaluated.like, evaluated.train
+    found: dict[str, Any] = {}
+    assert train is not None
+    names = list(like["attributes"])
+    if not like.get("numbers"):
+        return found
+    rows = report.spread_out(len(train), _LEARNED)
+    known, real = train.some(rows), beside.images.some(beside.rows)
+    features = report.encoder_features(beside.model, beside.real)
+    of_known = torch.cat([features(part) for part in _parts(known)])
+    of_real, of_samples = features(beside.real), features(images)
+    for name in like["numbers"]:
+        values = np.append(np.array(like["attributes"][name], np.float64), np.nan)  # the last stands for a missing one
+        column = names.index(name)
+        found[name] = report.number_figures(
+            (of_known, values[known.labels[:, column]], known.subjects),
+            (of_real, values[real.labels[:, column]], real.subjects),
+            (of_samples, values[found_set.labels[:, column]]),
+        )
+    return {name: figures for name, figures in found.items() if figures is not None}
+
+
+def _parts(images: ImageSet) -> Iterator[Tensor]:
+    for start in range(0, len(images), 256):
+        yield images.__getitems__(range(start, min(start + 256, len(images))))["image"]
 
 
 def measure_distances(
@@ -139,7 +178,7 @@ def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
     priors = [models.priors[level] for level in models.vqvae.levels]
     chunk_size = 16
     print(f"there are no samples in {run.path}/samples: drawing {num}")
-    label = labels_to_sample(run, priors[0].config.attributes, {}, num, seed)
+    label = labels_to_sample(run, priors[0].config, {}, num, seed)
     sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
     how: dict[str, Any] = {
         "num": num,

@@ -5,6 +5,9 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vqvae2 import files
 from vqvae2.data import ImageData
 from vqvae2.data.sources import DATA_REPORT
@@ -34,7 +37,11 @@ def write_data_report(data: ImageData, folder: Path) -> None:
                 "images": len(images),
                 "subjects": len(set(images.subjects)),
                 "labels": {
-                    attribute: {label: int((images.labels[:, i] == k).sum()) for k, label in enumerate(classes)}
+                    attribute: {
+                        label: count
+                        for label, count in zip(classes, _counts(images.labels[:, i], len(classes)), strict=True)
+                        if count or attribute not in data.numbers
+                    }
                     for i, (attribute, classes) in enumerate(data.attributes.items())
                 },
                 "labels_missing": {
@@ -59,6 +66,11 @@ def write_data_report(data: ImageData, folder: Path) -> None:
     save(contact_sheet(data.splits), folder / "contact-sheet.png")
     files.write_atomic(folder / "report.txt", (data.report() + "\n").encode())
     print(f"wrote {folder}/contact-sheet.png, report.txt, {_SUBJECTS} and {DATA_REPORT}")
+
+
+def _counts(labels: NDArray[np.int64], classes: int) -> list[int]:
+    """Images of each class."""
+    return [int(count) for count in np.bincount(labels[labels >= 0], minlength=classes)]
 
 
 def check_subjects(data: ImageData, folder: Path) -> None:

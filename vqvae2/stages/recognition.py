@@ -120,6 +120,9 @@ def check(evaluated: Evaluated, attribute: str) -> tuple[dict[str, Any], ImageSe
         raise UserError(
             f"there is no label {attribute}", "--classifier", f"Labels are {', '.join(known) or 'none: give --labels'}"
         )
+    if attribute in evaluated.like.get("numbers", ()):
+        way_out = f"The report shows whether samples follow it; train with --bins {attribute}=... for classes"
+        raise UserError(f"{attribute} is a number, and a classifier needs classes", "--classifier", way_out)
     labels = train.labels[:, list(known).index(attribute)]
     if len(set(labels[labels >= 0].tolist())) < 2:
         raise UserError(f"the training images have one class of {attribute} alone", "--classifier")

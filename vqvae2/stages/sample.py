@@ -18,7 +18,7 @@ from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import Rejection, check_out, check_own, draw_samples, hashes_of, image_path
 from vqvae2.stages.sampled import describe, labels_to_sample, load_models, parse_labels
-from vqvae2.stages.sweep import draw_sweep
+from vqvae2.stages.sweep import draw_sweep, places_to_sweep
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Arguments:
     num: int | None = None
     """Number of images; default: 64, of completions 8, of each class of a sweep 4."""
     label: tuple[str, ...] = ()
-    """Class of an attribute, as ATTRIBUTE=CLASS, such as sex=F; CLASS alone if there is one attribute. Several may be
-    given. Attributes that are not given are drawn jointly from the labels of the training images."""
+    """Class or number of an attribute, as ATTRIBUTE=CLASS, such as sex=F or age=63.5; CLASS alone if there is one
+    attribute. Several may be given. Attributes that are not given are drawn jointly from the labels of the training
+    images."""
     temperature: tuple[float, ...] = (1.0,)
     """Logits are divided by it, > 0; one value, or one for each level, top first."""
     top_k: tuple[int, ...] = (0,)
@@ -45,7 +46,8 @@ class Arguments:
     """Weight of the labels (classifier-free guidance): above 1 samples show their label more and vary less, at twice
     the time; one value, or one for each level."""
     sweep: str | None = None
-    """A label: the same samples once for each of its classes, side by side in a grid, in a folder sweep-LABEL."""
+    """A label: the same samples once for each of its classes, side by side in a grid, in a folder sweep-LABEL. Of a
+    number LABEL=START:STOP:STEP, such as age=20:80:5; without a range eight values."""
     complete: Path | None = None
     """An image of which a part is missing: draw that part --num times, given the rest."""
     mask: Path | None = None
@@ -111,7 +113,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     wanted = parse_labels(arguments.label, attributes)
     rejection = _rejection(run, arguments, attributes, model.config.channels, device)
     drawn = num if rejection is None else rejection.drawn(num)
-    label = labels_to_sample(run, attributes, wanted, drawn, arguments.compute.seed)
+    label = labels_to_sample(run, priors[0].config, wanted, drawn, arguments.compute.seed)
     sharpness = _sharpness(arguments, len(priors), attributes)
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
     how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
@@ -152,7 +154,7 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
     model, priors = load_models(run, device)
     attributes, num = priors[0].config.attributes, arguments.num or 8
     wanted = parse_labels(arguments.label, attributes)
-    label = label_rows(attributes, wanted, num)
+    label = label_rows(attributes, wanted, num, priors[0].config.numbers)
     out = arguments.out or run.path / "completions" / arguments.complete.stem
     check_own(out, "completion.json", arguments.overwrite)
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "unknown"
@@ -168,13 +170,11 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
 
 
 def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
-    """Draw the same samples for each class of a label."""
+    """Draw the same samples for each class of a label, or for some values of a number."""
     arguments = line.settings()
     model, priors = load_models(run, device)
-    attributes, name = priors[0].config.attributes, arguments.sweep or ""
-    known = dict(attributes)
-    if name not in known:
-        raise UserError(f"there is no label {name}", "--sweep", f"Labels are {', '.join(known) or 'none'}")
+    attributes = priors[0].config.attributes
+    name, places = places_to_sweep(arguments.sweep or "", priors[0].config)
     wanted = parse_labels(arguments.label, attributes)
     if name in wanted:
         raise UserError(f"--label fixes {name}, which is swept", how="Leave one of them out")
@@ -182,13 +182,15 @@ def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -
     out = arguments.out or run.path / f"sweep-{name}"
     check_own(out, "sweep.json", arguments.overwrite)
     sharpness = _sharpness(arguments, len(priors), attributes)
-    print(f"{num} samples for each of {len(known[name])} classes of {name}: {', '.join(known[name])}")
+    what = "values" if name in priors[0].config.numbers else "classes"
+    shown = ", ".join(dict(attributes)[name][place] for place in places)
+    print(f"{num} samples for each of {len(places)} {what} of {name}: {shown}")
     if arguments.dry_run:
         return
-    label = labels_to_sample(run, attributes, wanted, num, seed)
+    label = labels_to_sample(run, priors[0].config, wanted, num, seed)
     record, size = record_of(line, {}), arguments.chunk_size
     with locked(out):
-        draw_sweep(out, run, model, _in(arguments, priors), name, label, sharpness, seed, size, record)
+        draw_sweep(out, run, model, _in(arguments, priors), name, places, label, sharpness, seed, size, record)
 
 
 def _in(arguments: Arguments, priors: list[Prior]) -> list[Prior]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
-from vqvae2.prior import Prior
+from vqvae2.prior import Prior, PriorConfig
 from vqvae2.sampling import Sharpness, draw_labels, label_rows
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, check_fingerprints
@@ -57,14 +57,13 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
 
 
-def labels_to_sample(
-    run: RunFolder, attributes: tuple[tuple[str, tuple[str, ...]], ...], wanted: dict[str, str], num: int, seed: int
-) -> Tensor:
+def labels_to_sample(run: RunFolder, config: PriorConfig, wanted: dict[str, str], num: int, seed: int) -> Tensor:
     """Return the labels of a set of samples, (num, A): those asked for, the others drawn from the training images."""
-    rows = label_rows(attributes, wanted, num)
-    if not attributes:
+    rows = label_rows(config.attributes, wanted, num, config.numbers)
+    if not config.attributes:
         return rows
-    return draw_labels(rows, _training_labels(run), seed)
+    numbers = [column for column, (name, _) in enumerate(config.attributes) if name in config.numbers]
+    return draw_labels(rows, _training_labels(run), seed, numbers)
 
 
 def _training_labels(run: RunFolder) -> Tensor:
@@ -76,7 +75,8 @@ def _training_labels(run: RunFolder) -> Tensor:
 
 
 def parse_labels(given: tuple[str, ...], attributes: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
-    """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute.
+    """Read ATTRIBUTE=CLASS (several may be joined by commas), or CLASS alone where there is one attribute. Numbers are
+    read alike, whether or not a training image has them.
 
     Raises:
         UserError: CLASS alone, and there is not exactly one attribute; or two classes of one attribute.

@@ -84,7 +84,7 @@ _GROUPS = {
     "training": ("max_minutes", "max_steps", "batch_size", "learning_rate", "evaluations", "patience", "training"),
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
-_FROM_CODES = [f"model.{name}" for name in ("level", "height", "width", "num_embeddings", "attributes")]
+_FROM_CODES = [f"model.{name}" for name in ("level", "height", "width", "num_embeddings", "attributes", "numbers")]
 _FROM_CODES += [f"model.condition_{name}" for name in ("levels", "shapes", "num_embeddings")]
 
 
@@ -199,7 +199,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     index = _level_index(store, arguments.level)
     device, precision = arguments.compute.resolve()
     check_fingerprints(run, store)
-    config = arguments.model.for_level(index, store.levels, store.shapes, store.num_embeddings, store.attributes)
+    config = arguments.model.for_level(index, *_codes(store))
     for split in ("train", "selection", "val"):
         if not store.indices(split):
             raise UserError(f"the split {split} is empty", run.codes, "Train and extract with images of more subjects")
@@ -275,7 +275,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     record = run.read()
     store = CodeStore(run.codes)
     index, preset = _level_index(store, level), PRESETS[record["preset"]]
-    model = preset.prior_for(index, store.levels, store.shapes, store.num_embeddings, store.attributes)
+    model = preset.prior_for(index, *_codes(store))
     _, training = preset.prior(index)
     configs: dict[str, Any] = {"model": model, "training": training, "compute": Compute()}
     if (init := line.given.get("init")) is not None:
@@ -293,12 +293,18 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     return line.settings(**configs, compile=kept.get("compile", "auto"))
 
 
+def _codes(store: CodeStore) -> tuple[Any, ...]:
+    """What a prior's settings take from the codes, see `PriorConfig.for_level`."""
+    return store.levels, store.shapes, store.num_embeddings, store.attributes, store.data.get("numbers", ())
+
+
 def _describe(prior: Prior, training: TrainingConfig, store: CodeStore) -> None:
     """Print the codes, the model's size and an estimate of the memory."""
     config = prior.config
     parameters = sum(p.numel() for p in prior.parameters())
     counts = "  ".join(f"{split} {len(store.indices(split)):,}" for split in dict.fromkeys(store.splits))
-    labels = ", ".join(f"{name} ({len(classes)})" for name, classes in config.attributes) or "none"
+    kinds = [(name, "a number" if name in config.numbers else len(classes)) for name, classes in config.attributes]
+    labels = ", ".join(f"{name} ({kind})" for name, kind in kinds) or "none"
     print(f"codes      {config.level} {config.height}x{config.width} of {config.num_embeddings}; images: {counts}")
     print(f"condition  levels: {', '.join(config.condition_levels) or 'none'}; labels: {labels}")
     print(f"model      {parameters:,} parameters, {config.num_layers} gated blocks of {config.channels} channels")

@@ -137,7 +137,7 @@ def _story(line: CommandLine[Arguments]) -> None:
         if not (under_way or is_trained(run.vqvae)):  # else the report is that training's
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(table("VQ-VAE", budget(config, device, precision)))
-        codes = config.levels, config.shapes, config.num_embeddings, data.attributes
+        codes = config.levels, config.shapes, config.num_embeddings, data.attributes, data.numbers
         for index, level in enumerate(config.levels):
             prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
