@@ -44,8 +44,9 @@ demo: $(VENV)/.runtime
 	@echo "report:  $(DEMO)/report/index.html"
 	@echo "samples: $(DEMO)/samples-healthy/grid.png and $(DEMO)/samples-atrophy/grid.png"
 
+# Several processes of one thread each: files of tests are shared out among them.
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-cuda: $(VENV)/.tools
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: PyTorch finds no CUDA device. Install a driver, or a PyTorch for CUDA.")'
