@@ -16,7 +16,7 @@ DEMO := runs/demo
 .PHONY: help venv demo test test-cuda lint docs dist
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 venv: $(VENV)/.tools
 
