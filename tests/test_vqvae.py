@@ -355,7 +355,7 @@ def test_codes_of_another_shape_are_refused(tiny_vqvae):
             tiny_vqvae.decode(codes)
 
 
-@pytest.mark.parametrize("upper", ["stack", "upsample"])
+@pytest.mark.parametrize("upper", ["stack", "upsample", "both"])
 def test_upper_levels_join_with_as_many_channels_as_told(tmp_path, upper):
     settings = {"height": 32, "width": 32, "strides": (2, 2, 2), "num_embeddings": (8,) * 3, "embedding_dim": (4,) * 3}
     small = {"hidden_channels": 8, "residual_channels": 4, "joint_channels": 3, "init_vectors": 0}
@@ -383,5 +383,5 @@ def test_upsampled_levels_join_by_one_transposed_convolution():
     weight, bias = layer.weight, layer.bias
     upsampled = torch.nn.functional.conv_transpose2d(vectors[0], weight, bias, stride=2, padding=1)
     torch.testing.assert_close(model.decoder_input(codes), torch.cat([vectors[1], upsampled], 1))
-    with pytest.raises(ValueError, match="stack or upsample"):
+    with pytest.raises(ValueError, match="stack, upsample or both"):
         VQVAEConfig(**settings, upper_decoder="other")

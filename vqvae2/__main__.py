@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, STAGES))
+    width = max(map(len, [*STAGES, *TOOLS]))
     stages, tools = ([f"  {name:<{width}}  {line}" for name, line in kind.items()] for kind in (STAGES, TOOLS))
     return "\n".join(
         [

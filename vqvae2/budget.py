@@ -156,7 +156,8 @@ def _inputs(model: VQVAE | Prior, batch: int) -> tuple[Any, ...]:
 def _calls(model: VQVAE | Prior) -> Calls:
     if isinstance(model, VQVAE):
         stacks = (model.encoders, model.to_code, model.quantizers, model.decoders)
-        return [(level, stack[i], "forward") for i, level in enumerate(model.levels) for stack in stacks]
+        parts = [(level, stack[i], "forward") for i, level in enumerate(model.levels) for stack in stacks]
+        return parts + [(model.levels[i], stack, "forward") for i, stack in enumerate(model.conditioners)]
     calls: Calls = [("condition stack", model.condition, "forward")] if model.condition is not None else []
     calls += [("vertical stream", model.input_v, "forward")]
     calls += [("vertical stream", block, "above") for block in model.blocks]

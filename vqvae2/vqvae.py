@@ -95,15 +95,19 @@ class VQVAE(checkpoint.Pretrained):
         self.to_code = nn.ModuleList(nn.Conv2d(hidden[i] + joint[i], dims[i], 1) for i in range(count))
         of_level = zip(config.num_embeddings, config.embedding_dim, config.by_level("rate_weight"), strict=True)
         self.quantizers = nn.ModuleList(VectorQuantizer(k, d, config, rate) for k, d, rate in of_level)
-        upsamples = config.upper_decoder == "upsample"
+
+        def stack(i: int, fine_layers: int = 0) -> Decoder:
+            out = (*joint[1:], config.channels)[i]
+            return Decoder(dims[i] + joint[i], out, config.strides[i], *widths[i], fine_layers=fine_layers)
+
+        upper = range(count - 1)
+        upsample = config.upper_decoder != "stack"
         self.decoders = nn.ModuleList(
-            Upsampler(dims[i] + joint[i], out, stride)
-            if upsamples and i < count - 1
-            else Decoder(
-                dims[i] + joint[i], out, stride, *widths[i], fine_layers=config.num_fine_layers * (i == count - 1)
-            )
-            for i, (out, stride) in enumerate(zip((*joint[1:], config.channels), config.strides, strict=True))
+            Upsampler(dims[i] + joint[i], joint[i + 1], config.strides[i]) if upsample else stack(i) for i in upper
         )
+        self.decoders.append(stack(count - 1, config.num_fine_layers))
+        # What the finer codes know of the upper levels, where the image's decoder is told otherwise.
+        self.conditioners = nn.ModuleList(stack(i) for i in upper if config.upper_decoder == "both")
         # One layout for all who encode, the fast one: codes near the middle between two others fall by rounding.
         self.to(memory_format=torch.channels_last)
 
@@ -138,7 +142,7 @@ class VQVAE(checkpoint.Pretrained):
         features = self.features(images)
         kept = self._levels_kept(len(images), images.device)
         # Two ladders: codes are conditioned on all upper levels, images are decoded from those that are kept. They part
-        # below the first level that is dropped.
+        # below the first level that is dropped, or have decoders of their own.
         decoded: Tensor | None = None
         shown: Tensor | None = None
         last = len(features) - 1
@@ -147,14 +151,13 @@ class VQVAE(checkpoint.Pretrained):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             commitment = commitment + quantized.loss
-            vectors = quantized.vectors
-            if kept is None or i == 0:  # the top is always kept
-                decoded = shown = self._descend(i, vectors, decoded)
-                continue
-            mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
-            left = torch.where((kept > i)[:, None, None, None], vectors, mean)
+            vectors = left = quantized.vectors
+            if kept is not None and i > 0:  # the top is always kept
+                mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
+                left = torch.where((kept > i)[:, None, None, None], vectors, mean)
+            shares = shown is decoded and left is vectors and not self.conditioners
             shown = self._descend(i, left, shown)
-            decoded = self._descend(i, vectors, decoded) if i < last else None
+            decoded = shown if shares else self._condition(i, vectors, decoded) if i < last else None
         assert shown is not None
         return Reconstruction(shown, codes, commitment)
 
@@ -211,7 +214,7 @@ class VQVAE(checkpoint.Pretrained):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             if i + 1 < len(self.encoders):
-                decoded = self._descend(i, quantized.vectors, decoded)
+                decoded = self._condition(i, quantized.vectors, decoded)
         return codes
 
     @torch.no_grad()
@@ -301,6 +304,10 @@ class VQVAE(checkpoint.Pretrained):
     def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
         """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, J, h, w), one resolution finer."""
         return self.decoders[i](_join(vectors, decoded))
+
+    def _condition(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
+        """Tell the next finer level's codes of level i; arguments and result as of `_descend`."""
+        return (self.conditioners or self.decoders)[i](_join(vectors, decoded))
 
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Draw how many levels each image is decoded from, (B,); None: all."""

@@ -4,7 +4,7 @@ Shapes: B images, C channels, H x W pixels, h x w cells.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from vqvae2.metrics.images import MARGIN
 from vqvae2.quantizer import QuantizerConfig
 
 __all__ = ["VQVAEConfig", "level_names"]
+
+UpperDecoder = Literal["stack", "upsample", "both"]
 
 _BY_LEVEL = ("hidden_channels", "residual_channels", "num_residual_layers", "rate_weight")
 _BRIGHT = -0.9  # 5 % of the range of images in [-1, 1]
@@ -57,10 +59,11 @@ class VQVAEConfig(QuantizerConfig):
     """Residual units: channels inside a residual block, one number for all levels or one for each, top first."""
     joint_channels: int = 0
     """Channels of the decoded upper levels where they join a finer one; 0: that level's hidden_channels."""
-    upper_decoder: Literal["stack", "upsample"] = "stack"
+    upper_decoder: UpperDecoder = "stack"
     """How upper levels join a finer one: `stack` decodes them by residual blocks of their own, as most
     reimplementations do; `upsample` takes their codes' vectors through transposed convolutions alone, as the paper's
-    D(e_top, e_bottom)."""
+    D(e_top, e_bottom); `both` finds the finer codes by the first and decodes the image by the second, as imported
+    models do."""
     num_residual_layers: int | tuple[int, ...] = 2
     """Residual blocks of each encoder and decoder, one number for all levels or one for each, top first."""
     num_fine_layers: int = 0
@@ -118,8 +121,8 @@ class VQVAEConfig(QuantizerConfig):
                 "mse_weight, l1_weight, ssim_weight and spectrum_weight must be >= 0, and one of them > 0, got "
                 f"{', '.join(f'{weight:g}' for weight in weights)}"
             )
-        if self.upper_decoder not in ("stack", "upsample"):
-            raise ValueError(f"upper_decoder must be stack or upsample, got {self.upper_decoder}")
+        if self.upper_decoder not in get_args(UpperDecoder):
+            raise ValueError(f"upper_decoder must be stack, upsample or both, got {self.upper_decoder}")
         if self.foreground_weight < 1:
             raise ValueError(f"foreground_weight must be >= 1, got {self.foreground_weight}")
         if (self.height, self.width) != (0, 0):

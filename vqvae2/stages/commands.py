@@ -25,6 +25,7 @@ TOOLS = {
     "compress": "write the codes of images into one small file",
     "decompress": "read such a file, and write its images",
     "export": "copy the models of a run into a small folder of their own",
+    "import-rosinality": "make a run folder of a VQ-VAE of rosinality/vq-vae-2-pytorch",
     "cache": "list the decoded images that are kept, and remove them",
 }
 """What else ``vqvae2`` does, by name."""
