@@ -100,6 +100,9 @@ class Plane:
     def preview(self) -> dict[str, np.ndarray]:
         return {"pictures/grey": np.zeros((2, 3), np.uint8), "colour": np.zeros((2, 3, 3), np.uint8)}
 
+    def histograms(self) -> dict[str, list[int]]:
+        return {"used": [0, 5, 3]}
+
     def save(self, folder: Path) -> None:
         checkpoint.save_pretrained(folder, {"kind": "plane"}, self.model.state_dict())
 

@@ -268,6 +268,9 @@ def test_copies_of_training_images_are_found_and_held_out_images_are_not(phantom
     assert copied["ratio_of_medians"] == pytest.approx(0, abs=1e-6)
     assert copied["closer_share"] == 1
     assert [case["key"] for case in copied["nearest"]] == [train.keys[i] for i in (3, 8, 8)]
+    often = copied["subjects"]
+    assert [(one["subject"], one["samples"]) for one in often] == [(train.subjects[8], 2)]
+    assert often[0]["real"] <= copied["most_real"] <= len(real)
     mirrored = figures_of(train_images[[3, 8]].flip(-1))
     assert (mirrored["copies"], mirrored["mirrored_copies"], mirrored["identical_codes"]) == (0, 2, 0)
     fresh = figures_of(phantom["test"].__getitems__(range(len(phantom["test"])))["image"])

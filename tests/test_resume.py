@@ -13,6 +13,7 @@ import pytest
 import torch
 from plane import SHORT, Plane, interrupt_at, saved_weight, stats, train, watched_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -186,3 +187,10 @@ def test_tensorboard_holds_the_figures_of_stats_jsonl(tmp_path):
     (settings,) = events.Tensors("settings/text_summary")
     assert "| max_steps | 12 |" in settings.tensor_proto.string_val[0].decode()
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["colour.png", "pictures-grey.png"]
+    used = events.Histograms("used")[-1].histogram_value
+    assert used.bucket == [5, 3, 0]  # by rank
+    assert (used.min, used.max, used.num, used.sum) == (1, 3, 8, 5 * 1 + 3 * 2)
+    (compared,) = (tag for tag in events.summary_metadata if tag.endswith("experiment"))
+    content = plugin_data_pb2.HParamsPluginData.FromString(events.summary_metadata[compared].plugin_data.content)
+    assert [metric.name.tag for metric in content.experiment.metric_infos] == ["selection/loss"]
+    assert "max_steps" in {info.name for info in content.experiment.hparam_infos}

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -86,6 +86,10 @@ class Task(Protocol):
 
     def preview(self) -> dict[str, np.ndarray]:
         """Draw pictures (H, W) or (H, W, 3) uint8 of what the model does now."""
+        ...
+
+    def histograms(self) -> Mapping[str, Sequence[int]]:
+        """Return how often each of some things occurred in the last evaluation, such as codes, by name."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -238,7 +242,8 @@ class _Run:
         if self.logbook is not None and not resume:
             configs = [config, *(getattr(module, "config", None) for module in self.task.modules().values())]
             known = [entry for entry in configs if is_dataclass(entry) and not isinstance(entry, type)]
-            self.logbook.settings({name: value for entry in known for name, value in asdict(entry).items()})
+            settings = {name: value for entry in known for name, value in asdict(entry).items()}
+            self.logbook.settings(settings, [score] if score else [])
         distributed.barrier()
         start = self.step * config.accumulate
         batches = load_batches(self.task.dataset, config.batch_size, self.seed, start, self.device, self.num_workers)
@@ -427,6 +432,8 @@ class _Run:
         # Without autocast, which would cast all weights anew in each of a sampler's many small steps.
         for name, picture in self.task.preview().items():
             self.logbook.picture(self.step, name, picture)
+        for name, counts in self.task.histograms().items():
+            self.logbook.histogram(self.step, name, counts)
         self.logbook.figures(self.step, self.seconds, figures)
         mark = "*" if better and self.task.score else " "
         tqdm.write(f"{mark} step {self.step:,}  {self.seconds / 60:.1f} min  {self.task.brief(figures)}")

@@ -74,6 +74,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             f"have, and {found.get('aligned_copies', 0)} so much that they count as copies: nearer to 1 than to that "
             "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
+        text += _subjects(found)
     found = samples.get("anatomy")
     if found:
         rows = [
@@ -94,6 +95,21 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             "between the distributions over images, in standard deviations of the held-out images; 0 is equal.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
+
+
+def _subjects(found: Mapping[str, Any]) -> str:
+    """Whose images are most often the nearest."""
+    subjects = found.get("subjects")
+    if not subjects:
+        return ""
+    count, real = found["count"], found["real_count"]
+    rows = [[one["subject"], f"{one['samples']:,}", f"{one['real']:,}"] for one in subjects]
+    head = ["people whose images are most often the nearest", f"of {count:,} samples", f"of {real:,} held-out images"]
+    return table(head, rows) + (
+        f"<p>One person's images are the nearest to {subjects[0]['samples'] / count:.0%} of the samples; of held-out "
+        f"images the most that one person reaches is {found['most_real'] / real:.0%}. A much higher share says that "
+        "the samples are of few people.</p>"
+    )
 
 
 def labels_section(report: Report, known: Mapping[str, Figure]) -> str:

@@ -6,6 +6,7 @@ the number of values, so that they can be read beside a reconstruction error.
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,9 @@ def memorisation_figures(
         the ``nearest`` images of every sample, by distance and by correlation. For correlations over shifts: medians of
         samples and held-out images, ``correlation_p99`` (the greater 99th percentile of held-out images and of their
         reconstructions), ``correlated_share`` of samples above it, and ``aligned_copies``, those above the middle
-        between it and 1.
+        between it and 1. ``subjects``: those whose images are most often the nearest, up to five, with the number of
+        ``samples`` and of held-out images (``real``) whose nearest image is theirs; ``most_real``: the highest such
+        number of a subject among held-out images.
     """
     low, low_reconstructed = (float(np.percentile(d, 1)) for d in (found.real, found.reconstructed))
 
@@ -257,6 +260,7 @@ def memorisation_figures(
         "identical_codes": int(identical.sum()),
         "aligned_copies": int(aligned.sum()),
         "copied": int((copy | mirrored | identical | aligned).sum()),
+        **_subjects(found, train.subjects),
         "nearest": [
             {
                 "sample": i,
@@ -268,6 +272,16 @@ def memorisation_figures(
             }
             for i, (j, d) in enumerate(zip(found.index, found.distance, strict=True))
         ],
+    }
+
+
+def _subjects(found: Neighbours, subjects: Sequence[str]) -> dict[str, Any]:
+    """Count whose images are the nearest: five subjects at most that are so more than once."""
+    samples, real = (Counter(subjects[j] for j in index) for index in (found.index, found.real_index))
+    often = [(name, count) for name, count in samples.most_common(5) if count > 1]
+    return {
+        "subjects": [{"subject": name, "samples": count, "real": real[name]} for name, count in often],
+        "most_real": max(real.values(), default=0),
     }
 
 

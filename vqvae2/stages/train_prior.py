@@ -161,6 +161,10 @@ class PriorTask:
         pictures = [to_picture(image) for image in images] + [code_map(level, k, size) for level in codes]
         return {"samples": grid(pictures, len(images))}
 
+    def histograms(self) -> dict[str, list[int]]:
+        """Nothing of a prior's evaluation is counted."""
+        return {}
+
     def save(self, folder: Path) -> None:
         self.prior.save_pretrained(folder, self.origin)
 

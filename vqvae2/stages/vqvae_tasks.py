@@ -36,12 +36,13 @@ class VQVAETask:
         self.dataset = train or data.splits["train"]
         self.device = next(model.parameters()).device
         self.window = [CodeCounts(k) for k in model.config.num_embeddings]
+        self.used: dict[str, list[int]] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vqvae": self.model}
 
     def compilable(self) -> list[nn.Module]:
-        return [*self.model.encoders, *self.model.decoders]
+        return [*self.model.encoders, *self.model.decoders, *self.model.conditioners]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = batch["image"].to(self.device)
@@ -89,6 +90,9 @@ class VQVAETask:
         ]
         pictures = [to_picture(image) for row in rows for image in row]
         return {"reconstructions": grid(pictures, len(images)), "code_maps": grid(maps, len(images))}
+
+    def histograms(self) -> dict[str, list[int]]:
+        return self.used  # of the held-out images, which are scored last
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, self.data.to_config())
@@ -162,6 +166,7 @@ class VQVAETask:
         scores |= {f"{split}/{name}": value for name, value in sharpness.figures().items()}
         for name, count in zip(model.levels, counts, strict=True):
             scores |= _code_figures(name, count)
+            self.used[f"{name}/codes_by_rank"] = count.counts_foreground.tolist()
         return scores
 
 
