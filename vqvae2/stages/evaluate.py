@@ -13,23 +13,19 @@ from typing import Any, Literal
 import torch
 
 from vqvae2 import checkpoint, distributed, files, report
-from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
-from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.stages.anomaly import write_anomalies
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, check_fingerprints, locked
+from vqvae2.stages.common import Compute, RunFolder, locked
 from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
 from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.recognition import check, recognition
-from vqvae2.stages.sample_folder import hashes_of
-from vqvae2.stages.sampled import exported, load_models
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -94,7 +90,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     run = RunFolder(arguments.run)
     record = run.read()
     other = None if arguments.against is None else _other_report(arguments.against)  # before the work
-    models = _load(run, arguments)
+    device, _ = arguments.compute.resolve()
+    models = Models.of(run, device)
     if arguments.anomaly is not None:
         _anomalies(line, run, record, models)
         return
@@ -217,41 +214,6 @@ def _measure(
     if arguments.save_reconstructions:
         print(f"wrote {out}/reconstructions: {len(evaluated.images):,} images")
     print(f"report: {out}/index.html")
-
-
-def _load(run: RunFolder, arguments: Arguments) -> Models:
-    """Load the models that the run folder holds.
-
-    Raises:
-        UserError: there is no VQ-VAE, or two parts do not belong together.
-    """
-    device, _ = arguments.compute.resolve()
-    if not checkpoint.has_model(run.vqvae):
-        raise UserError("there is no VQ-VAE yet", run.vqvae, f"First run {command('train-vqvae', '--run', run.path)}")
-    config = checkpoint.load_config(run.vqvae, kind="vqvae")
-    if min(config["height"], config["width"]) < 11:
-        raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
-    if exported(run):
-        model, levels = load_models(run, device)
-        by_level = dict(zip(model.levels, levels, strict=True))
-        return Models(model, None, by_level, hashes_of(model, run), ["NLL: codes are not there"])
-    model = VQVAE.from_pretrained(run.vqvae, device)
-    hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
-    if not (run.codes / "data.mdb").exists():
-        missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
-        return Models(model, None, {}, hashes, missing)
-    store = CodeStore(run.codes)
-    there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
-    check_fingerprints(run, store, there)
-    absent = [level for level in model.levels if level not in there]
-    missing = [
-        f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
-    ]
-    missing += ["samples, which need the priors of all levels"] if absent else []
-    hashes["codes_fingerprint"] = store.fingerprint
-    hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
-    priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
-    return Models(model, store, priors, hashes, missing)
 
 
 def _other_report(folder: Path) -> dict[str, Any]:

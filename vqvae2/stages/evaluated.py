@@ -15,8 +15,10 @@ from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.stages.commands import command, flags_of
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.stages.data_report import check_subjects
+from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sampled import exported, load_models
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["Evaluated", "Models", "commands", "open_evaluated"]
@@ -36,6 +38,42 @@ class Models:
     def complete(self) -> bool:
         """Whether the priors of all levels are there."""
         return len(self.priors) == len(self.vqvae.levels)
+
+    @classmethod
+    def of(cls, run: RunFolder, device: torch.device) -> "Models":
+        """Load the models that a run folder holds.
+
+        Raises:
+            UserError: there is no VQ-VAE, or two parts do not belong together.
+        """
+        if not checkpoint.has_model(run.vqvae):
+            raise UserError(
+                "there is no VQ-VAE yet", run.vqvae, f"First run {command('train-vqvae', '--run', run.path)}"
+            )
+        config = checkpoint.load_config(run.vqvae, kind="vqvae")
+        if min(config["height"], config["width"]) < 11:
+            raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
+        if exported(run):
+            model, levels = load_models(run, device)
+            by_level = dict(zip(model.levels, levels, strict=True))
+            return cls(model, None, by_level, hashes_of(model, run), ["NLL: codes are not there"])
+        model = VQVAE.from_pretrained(run.vqvae, device)
+        hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
+        if not (run.codes / "data.mdb").exists():
+            missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
+            return cls(model, None, {}, hashes, missing)
+        store = CodeStore(run.codes)
+        there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
+        check_fingerprints(run, store, there)
+        absent = [level for level in model.levels if level not in there]
+        missing = [
+            f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
+        ]
+        missing += ["samples, which need the priors of all levels"] if absent else []
+        hashes["codes_fingerprint"] = store.fingerprint
+        hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
+        priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
+        return cls(model, store, priors, hashes, missing)
 
 
 @dataclass(frozen=True)
