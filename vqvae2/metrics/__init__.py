@@ -5,7 +5,7 @@
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
 - ``sets``: one set of images held against another: nearest neighbours, Frechet and kernel distance (KID),
   precision and recall.
-- ``copies``: nearest neighbours after shifts, mirrored and in another light.
+- ``copies``: nearest neighbours after shifts, mirrored and in another light; ``regions``: those of parts of images.
 - ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
@@ -27,6 +27,7 @@ from vqvae2.metrics.codes import (
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.pretrained import features
+from vqvae2.metrics.regions import Regions, region_nearest
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, nearest, neighbourhoods
 from vqvae2.metrics.sharpness import (
     BANDS,
@@ -45,6 +46,7 @@ __all__ = [
     "BlurScale",
     "CodeCounts",
     "Neighbourhoods",
+    "Regions",
     "Sharpness",
     "aligned_nearest",
     "background_value",
@@ -63,6 +65,7 @@ __all__ = [
     "perplexity",
     "positionwise_log_table",
     "positionwise_unigram_nll",
+    "region_nearest",
     "ssim",
     "ssim_map",
     "table_nll",

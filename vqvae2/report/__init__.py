@@ -4,6 +4,7 @@
 - ``describe``: distributions, and intervals of means over subjects.
 - ``distances``: sets of images beside each other, in features of a network.
 - ``anatomy``: plain measures of heads.
+- ``regions``: whether samples hold regions of training images.
 - ``numbers``: whether samples show the numbers that were asked for.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
@@ -30,6 +31,7 @@ from vqvae2.report.measures import (
 )
 from vqvae2.report.numbers import number_figures
 from vqvae2.report.page import write_page
+from vqvae2.report.regions import region_figures
 from vqvae2.report.samples import (
     Neighbours,
     SampleSet,
@@ -70,6 +72,7 @@ __all__ = [
     "prior_figures",
     "read_samples",
     "reconstruction_figures",
+    "region_figures",
     "scan",
     "score_codes",
     "set_distances",

@@ -74,7 +74,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             f"have, and {found.get('aligned_copies', 0)} so much that they count as copies: nearer to 1 than to that "
             "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
-        text += _subjects(found)
+        text += _regions(samples.get("regions")) + _subjects(found)
     found = samples.get("anatomy")
     if found:
         rows = [
@@ -95,6 +95,30 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             "between the distributions over images, in standard deviations of the held-out images; 0 is equal.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
+
+
+def _regions(found: Mapping[str, Any] | None) -> str:
+    """Parts of samples that are as in a training image."""
+    if not found:
+        return ""
+    rows = [
+        [
+            f"{one['sample']}",
+            f"{one['y']} to {one['y'] + one['height']}, {one['x']} to {one['x'] + one['width']}",
+            f"{one['key']}{' (mirrored)' if one['mirrored'] else ''}",
+            num(one["correlation"], 3),
+            num(one["ratio"], 2),
+        ]
+        for one in found["nearest"]
+    ]
+    head = ["sample", "rows, columns", "training image", "correlation", "ratio"]
+    return (
+        f"<p>Regions of a quarter of the image's height and width: {found['copied']} of {found['count']} samples have "
+        "one that was copied. Ratio: one minus the correlation with the most similar training image there, over the "
+        f"median of held-out images; the lowest of an image's regions is {num(found['median'], 2)} for samples and "
+        f"{num(found['real_median'], 2)} for held-out images (medians), and 1 % of these have "
+        f"{num(found['p1'], 2)} or less. Below {num(found['bound'], 2)} a region counts as copied.</p>"
+    ) + table(head, rows, left=3)
 
 
 def _subjects(found: Mapping[str, Any]) -> str:

@@ -126,6 +126,11 @@ def _is_new(report: Report) -> tuple[str, str]:
         "shifts, mirrored or not"
     )
     near = any(_more_than_chance(found, name) for name in ("closer_share_reconstructed", "correlated_share"))
+    regions = report["samples"].get("regions")
+    if regions:
+        parts = regions["copied"]
+        told += f". Copied regions: in {parts or 'none'} of {regions['count']}"
+        near = near or bool(parts)
     return ("fail" if copies else "weak" if near else "good"), f"{told}."
 
 

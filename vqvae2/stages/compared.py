@@ -117,6 +117,7 @@ def measure_samples(
     anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
     if anatomy is not None and not found_set.how["label"]:
         found["samples"]["anatomy"] = anatomy
+    found["samples"]["regions"] = report.region_figures(images, real, again, train)
     found["samples"]["numbers"] = _measure_numbers(evaluated, beside, found_set, images)
     album.samples(images, found_set, real, near, train)
     numbers = evaluated.like.get("numbers", ())
