@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vqvae2 import PriorConfig
 from vqvae2.conditioning import NumberEmbedding
@@ -79,11 +80,25 @@ def test_a_code_for_missing_among_ages_is_told():
 
 @pytest.mark.parametrize(
     ("cells", "line"),
-    [(["20", "old"], "holds texts"), (["50", "50"], "all images have 50"), (["", ""], "no image has a label")],
+    [(["20", "old"], "holds texts"), (["50", "50"], "all training images have 50"), (["", ""], "no image has a label")],
 )
 def test_a_column_that_is_no_number(cells, line):
     with pytest.raises(UserError, match=line):
         encode({"age": cells}, np.ones(2, bool), numbers=("age",))
+
+
+def test_numbers_are_named_with_commas_or_spaces_and_not_binned_besides(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        for i in range(3):
+            Image.new("L", (16, 16), 40 * i + ord(name)).save(tmp_path / f"{name}_{i}.png")
+    (tmp_path / "t.csv").write_text("subject,age,score\na,20,1\nb,30,2\nc,40,3\nd,50,4\n")
+    flags = {"data": str(tmp_path), "labels": f"{tmp_path / 't.csv'}:age,score"}
+    for numbers in (("age,score",), ("age", "score")):
+        assert open_data(DataConfig(**flags, numbers=numbers)).numbers == ("age", "score")
+    with pytest.raises(UserError, match="age is to be binned and to stay a number"):
+        open_data(DataConfig(**flags, numbers=("age",), bins=("age=30",)))
+    with pytest.raises(UserError, match="there are no labels size"):
+        open_data(DataConfig(**flags, numbers=("size",)))
 
 
 @pytest.mark.parametrize("flag", ["labels", "bins", "numbers", "subject_pattern", "exclude"])
@@ -96,20 +111,22 @@ def test_flags_of_folders_are_not_ignored_where_there_is_none(flag):
 def test_a_number_is_asked_for_whether_or_not_an_image_has_it():
     rows = label_rows(CONFIG.attributes, {"age": "63.5", "sex": "M"}, 2, CONFIG.numbers)
     assert rows.tolist() == [[1, int(nearest(AGES, 63.5))]] * 2
-    for text, line in (("150", "150 is outside that"), ("old", "old is none"), ("nan", "nan is none")):
+    assert label_rows(CONFIG.attributes, {"age": "63,5"}, 1, CONFIG.numbers).tolist() == [[-1, 435]]
+    for text, line in (("150", "is outside"), ("old", "is not a number"), ("nan", "is not a number")):
         with pytest.raises(UserError, match=line):
             label_rows(CONFIG.attributes, {"age": text}, 1, CONFIG.numbers)
 
 
 def test_what_was_not_asked_for_follows_the_images_of_nearest_number():
-    """Women are young and men are old; the number itself is the one that was asked for."""
-    ages = torch.arange(200)
-    known = torch.stack([(ages > 100).long(), ages], 1)
-    drawn = draw_labels(torch.tensor([[-1, 150]]).expand(50, 2), known, seed=0, numbers=[1])
-    assert drawn.tolist() == [[1, 150]] * 50
+    """Women are young, men are old, all have even ages; the number itself is the one that was asked for."""
+    ages = 2 * torch.arange(200)
+    known = torch.stack([(ages > 200).long(), ages], 1)
+    assert draw_labels(torch.tensor([[-1, 301]]).expand(50, 2), known, 0, numbers=[1]).tolist() == [[1, 301]] * 50
+    near = draw_labels(torch.tensor([[-1, 201]]).expand(200, 2), known, 0, numbers=[1])
+    assert set(near[:, 0].tolist()) == {0, 1}
     drawn = draw_labels(torch.tensor([[0, -1]]).expand(50, 2), known, seed=0, numbers=[1])
     assert (drawn[:, 0] == 0).all()
-    assert (drawn[:, 1] <= 100).all()
+    assert (drawn[:, 1] <= 200).all()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +151,7 @@ def test_what_is_swept(text, values):
         ("age=10:30:5", "such as age=20:80:10"),
         ("age=60:40:5", "is no range"),
         ("age=40:60:0", "is no range"),
+        ("age=40:60:0.01", "in steps of 0.1 or more"),
         ("age=40:60", "is no range"),
     ],
 )
@@ -158,6 +176,7 @@ def test_how_far_samples_follow_their_number(followed, low, high):
     found = number_figures(
         (images(np.nan_to_num(known, nan=50)), known, people),
         (images(given), given, people[:300]),
+        images(given),
         (images(shown), asked),
     )
     assert low < found["ratio"] < high
@@ -173,5 +192,6 @@ def test_one_number_for_all_samples_has_no_slope():
     features, numbers = torch.randn(20, 3), np.arange(20.0)
     people = [str(i) for i in range(20)]
     assert (
-        number_figures((features, numbers, people), (features, numbers, people), (features, np.full(20, 5.0))) is None
+        number_figures((features, numbers, people), (features, numbers, people), features, (features, np.full(20, 5.0)))
+        is None
     )

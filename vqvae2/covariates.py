@@ -4,14 +4,26 @@ Codes, stores and priors know a label as the place of a class in a list. A numbe
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["nearest", "number_values"]
+__all__ = ["nearest", "number_of", "number_values"]
 
 _MOST = 1000  # steps
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+
+
+def number_of(cell: str) -> float | None:
+    """A text as a finite number, ``89+`` (as BIDS writes ages above 89) and a decimal comma understood; None: none."""
+    text = cell.removesuffix("+").strip()
+    try:
+        value = float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def number_values(low: float, high: float) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def read_rosinality(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         prior = "argparse.Namespace" in str(error)  # kept beside the weights by its train_pixelsnail.py
         raise _of_prior(path) if prior else UserError(_UNREADABLE, path) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a file that is no checkpoint can fail in any way
         raise UserError(_UNREADABLE, path) from error
     if isinstance(stored, dict) and isinstance(stored.get("model"), dict):
         stored = stored["model"]
@@ -135,13 +135,17 @@ def _taken(left: dict[str, Tensor], name: str, like: Tensor, where: object) -> T
     if theirs not in left:
         raise UserError(f"this VQ-VAE lacks {theirs}", where)
     found = left.pop(theirs).to(like.dtype)
+    half = name in ("encoders.0.0.weight", "encoders.0.0.bias", "encoders.0.2.weight")  # theirs is half as wide
     if rest in ("embedding", "embedding_sum"):
         found = found.T
-    elif name in ("to_code.1.weight", "decoders.1.0.weight"):  # theirs join the top first, ours last
-        found = found.roll(-found.shape[0] if name.startswith("to_code") else -(found.shape[1] // 2), 1)
-    elif name in ("encoders.0.0.weight", "encoders.0.0.bias", "encoders.0.2.weight"):  # half as wide
+    fits = all(size <= most if half else size == most for size, most in zip(found.shape, like.shape, strict=False))
+    if found.ndim != like.ndim or not fits:
+        raise UserError(f"{theirs} has shape {tuple(found.shape)}, not {tuple(like.shape)}", where)
+    if name == "to_code.1.weight":  # theirs join the top first, ours last
+        found = found.roll(-found.shape[0], 1)
+    elif name == "decoders.1.0.weight":
+        found = found.roll(-(found.shape[1] // 2), 1)
+    elif half:
         narrow, found = found, torch.zeros_like(like)
         found[tuple(slice(size) for size in narrow.shape)] = narrow
-    if found.shape != like.shape:
-        raise UserError(f"{theirs} has shape {tuple(found.shape)}, not {tuple(like.shape)}", where)
     return found.contiguous()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae2 import distributed
-from vqvae2.covariates import nearest
+from vqvae2.covariates import nearest, number_of
 from vqvae2.device import widest
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
@@ -384,13 +384,10 @@ def label_rows(
 
 def _place_of(name: str, value: str, values: Sequence[str]) -> int:
     """The place of a number among the values of an attribute."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not float(values[0]) <= number <= float(values[-1]):
-        what = "is outside that" if np.isfinite(number) else "is none"
-        raise UserError(f"{name} is a number from {values[0]} to {values[-1]}, and {value} {what}", "label")
+    number = number_of(str(value))
+    if number is None or not float(values[0]) <= number <= float(values[-1]):
+        what = "is not a number" if number is None else "is outside the training images' range"
+        raise UserError(f"{name} {value} {what}", f"label {name}={value}", f"Give {values[0]} to {values[-1]}")
     return int(nearest(values, number))
 
 

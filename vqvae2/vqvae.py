@@ -2,7 +2,8 @@
 
 Any number of levels, top (coarsest) first. Encoders climb from the image to the top; the top is quantised first; going
 down, the decoded upper levels join each level's features before it is quantised. One ladder of decoders serves both:
-the decoded upper levels that a level is conditioned on are what the decoder of the image continues from::
+the decoded upper levels that a level is conditioned on are what the decoder of the image continues from (but for
+``upper_decoder`` "both", where each has a ladder of its own)::
 
     image -> Encoder(bottom) -+-> Encoder(top) -> quantise top -> Decoder(top) -+
                               |                                                 |

@@ -119,6 +119,10 @@ class DataConfig(SliceConfig):
             stated[name] = numbers
         return stated
 
+    def number_names(self) -> tuple[str, ...]:
+        """The columns of `numbers`, which may be joined by commas."""
+        return tuple(name.strip() for text in self.numbers for name in text.split(",") if name.strip())
+
     def height_width(self) -> tuple[int, int] | None:
         """The wanted (height, width) in pixels, None for the images' own; UserError if it is not HxW."""
         if self.size is None:

@@ -1,6 +1,5 @@
 """The texts of labels as class numbers: sorted classes, or numbers binned at edges."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,12 +7,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.covariates import nearest, number_values
+from vqvae2.covariates import nearest, number_of, number_values
 from vqvae2.errors import UserError
 
 MOST_VALUES = 20  # more numbers than these are binned by quartiles
 MOST_CLASSES = 1000
-_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 
 
 @dataclass
@@ -122,7 +120,7 @@ def _as_number(
             raise UserError("this column holds texts", f"--numbers {name}", f"One is {odd}: leave {name} out")
         own = found[present & training] if (present & training).any() else found[present]
         if own.min() == own.max():
-            raise UserError(f"all images have {own.min():g}", f"--numbers {name}", f"Leave {name} out")
+            raise UserError(f"all training images have {own.min():g}", f"--numbers {name}", f"Leave {name} out")
         classes = number_values(own.min(), own.max())
         if np.median(own) > 0 and (below := own[own < 0]).size:
             what = f"{below.size:,} images have a number below zero, such as {below[0]:g}"
@@ -141,16 +139,6 @@ def _as_number(
         )
     label[present] = nearest(classes, found[present])
     return label, classes
-
-
-def number_of(cell: str) -> float | None:
-    """A cell as a finite number, ``89+`` (as BIDS writes ages above 89) and a decimal comma understood; None: none."""
-    text = cell.removesuffix("+").strip()
-    try:
-        value = float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
 
 
 def _numbers(cells: list[str], present: NDArray[np.bool_]) -> tuple[NDArray[np.float64] | None, str]:

@@ -44,13 +44,14 @@ def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dic
     if unknown:
         raise UserError(f"there is no split {', '.join(unknown)}", how=f"Splits are {', '.join(SPLITS)}")
     if config.data == "phantom" or config.data.startswith("torchvision:"):
-        _refuse_of_folders(config)
+        if like is None:  # else the flags are of the run's own data
+            _refuse_of_folders(config)
         return (open_phantom if config.data == "phantom" else open_torchvision)(config, splits, like)
     return _open_folder(config, splits, like)
 
 
 def _refuse_of_folders(config: DataConfig) -> None:
-    """Refuse what only a folder of images can follow, rather than ignore it."""
+    """Refuse labels and choices of files, which only a folder of images can follow, rather than ignore them."""
     for name in ("labels", "bins", "numbers", "subject_pattern", "exclude", "bids_suffix", "bids_entity"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
@@ -166,11 +167,18 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     edges = config.edges()
     if unused := sorted(set(edges) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--bins", "Give --labels FILE:COLUMN with them")
-    numbers = config.numbers
+    numbers = config.number_names()
     if unused := sorted(set(numbers) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--numbers", "Give --labels FILE:COLUMN with them")
+    if both := sorted(set(edges) & set(numbers)):
+        raise UserError(f"{both[0]} is to be binned and to stay a number", "--numbers", "Leave out one of the flags")
     labels = encode(
-        texts, training, stored.get("attributes"), stored.get("bins"), edges, stored.get("numbers", numbers)
+        texts,
+        training,
+        stored.get("attributes"),
+        stored.get("bins"),
+        edges,
+        stored.get("numbers", ()) if like else numbers,
     )
 
     wanted = {split: [i for i, own in enumerate(place) if own == split] for split in SPLITS if split in place}

@@ -16,39 +16,41 @@ _RESAMPLED = 500
 def number_figures(
     train: tuple[Tensor, NDArray[np.float64], list[str]],
     real: tuple[Tensor, NDArray[np.float64], list[str]],
+    reconstructed: Tensor,
     samples: tuple[Tensor, NDArray[np.float64]],
 ) -> dict[str, Any] | None:
     """Compare the number that images show with the number that they have, or were asked for.
 
     What an image shows is told by a ridge regression on features of training images. It is drawn towards their mean,
-    so that even the slope of real images is below 1: that of samples is compared with it.
+    so that even the slope of real images is below 1. That of samples is compared with the slope of reconstructions,
+    which lack what samples cannot have either.
 
     Args:
         train: features (L, d), numbers (L,), nan missing, and subjects, of training images.
         real: the same of M held-out images.
+        reconstructed: features (M, d) of their reconstructions.
         samples: features (N, d) and the numbers asked for.
 
     Returns:
-        Of ``real``, ``samples`` and ``shuffled`` (samples under each other's numbers): ``slope`` of the number shown
-        over the number that was given, its 95 % ``interval``, over subjects where there are any, ``correlation`` and
-        ``count``; and ``ratio``, the slope of samples over that of real images. None where fewer than 8 images of a
-        side have different numbers.
+        Of ``real``, ``reconstructions``, ``samples`` and ``shuffled`` (samples under each other's numbers): ``slope``
+        of the number shown over the number that was given, its 95 % ``interval``, over subjects where there are any,
+        ``correlation`` and ``count``; and ``ratio``, the slope of samples over that of reconstructions. None where
+        fewer than 8 images of a side have different numbers.
     """
-    sides = [(features.double().numpy(), *rest) for features, *rest in (train, real, samples)]
-    sides = [_known(*side) for side in sides]
+    every = (train, real, (reconstructed, *real[1:]), samples)
+    sides = [_known(features.double().numpy(), *rest) for features, *rest in every]
     if any(len(numbers) < 8 or np.ptp(numbers) == 0 for _, numbers, _ in sides):
         return None
     (known, truth, subjects), others = sides[0], sides[1:]
     shown = apparent(known, truth, subjects, np.concatenate([features for features, _, _ in others]))
-    of_real, of_samples = np.split(shown, [len(others[0][1])])
-    (_, given, people), (_, asked, each) = others
-    shuffled = np.random.default_rng(0).permutation(asked)
+    parts = np.split(shown, np.cumsum([len(given) for _, given, _ in others])[:-1])
+    names = ("real", "reconstructions", "samples")
     found: dict[str, Any] = {
-        "real": _slope(given, of_real, people),
-        "samples": _slope(asked, of_samples, each),
-        "shuffled": _slope(shuffled, of_samples, each),
+        name: _slope(given, part, people) for name, part, (_, given, people) in zip(names, parts, others, strict=True)
     }
-    slope = found["real"]["slope"]
+    _, asked, each = others[-1]
+    found["shuffled"] = _slope(np.random.default_rng(0).permutation(asked), parts[-1], each)
+    slope = found["reconstructions"]["slope"]
     return {**found, "ratio": found["samples"]["slope"] / slope if slope else float("nan")}
 
 
@@ -99,7 +101,8 @@ def _slope(given: NDArray[np.float64], shown: NDArray[np.float64], subjects: lis
     """Slope of what is shown over what was given, with an interval by resampling subjects."""
     _, own = np.unique(subjects, return_inverse=True)
     # Sums by subject, so that a resampling is a sum of rows.
-    columns = np.stack([np.ones_like(given), given, shown, given**2, given * shown])
+    x, y = given - given.mean(), shown - shown.mean()
+    columns = np.stack([np.ones_like(x), x, y, x**2, x * y])
     sums = np.stack([np.bincount(own, column) for column in columns], 1)
 
     def slope(n: float, x: float, y: float, xx: float, xy: float) -> float:

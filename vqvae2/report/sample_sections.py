@@ -145,7 +145,12 @@ def _numbers(report: Report) -> str:
     found = report.get("samples", {}).get("numbers")
     if not found:
         return ""
-    sides = {"samples": "samples", "real": "held-out images", "shuffled": "samples under each other's numbers"}
+    sides = {
+        "samples": "samples",
+        "reconstructions": "reconstructions of held-out images",
+        "real": "held-out images",
+        "shuffled": "samples under each other's numbers",
+    }
     text = ""
     for name, figures in found.items():
         rows = [
@@ -155,7 +160,7 @@ def _numbers(report: Report) -> str:
         ]
         head = [f"{name} that images show, over that given", "slope (95 %)", "correlation", "images"]
         text += table(head, rows, naive=sides["shuffled"])
-        text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of held-out images.</p>"
+        text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of reconstructions.</p>"
     return (
         "<h3>Numbers asked for</h3>"
         + text

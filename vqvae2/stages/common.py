@@ -165,13 +165,13 @@ def initial_batches(config: VQVAEConfig, batch_size: int) -> int:
     return max(-(-config.init_vectors // (batch_size * h * w)) for h, w in config.shapes)
 
 
-def start_from(model: nn.Module, folder: Path, free: str | None = None) -> None:
+def start_from(model: nn.Module, folder: Path, fresh: Sequence[str] = ()) -> None:
     """Fill a new model with the weights of another one.
 
     Args:
         model: of the same architecture.
         folder: of the other model.
-        free: what the names of tensors begin with that may be absent or of other shapes, and then stay as they are.
+        fresh: what the names of tensors begin with that stay as they are.
 
     Raises:
         UserError: weights missing, or of another architecture.
@@ -181,12 +181,11 @@ def start_from(model: nn.Module, folder: Path, free: str | None = None) -> None:
     own, stored = model.state_dict(), checkpoint.load_tensors(folder)
     for name, tensor in own.items():
         other = stored.get(name)
-        if other is not None and other.shape == tensor.shape:
-            continue
-        if free is None or not name.startswith(free):
+        if name.startswith(tuple(fresh)):
+            stored[name] = tensor
+        elif other is None or other.shape != tensor.shape:
             what = "is not there" if other is None else f"has shape {tuple(other.shape)}, not {tuple(tensor.shape)}"
             raise UserError(f"--init has another architecture: {name} {what}", folder, "Leave out the model's flags")
-        stored[name] = tensor
     model.load_state_dict({name: stored[name] for name in own})
 
 
@@ -236,6 +235,12 @@ def is_trained(folder: Path) -> bool:
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
+    if resume and (folder / "model.safetensors").exists() and not checkpoint.has_state(folder / "state"):
+        raise UserError(
+            "this model has no state to resume from",
+            folder,
+            "Give another --run, and --init with this one to start from its weights",
+        )
     if is_trained(folder) and not (resume or overwrite):
         raise UserError(
             "this folder holds a training already", folder, "Add --resume to continue it, or --overwrite to start again"

@@ -140,13 +140,14 @@ def _measure_numbers(
     known, real = train.some(rows), beside.images.some(beside.rows)
     features = report.encoder_features(beside.model, beside.real)
     of_known = torch.cat([features(part) for part in _parts(known)])
-    of_real, of_samples = features(beside.real), features(images)
+    of_real, of_again, of_samples = (features(some) for some in (beside.real, beside.again, images))
     for name in like["numbers"]:
         values = np.append(np.array(like["attributes"][name], np.float64), np.nan)  # the last stands for a missing one
         column = names.index(name)
         found[name] = report.number_figures(
             (of_known, values[known.labels[:, column]], known.subjects),
             (of_real, values[real.labels[:, column]], real.subjects),
+            of_again,
             (of_samples, values[found_set.labels[:, column]]),
         )
     return {name: figures for name, figures in found.items() if figures is not None}

@@ -180,6 +180,7 @@ def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[Path, M
         samples: samples.json by folder.
     """
     stages: list[tuple[str, dict[str, Any], Any]] = [
+        ("import-rosinality", {}, record.get("import_rosinality")),
         ("train-vqvae", {}, record.get("train_vqvae")),
         ("extract-codes", {}, record.get("extract_codes")),
     ]

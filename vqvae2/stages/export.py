@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import checkpoint, distributed, files
@@ -20,8 +22,17 @@ from vqvae2.stages.sampled import MODELS
 from vqvae2.version import __version__
 from vqvae2.vqvae import level_names
 
+_TENTHS = 10
 _LEAST = 4096  # values of a tensor that is worth storing in fewer bits
-_STAGES = ("model", "training", "augmentation", "sharpening", "copies", "outcome")  # of what a training says of itself
+_STAGES = (
+    "model",
+    "training",
+    "augmentation",
+    "sharpening",
+    "copies",
+    "outcome",
+    "imported",
+)  # of what a training says of itself
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Arguments:
 
     The folder is a run folder without codes, data and states of training: sample.py and evaluate.py --data take it as
     --run, train_vqvae.py and train_prior.py as --init. It holds no image and no name, but the labels of the training
-    images, counted.
+    images, counted; numbers are rounded to tenths of their range.
     """
 
     run: Path
@@ -66,7 +77,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     hashes = {"vqvae": _copy(run.vqvae, out.vqvae, "fp32" if arguments.weights == "fp32" else "fp16")}
     for level in levels:
         hashes[level] = _copy(run.prior(level), out.prior(level), arguments.weights)
-    labels = Counter(map(tuple, store.labels[store.indices("train")].tolist()))
+    labels = Counter(map(tuple, _coarse(store.labels[store.indices("train")], store).tolist()))
     files.write_json(
         out.path / MODELS,
         {
@@ -110,6 +121,17 @@ def _stored(name: str, tensor: Tensor, weights: str) -> dict[str, Tensor]:
     if weights == "fp16":
         return {name: tensor.to(torch.float16)}
     return checkpoint.in_eight_bits(name, tensor)
+
+
+def _coarse(labels: NDArray[np.int64], store: CodeStore) -> NDArray[np.int64]:
+    """Round numbers to tenths of their range, so that they do not tell one person from all others."""
+    labels = labels.copy()
+    for column, (name, values) in enumerate(store.attributes.items()):
+        if name in store.data.get("numbers", ()):
+            last = len(values) - 1
+            rounded = np.rint(np.rint(labels[:, column] / last * _TENTHS) * last / _TENTHS).astype(np.int64)
+            labels[:, column] = np.where(labels[:, column] < 0, -1, rounded)
+    return labels
 
 
 def _without_paths(record: dict[str, Any]) -> dict[str, Any]:

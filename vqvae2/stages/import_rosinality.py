@@ -4,16 +4,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import distributed
 from vqvae2.data import AugmentationConfig, DataConfig, open_data
 from vqvae2.errors import UserError
 from vqvae2.imported import read_rosinality, vqvae_of_rosinality
 from vqvae2.presets import PRESETS
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, locked
+from vqvae2.stages.common import Compute, RunFolder, is_trained, locked, record_of
 from vqvae2.stages.data_report import write_data_report
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
+from vqvae2.stages.train_vqvae import check_images, check_places
 from vqvae2.stages.vqvae_tasks import SharpeningConfig
 
 _PRESET = "default"
@@ -50,8 +51,9 @@ def _story(line: CommandLine[Arguments]) -> None:
     if distributed.world_size() > 1:
         raise UserError("models are imported in one process", "torchrun", "Start it without torchrun")
     run = RunFolder(arguments.run)
-    if checkpoint.has_model(run.vqvae):
+    if is_trained(run.vqvae):
         raise UserError("there is a VQ-VAE already", run.vqvae, "Give another --run")
+    check_places(arguments.data, run)
     tensors = read_rosinality(arguments.checkpoint)
     channels = vqvae_of_rosinality(tensors, 8, 8, arguments.checkpoint).config.channels
     if arguments.data.channels not in (None, channels):
@@ -60,6 +62,7 @@ def _story(line: CommandLine[Arguments]) -> None:
         )
     data = open_data(replace(arguments.data, channels=channels))
     print(data.report())
+    check_images(data)
     model = vqvae_of_rosinality(tensors, data.height, data.width, arguments.checkpoint)
     config = model.config
     with locked(run.vqvae):
@@ -69,6 +72,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             levels=config.levels,
             seed=0,
             data={**asdict(arguments.data), **data.to_config()},
+            import_rosinality={"arguments": record_of(line, {})},
             train_vqvae={
                 "data": asdict(replace(arguments.data, channels=channels)),
                 "model": asdict(config),

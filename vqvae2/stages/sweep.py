@@ -50,10 +50,9 @@ def places_to_sweep(text: str, config: PriorConfig) -> tuple[str, list[int]]:
         start, stop, step = (float(part) for part in listed.split(":"))
     except ValueError:
         start = stop = step = float("nan")
-    if not (low <= start < stop <= high and step > 0):
-        way_out = (
-            f"Give {name}=START:STOP:STEP within {classes[0]} to {classes[-1]}, such as {_example(name, low, high)}"
-        )
+    if not (low <= start < stop <= high and step >= float(classes[1]) - low - 1e-9):
+        within = f"within {classes[0]} to {classes[-1]}, in steps of {float(classes[1]) - low:.6g} or more"
+        way_out = f"Give {name}=START:STOP:STEP {within}, such as {_example(name, low, high)}"
         raise UserError(f"--sweep {text} is no range", how=way_out)
     return name, nearest(classes, np.arange(start, stop + step / 1000, step)).tolist()
 

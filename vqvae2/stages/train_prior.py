@@ -1,5 +1,6 @@
 """Stage 3: train the prior of one level on the codes (Razavi et al. 2019, algorithm 2, second step)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -211,7 +212,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
     if arguments.init is not None:
-        start_from(prior, RunFolder(arguments.init).prior(arguments.level), free="labels.")
+        folder = RunFolder(arguments.init).prior(arguments.level)
+        start_from(prior, folder, _new_labels(config, checkpoint.load_config(folder)))
     _describe(prior, arguments.training, store)
     if arguments.dry_run:
         print(table(f"prior of {config.level}", budget(config, device, precision)))
@@ -295,6 +297,13 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         usual = None if "evaluations" in kept.get("arguments", {}) else usual
     configs["training"] = limited(configs["training"], line.changed, usual)
     return line.settings(**configs, compile=kept.get("compile", "auto"))
+
+
+def _new_labels(config: PriorConfig, other: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors of those labels that another prior does not know by the same classes, or the same range."""
+    known = [(name, tuple(classes), name in other.get("numbers", ())) for name, classes in other["attributes"]]
+    own = [(name, classes, name in config.numbers) for name, classes in config.attributes]
+    return [f"labels.{i}." for i, label in enumerate(own) if label not in known[i : i + 1]]
 
 
 def _codes(store: CodeStore) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """Stage 1: train the VQ-VAE on images (Razavi et al. 2019, algorithm 1)."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ _GROUPS = {
     ),
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
+_NOT_OF_LABELS = tuple(entry.name for entry in fields(DataConfig) if entry.name not in ("bins", "numbers"))
 _FROM_DATA = ("model.channels", "model.height", "model.width")
 
 
@@ -102,9 +103,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     arguments = _settings(line)
     run = RunFolder(arguments.run)
     device, precision = arguments.compute.resolve()
-    source = Path(arguments.data.data).expanduser()
-    if source.is_dir() and source.resolve() in (run.path.resolve(), run.data_report.resolve()):
-        raise UserError("--run and --data are the same folder", run.path, "Give another --run")
+    check_places(arguments.data, run)
     like = (
         checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
         if arguments.resume and checkpoint.has_model(run.vqvae)
@@ -112,10 +111,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     )
     data = open_data(arguments.data, like=like)
     print(data.report())
-    if min(data.height, data.width) < 11:
-        raise UserError(f"images of {data.height}x{data.width} are too small for SSIM", data.name, "Give 11x11 or more")
-    if data.channels == 3 and data.value_range[1] > 255:
-        raise UserError("PNG cannot hold samples in 16-bit colour", data.name, "Train with --channels 1")
+    check_images(data)
     if arguments.training.ema_decay:
         raise UserError(
             "the VQ-VAE cannot use averaged weights: its codebooks follow the online encoder",
@@ -147,6 +143,21 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     with locked(run.vqvae):
         _work(line, model, data, arguments, device, precision)
+
+
+def check_places(data: DataConfig, run: RunFolder) -> None:
+    """Refuse a run folder that is the folder of the images."""
+    source = Path(data.data).expanduser()
+    if source.is_dir() and source.resolve() in (run.path.resolve(), run.data_report.resolve()):
+        raise UserError("--run and --data are the same folder", run.path, "Give another --run")
+
+
+def check_images(data: ImageData) -> None:
+    """Refuse images that later stages cannot score or write."""
+    if min(data.height, data.width) < 11:
+        raise UserError(f"images of {data.height}x{data.width} are too small for SSIM", data.name, "Give 11x11 or more")
+    if data.channels == 3 and data.value_range[1] > 255:
+        raise UserError("PNG cannot hold samples in 16-bit colour", data.name, "Train with --channels 1")
 
 
 def _check(arguments: Arguments, side: int) -> None:
@@ -197,6 +208,7 @@ def _work(
     kept = run.read()["train_vqvae"] if arguments.resume else {}
     if arguments.resume:
         check_resumed(kept["model"], config, run)
+        check_resumed(kept["data"], arguments.data, run, free=_NOT_OF_LABELS)
         check_subjects(data, run.data_report)
     else:
         distributed.on_main(lambda: write_data_report(data, run.data_report))
