@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 
 from vqvae2.data import DataConfig, open_data
-from vqvae2.data.volumes import is_volume, read_canonical
+from vqvae2.data.volume_files import is_volume, read_canonical
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from vqvae2.data import DataConfig, load_images, open_data
 from vqvae2.data.decoding import UnreadableError
-from vqvae2.data.volumes import SliceConfig, cut, cut_all, read_canonical
+from vqvae2.data.volume_files import read_canonical
+from vqvae2.data.volumes import SliceConfig, cut, cut_all
 from vqvae2.errors import UserError
 
 SHAPE = (8, 10, 12)  # X, Y, Z

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.data import decoding, rules, volumes
+from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
 from vqvae2.data.sources import Found, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
@@ -89,7 +89,7 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     cut = choice.layout in ("volumes", "bids") or bool(scans and (described or not images))
     if not (scans if cut else images):
         raise nothing_found(
-            folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volumes.SUFFIXES
+            folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volume_files.SUFFIXES
         )
     if cut and images:
         skipped.append((f"{len(images):,} images", "left aside for the volumes; --exclude '*.nii*' reads them"))
@@ -108,7 +108,7 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
 
 
 def _patterns(scans: list[Path]) -> set[str]:
-    return {f"'*{end}'" for path in scans for end in volumes.SUFFIXES if path.name.lower().endswith(end)}
+    return {f"'*{end}'" for path in scans for end in volume_files.SUFFIXES if path.name.lower().endswith(end)}
 
 
 def keep(layout: Layout, rows: list[int]) -> None:

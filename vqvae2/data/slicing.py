@@ -12,7 +12,8 @@ from vqvae2.data.pixel_file import Item, Prepare
 from vqvae2.data.pixels import stamp
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import stem_of
-from vqvae2.data.volumes import FORMAT, REMARKS, Cut, SliceConfig, beside, cut_all, slice_settings
+from vqvae2.data.volume_files import beside
+from vqvae2.data.volumes import FORMAT, REMARKS, Cut, SliceConfig, cut_all, slice_settings
 
 
 def config_of(like: dict[str, Any]) -> SliceConfig:

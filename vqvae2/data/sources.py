@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vqvae2.data import decoding, volumes
+from vqvae2.data import decoding, volume_files
 from vqvae2.errors import UserError
 
 DATA_REPORT = "data-report.json"
@@ -39,9 +39,9 @@ class Found:
         name = path.name.lower()
         if name.endswith(decoding.SUFFIXES):
             self.images.append(path)
-        elif volumes.is_volume(name) and (not name.endswith((".img", ".img.gz")) or _has_header(path)):
+        elif volume_files.is_volume(name) and (not name.endswith((".img", ".img.gz")) or _has_header(path)):
             self.volumes.append(path)
-        elif volumes.is_dicom(path):
+        elif volume_files.is_dicom(path):
             self.dicom.append(path)
         else:
             self.others[os.path.splitext(name)[1] or "no suffix"] += 1
@@ -72,7 +72,7 @@ def find_files(source: Path, alone: bool = False) -> tuple[Path, Found]:
         found.add(source)
         if not found.others:
             return source.parent, found
-    if _PACKED.fullmatch(name) and not volumes.is_volume(name):
+    if _PACKED.fullmatch(name) and not volume_files.is_volume(name):
         raise UserError("this is an archive", source, "Unpack it, and give --data the folder that comes out")
     if not name.endswith(_LISTS):
         raise UserError(

@@ -1,17 +1,14 @@
-"""Volumes to slices: reoriented, scaled, clipped, cut, and kept in a cache.
+"""Volumes to slices: scaled, clipped, cut, and kept in a cache.
 
-A volume is brought to RAS+ (first axis to the right, second to the front, third upwards), as nibabel's
-``as_closest_canonical`` does it, with the header's slope and intercept applied. Slices are in neurological
-convention, as one looks at a standing person from above (axial: the front of the head at the top), from behind
-(coronal: the crown at the top), both with the person's right at the image's right, or from the right (sagittal: the
-crown at the top, the face at the right).
+Volumes are in RAS+, see `volume_files.read_canonical`. Slices are in neurological convention, as one looks at a
+standing person from above (axial: the front of the head at the top), from behind (coronal: the crown at the top), both
+with the person's right at the image's right, or from the right (sagittal: the crown at the top, the face at the right).
 
 Shapes: X x Y x Z voxels in RAS+, H x W pixels of a slice.
 """
 
 import hashlib
 import importlib
-import io
 import json
 import os
 import re
@@ -21,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +26,11 @@ from numpy.typing import NDArray
 from vqvae2.data.decoding import UnreadableError, no_content
 from vqvae2.data.pools import read_all
 from vqvae2.data.storage import cache_folder
+from vqvae2.data.volume_files import NIBABEL, beside, read_canonical
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic
 
-_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".img.gz")
-_SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-_DICOM = (".dcm", ".dicom", ".ima")
-SUFFIXES = _NIBABEL + _SIMPLEITK
-MOST_VOXELS = 1_000_000_000  # a small file that claims more is there to fill the memory
 FORMAT = 3  # of the cache
-_DATA_FILE = re.compile(
-    rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE
-)
 _PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -137,40 +127,6 @@ REMARKS = {
 """What the report says of volumes, by remark, in the words after their number."""
 
 
-class Canonical(NamedTuple):
-    """A volume in RAS+.
-
-    Attributes:
-        voxels: (X, Y, Z) float32, nan where the file's value is not finite.
-        sizes: of a voxel along each axis, in mm.
-        remarks: "unoriented" where the header does not state how the volume lies (nibabel's assumption, LAS, is taken),
-            "complex", "flat".
-    """
-
-    voxels: NDArray[np.float32]
-    sizes: tuple[float, float, float]
-    remarks: tuple[str, ...]
-
-
-def is_volume(name: str) -> bool:
-    """Tell by its name whether a file is a volume of a format that is read."""
-    return name.lower().endswith(SUFFIXES)
-
-
-def is_dicom(path: Path) -> bool:
-    """Tell whether a file is of DICOM: by its suffix, or, where it has none or a number, by what it begins with."""
-    suffix = path.suffix.lower()
-    if suffix in _DICOM:
-        return True
-    if suffix and not suffix[1:].isdecimal():
-        return False
-    try:
-        with open(path, "rb") if path.is_file() else io.BytesIO() as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterator[tuple[int, Cut | UnreadableError]]:
     """Cut volumes, each of one file or of the files of a DICOM series, in a pool of threads.
 
@@ -180,7 +136,7 @@ def cut_all(sources: Sequence[tuple[Path, ...]], config: SliceConfig) -> Iterato
     Raises:
         UserError: a package that reads them is not installed.
     """
-    itk = next((files for files in sources if len(files) > 1 or not files[0].name.lower().endswith(_NIBABEL)), None)
+    itk = next((files for files in sources if len(files) > 1 or not files[0].name.lower().endswith(NIBABEL)), None)
     for package, files in [("nibabel", sources[0])] + ([("SimpleITK", itk)] if itk else []):
         try:
             importlib.import_module(package)
@@ -222,29 +178,6 @@ def _cached(files: tuple[Path, ...], config: SliceConfig) -> Cut:
     except UserError:  # no room, or no right to write: it is only a cache
         pass
     return found
-
-
-def beside(path: Path) -> list[Path] | None:
-    """The other files that hold a volume: header or voxels; None where they cannot be told, as of a list of files."""
-    name = path.name.lower()
-    if name.endswith((".img", ".img.gz")):
-        stem = re.sub(r"\.img(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-        return [other for end in (".hdr", ".HDR", ".hdr.gz") if (other := path.with_name(stem + end)).is_file()] or None
-    if not name.endswith(_SIMPLEITK):
-        return []
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(65536)
-    except OSError:
-        return None
-    nrrd = name.endswith((".nrrd", ".nhdr"))
-    named = _DATA_FILE.search(re.split(rb"\n\r?\n", begin)[0] if nrrd else begin)  # after an empty line come voxels
-    if named is None:
-        return [] if name.endswith(".nrrd") else None
-    if named[1].lower() == b"local":
-        return []
-    other = path.parent / os.fsdecode(named[1])
-    return [other] if other.is_file() else None
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:
@@ -308,103 +241,6 @@ def _grey_background(voxels: NDArray[np.float32], config: SliceConfig) -> float 
         return None
     low, high = np.percentile(voxels, (config.clip_low, config.clip_high))
     return float(value) if (value - low) * 255 > 2 * (high - low) else None
-
-
-def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
-    """Read a volume in RAS+, slope and intercept applied.
-
-    Args:
-        source: a file, or the files of a DICOM series in order along its axis.
-
-    Raises:
-        UnreadableError: with the reason.
-    """
-    import nibabel
-    from nibabel.orientations import aff2axcodes
-
-    files = source if isinstance(source, tuple) else (source,)
-    try:
-        image: Any = nibabel.load(files[0]) if files[0].name.lower().endswith(_NIBABEL) else _by_simpleitk(files)
-        shape = image.shape
-        _check_shape(shape)
-        if len(shape) > 3 and all(n == 1 for n in shape[3:]):
-            image = image.slicer[(slice(None),) * 3 + (0,) * (len(shape) - 3)]
-        elif len(shape) == 2:
-            image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine, image.header)
-        shape = image.shape
-        if len(shape) != 3:
-            raise UnreadableError(f"{len(shape)}-dimensional ({' x '.join(map(str, shape))}); a volume has three")
-        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
-            raise UnreadableError("the header's orientation is not usable")
-        if None in aff2axcodes(image.affine):
-            raise UnreadableError("the header leaves an axis without a direction")
-        remarks = [] if _is_oriented(image.header) else ["unoriented"]
-        image = nibabel.as_closest_canonical(image)
-        values = np.asanyarray(image.dataobj)
-        if np.iscomplexobj(values):
-            remarks.append("complex")
-            values = np.abs(values)
-        if sum(n == 1 for n in shape) == 1:
-            remarks.append("flat")
-        voxels = np.array(values, dtype=np.float32)
-        sizes = tuple(float(size) for size in np.linalg.norm(image.affine[:3, :3], axis=0))
-    except UnreadableError:
-        raise
-    except Exception as error:  # whatever a reader of files from everywhere may raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableError(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
-    voxels[~np.isfinite(voxels)] = np.nan
-    return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), tuple(remarks))
-
-
-def _format_of(path: Path) -> str:
-    return "NIfTI volume" if path.name.lower().endswith((".nii", ".nii.gz")) else "volume"
-
-
-def _is_oriented(header: Any) -> bool:
-    """Whether a header states how the volume lies: NIfTI by its codes, MGH by its flag; Analyze never does."""
-    if "sform_code" in header:
-        return any(int(header[code]) for code in ("sform_code", "qform_code"))
-    return "goodRASFlag" in header and bool(int(header["goodRASFlag"]))
-
-
-def _check_shape(shape: Sequence[int]) -> None:
-    """Raise UnreadableError if a header names no voxels, or more than `MOST_VOXELS`."""
-    if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
-        raise UnreadableError(f"{' x '.join(map(str, shape))} voxels: the header is damaged, or the volume too large")
-
-
-def _by_simpleitk(files: tuple[Path, ...]) -> Any:
-    """Read MHA, NRRD or DICOM, as an image of nibabel; SimpleITK applies the rescale slope of DICOM."""
-    import nibabel
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # to stderr, once a file
-    reader: Any
-    if len(files) > 1:
-        reader = SimpleITK.ImageSeriesReader()
-        reader.SetFileNames([str(path) for path in files])
-    else:
-        reader = SimpleITK.ImageFileReader()
-        reader.SetFileName(str(files[0]))
-        reader.ReadImageInformation()
-        _check_shape(reader.GetSize())
-    image = reader.Execute()
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise UnreadableError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a volume has one")
-    dimensions = image.GetDimension()
-    if dimensions not in (2, 3):
-        raise UnreadableError(f"{dimensions}-dimensional ({' x '.join(map(str, image.GetSize()))}); a volume has three")
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(dimensions, dimensions) * image.GetSpacing()
-    affine[:dimensions, :dimensions] = direction
-    affine[:dimensions, 3] = image.GetOrigin()
-    affine[:2] *= -1  # from LPS to RAS
-    voxels = SimpleITK.GetArrayFromImage(image).T
-    if voxels.dtype.kind in "iu":
-        voxels = voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 else np.float64)
-    made = nibabel.Nifti1Image(voxels.reshape(*voxels.shape, *(1,) * (3 - voxels.ndim)), affine)
-    return made
 
 
 def _places(count: int, size: float, config: SliceConfig) -> list[int]:
