@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, contents, stats
 
-from vqvae2 import VQVAE, CodeStore, checkpoint, files
+from vqvae2 import VQVAE, CodeStore, checkpoint, distributed, files
 from vqvae2.__main__ import STAGES
 from vqvae2.__main__ import main as vqvae2
-from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vqvae
+from vqvae2.stages import compress, evaluate, export, extract_codes, sample, train_prior, train_vqvae
 from vqvae2.stages.vqvae_tasks import VQVAETask
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -295,6 +295,21 @@ def test_images_too_small_for_ssim_are_refused_before_the_training(tmp_path, ref
     line = refused(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS, "--size", "8x8")
     assert "8x8" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "flags"),
+    [
+        (sample.main, ["--complete", "a.png"]),
+        (sample.main, ["--sweep", "diagnosis"]),
+        (evaluate.main, ["--anomaly", "a.png"]),
+        (export.main, ["--out", "models"]),
+        (compress.main, ["--out", "a.vq"]),
+    ],
+)
+def test_what_one_process_does_is_refused_to_several(run, refused, monkeypatch, main, flags):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert "runs in one process: torchrun. Start it without torchrun" in refused(main, "--run", run, *flags)
 
 
 def test_the_data_s_folder_is_no_run_folder(tmp_path, refused):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import distributed, files, report
+from vqvae2 import files, report
 from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, block_size, redraw_blocks
 from vqvae2.data import ImageSet, load_images
 from vqvae2.inference import surprise
@@ -139,7 +139,7 @@ def write_anomalies(
         **hashes,
     }
     rows = _rows(images.keys, found, normal_found, threshold, names)
-    distributed.on_main(lambda: _write(out, images, found, seen.expected, rows, threshold, about))
+    _write(out, images, found, seen.expected, rows, threshold, about)
     print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
@@ -149,7 +149,7 @@ def write_anomalies(
 
 def _kept(path: Path, key: str) -> _Seen | None:
     """What an earlier call found of the same normal images; None if there is nothing of that key."""
-    if distributed.on_main(path.is_file):
+    if path.is_file():
         with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
             if str(kept["key"]) == key:
                 return _Seen(torch.from_numpy(kept["parts"]).float(), torch.from_numpy(kept["masks"]))
@@ -161,7 +161,7 @@ def _keep(path: Path, key: str, found: _Seen) -> _Seen:
     parts = found.parts.half()
     packed = io.BytesIO()
     np.savez_compressed(packed, parts=parts.numpy(), masks=found.masks.numpy(), key=np.array(key))
-    distributed.on_main(lambda: files.write_atomic(path, packed.getvalue()))
+    files.write_atomic(path, packed.getvalue())
     return _Seen(parts.float(), found.masks)
 
 

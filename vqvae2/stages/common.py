@@ -58,6 +58,12 @@ class Compute:
         return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
+def refuse_torchrun(what: str) -> None:
+    """Refuse several processes for what one does."""
+    if distributed.world_size() > 1:
+        raise UserError(f"{what} runs in one process", "torchrun", "Start it without torchrun")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The run folder, which all stages share, and its run.json."""
@@ -319,6 +325,7 @@ __all__ = [
     "memory_in_words",
     "prepare_folder",
     "record_of",
+    "refuse_torchrun",
     "resumed",
     "start_from",
 ]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import distributed, files, report
+from vqvae2 import files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import from_unit, load_images, to_unit
 from vqvae2.data.decoding import SUFFIXES, UnreadableError, decode, fit
@@ -156,7 +156,7 @@ def complete_image(
         "accepted": taken,
         "labels": label.tolist(),
     }
-    distributed.on_main(lambda: _write(out, completion, made, about))
+    _write(out, completion, made, about)
     print(f"wrote {out}/grid.png, {num} completions, mean.png, spread.png and completion.json")
 
 

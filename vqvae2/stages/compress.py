@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from vqvae2 import distributed, files, report
+from vqvae2 import files, report
 from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
 from vqvae2.errors import UserError
 from vqvae2.progress import Progress
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, refuse_torchrun
 from vqvae2.stages.evaluated import open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
-    if distributed.world_size() > 1:
-        raise UserError("compression runs in one process", "torchrun", "Start it without torchrun")
+    refuse_torchrun("compression")
     if arguments.chunk_size < 1:
         raise UserError(f"--chunk-size {arguments.chunk_size} is too small", how="Give 1 or more")
     if arguments.out.exists() and not arguments.overwrite:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import checkpoint, distributed, files
+from vqvae2 import checkpoint, files
 from vqvae2.compression import decode_codes, unpack
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.progress import Progress
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import hashes_of
@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
-    if distributed.world_size() > 1:
-        raise UserError("decompression runs in one process", "torchrun", "Start it without torchrun")
+    refuse_torchrun("decompression")
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
         raise UserError("this folder holds other files", arguments.out, "Give --out a folder of its own")
     with files.told_as("cannot read the file", arguments.file):

@@ -20,7 +20,7 @@ from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.stages.anomaly import write_anomalies
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, locked
+from vqvae2.stages.common import Compute, RunFolder, locked, refuse_torchrun
 from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
 from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
@@ -93,6 +93,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     device, _ = arguments.compute.resolve()
     models = Models.of(run, device)
     if arguments.anomaly is not None:
+        refuse_torchrun("--anomaly")
         _anomalies(line, run, record, models)
         return
     line.refuse_alone("anomaly", ("draws", "false_positives", "overwrite"), "anomalies")

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import checkpoint, distributed, files
+from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
-from vqvae2.stages.common import RunFolder, check_fingerprints
+from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sampled import MODELS
@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
-    if distributed.world_size() > 1:
-        raise UserError("export runs in one process", "torchrun", "Start it without torchrun")
+    refuse_torchrun("export")
     run, out = RunFolder(arguments.run), RunFolder(arguments.out)
     record = run.read()
     if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):

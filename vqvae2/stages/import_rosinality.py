@@ -4,13 +4,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from vqvae2 import distributed
 from vqvae2.data import AugmentationConfig, DataConfig, open_data
 from vqvae2.errors import UserError
 from vqvae2.imported import read_rosinality, vqvae_of_rosinality
 from vqvae2.presets import PRESETS
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, is_trained, locked, record_of
+from vqvae2.stages.common import Compute, RunFolder, is_trained, locked, record_of, refuse_torchrun
 from vqvae2.stages.data_report import write_data_report
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
@@ -48,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
-    if distributed.world_size() > 1:
-        raise UserError("models are imported in one process", "torchrun", "Start it without torchrun")
+    refuse_torchrun("import")
     run = RunFolder(arguments.run)
     if is_trained(run.vqvae):
         raise UserError("there is a VQ-VAE already", run.vqvae, "Give another --run")

@@ -12,7 +12,7 @@ from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.sampling import Sharpness, label_rows, sharpness_by_level
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, locked, record_of
+from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_torchrun
 from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
@@ -97,10 +97,12 @@ def _story(line: CommandLine[Arguments]) -> None:
     run.read()
     device, _ = arguments.compute.resolve()
     if arguments.complete is not None:
+        refuse_torchrun("--complete")
         line.refuse_beside("complete", (*_DISTRIBUTION, *_OF_SAMPLES))
         _complete(line, run, device)
         return
     if arguments.sweep is not None:
+        refuse_torchrun("--sweep")
         line.refuse_beside("sweep", (*_OF_COMPLETIONS, *_OF_SAMPLES))
         _sweep(line, run, device)
         return

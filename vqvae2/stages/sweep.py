@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint, distributed, files
+from vqvae2 import checkpoint, files
 from vqvae2.covariates import nearest
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
@@ -117,7 +117,7 @@ def draw_sweep(
         "labels": every.tolist(),
         "arguments": arguments,
     }
-    distributed.on_main(lambda: _write(out, made, rows, (low, high), len(classes), about))
+    _write(out, made, rows, (low, high), len(classes), about)
     print(f"wrote {out}/grid.png, {len(rows)} images and sweep.json; columns are {', '.join(classes)}")
 
 
