@@ -1,11 +1,13 @@
 """What a folder of images says by its shape: splits, classes and subjects."""
 
 import re
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from vqvae2.data import rules
+from vqvae2.data.scans import under_heads, without_counters
 from vqvae2.data.selection import Choice, Layout, LayoutChoice, choose_kind, gather, is_bids, keep
 from vqvae2.data.sources import find_files
 from vqvae2.data.subjects import (
@@ -15,12 +17,15 @@ from vqvae2.data.subjects import (
     spaced,
     stem_of,
     uninformative,
-    without_counters,
     words_of,
 )
 from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
+
+_OPENNEURO = re.compile(r"ds\d{6}(?:\W.*)?")
+_SAME_PEOPLE = {"visit", "kind", "source", "plane"}
+"""Attributes under whose folders the same people are found again."""
 
 
 def read_layout(source: Path, choice: Choice | None = None) -> Layout:
@@ -56,10 +61,40 @@ def _split_of(name: str) -> str | None:
     return found[0][1] if len(found) == 1 and plain and (rest or len(found[0][0]) > 2) else None
 
 
+def _paired_splits(names: set[str]) -> dict[str, tuple[str, str]]:
+    """Folders that differ by the word of a split alone, as ``multicoil_train`` and ``multicoil_val``.
+
+    Returns:
+        By name the split, and the rest of the name where there are several rests: ``AD`` of ``train_AD``.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        words = re.split(r"[_\-. ]+", spaced(name))
+        found = [
+            (place, split)
+            for place, word in enumerate(words)
+            for split, pattern in rules.SPLITS.items()
+            if len(word) > 2 and pattern.fullmatch(word.lower())
+        ]
+        if len(found) == 1 and not _split_of(name):
+            place, split = found[0]
+            groups.setdefault("_".join(words[:place] + words[place + 1 :]), {})[name] = split
+    pairs = {
+        rest: held for rest, held in groups.items() if rest and "train" in held.values() and len(set(held.values())) > 1
+    }
+    return {
+        name: (split, rest if len(pairs) > 1 else "") for rest, held in pairs.items() for name, split in held.items()
+    }
+
+
 def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     """Read the splits that folders name, and return the names of the other folders that can tell something."""
     folders: Folders = [tuple(key.split("/")[:-1]) for key in layout.keys]
-    splits = [next(filter(None, map(_split_of, parts)), None) for parts in folders]
+    paired = _paired_splits({name for parts in folders for name in parts})
+    splits = [
+        next(filter(None, (paired[name][0] if name in paired else _split_of(name) for name in parts)), None)
+        for parts in folders
+    ]
     if wanted == "splits" and "train" not in splits:
         raise UserError("there is no train folder", source, "Leave --layout out, or name the folder above it")
     if "train" in splits and wanted != "flat":
@@ -71,7 +106,14 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
         ]
         keep(layout, kept)
         splits = [splits[i] for i in kept]
-        folders = [tuple(name for name in folders[i] if not _split_of(name)) for i in kept]
+        folders = [
+            tuple(
+                paired[name][1] if name in paired else name
+                for name in folders[i]
+                if (paired[name][1] if name in paired else not _split_of(name))
+            )
+            for i in kept
+        ]
         named = "/".join(name for name in ("train", "val", "test") if name in splits) + " folders"
         layout.words = f"{layout.words}, {named}" if layout.words else named
     else:
@@ -88,10 +130,12 @@ def _is_neutral(name: str) -> bool:
 
 
 def _telling(folders: Folders) -> Folders:
-    """Leave out the levels of folders whose name is the same for all, and the last ones of visits or kinds of image."""
+    """Leave out the levels of folders whose name is the same for all or counts parts of the data, and the last ones of
+    visits or kinds of image."""
     depth = 0
     while depth < max(map(len, folders)):
-        if len({parts[depth] for parts in folders if len(parts) > depth}) == 1:
+        here = {parts[depth] for parts in folders if len(parts) > depth}
+        if len(here) == 1 or all(map(rules.PART.fullmatch, here)) or _are_shards(folders, depth):
             folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
         else:
             depth += 1
@@ -107,6 +151,14 @@ def _telling(folders: Folders) -> Folders:
         else:
             break
     return folders
+
+
+def _are_shards(folders: Folders, depth: int) -> bool:
+    """Whether folders hold what begins as they are called: ``p10/p10000032``."""
+    pairs = {(parts[depth], parts[depth + 1]) for parts in folders if len(parts) > depth + 1}
+    here = {parts[depth] for parts in folders if len(parts) > depth}
+    begins = all(below.startswith(name) and below[len(name) :].isdecimal() for name, below in pairs)
+    return begins and len(pairs) > len(here) > 1 and {name for name, _ in pairs} == here
 
 
 def _tells_no_person(name: str) -> bool:
@@ -145,9 +197,68 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         elif classes:
             for i in uninformative(subjects, classes, layout.splits):
                 subjects[i] = layout.keys[i]
+    subjects = _by_data_sets(layout, subjects)
     one: dict[str, str] = {}  # P01 and p01 are one person
-    subjects = [one.setdefault(who.lower(), who) for who in subjects]
-    layout.subjects = _with_headers(layout, subjects)
+    subjects = [one.setdefault(unicodedata.normalize("NFC", who).lower(), who) for who in subjects]
+    layout.subjects = _with_headers(layout, _by_numbers(layout, _without_zeros(layout, subjects, folders), folders))
+
+
+def _by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
+    """Keep apart people of the same name in several BIDS data sets, ``ds000001/sub-01`` and ``ds000002/sub-01``."""
+    sets: list[str] = []
+    is_set: dict[str, bool] = {}
+    for key in layout.keys:
+        found = re.match(r"(.+?)/(?:(?:derivatives|rawdata|sourcedata)/.*?)?sub-[A-Za-z0-9]+/", key)
+        name = found[1] if found else ""
+        if name not in is_set:
+            last = name.rsplit("/", 1)[-1]
+            described = (layout.folder / name / "dataset_description.json").is_file()
+            is_set[name] = bool(name) and last != "derivatives" and (bool(_OPENNEURO.fullmatch(last)) or described)
+        sets.append(name if is_set[name] else "")
+    homes: dict[str, set[str]] = {}
+    for who, home in zip(subjects, sets, strict=True):
+        homes.setdefault(who, set()).add(home)
+    shared = [who for who, held in homes.items() if len(held - {""}) > 1]
+    if not shared:
+        return subjects
+    layout.subject_doubts.append(
+        f"{len(shared):,} names such as {shared[0]} stand in several BIDS data sets, and are read as other people in "
+        "each; --subject-pattern tells otherwise, and a table must name the images"
+    )
+    return [f"{home}/{who}" if who in set(shared) and home else who for who, home in zip(subjects, sets, strict=True)]
+
+
+def _without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
+    """Take ``sub1`` and ``sub01`` for one person where no folder has both, and say so."""
+    forms: dict[str, dict[str, set[tuple[str, ...]]]] = {}
+    for who, place in zip(subjects, folders, strict=True):
+        if "/" not in who:
+            forms.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", who), {}).setdefault(who, set()).add(place)
+    one: dict[str, str] = {}
+    for held in forms.values():
+        places = [place for at in held.values() for place in at]
+        if len(held) > 1 and len(places) == len(set(places)):
+            one |= dict.fromkeys(held, max(held, key=len))
+    if one:
+        who = next(name for name in one if one[name] != name)
+        layout.subject_doubts.append(
+            f"names that differ by zeros alone are read as one subject, such as {who} and {one[who]}; if they are two, "
+            "give --subject-pattern"
+        )
+    return [one.get(who, who) for who in subjects]
+
+
+def _by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
+    """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
+    if not {"visit", "kind", "plane"} & layout.attributes.keys():
+        return subjects
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
+    classes = layout.attributes.get("class") or [""] * len(stems)
+    return [
+        f"{name}/{stem}".strip("/") if who == key and stem.isdecimal() and often[stem] > 1 else who
+        for who, key, stem, name in zip(subjects, layout.keys, stems, classes, strict=True)
+    ]
 
 
 def _with_headers(layout: Layout, subjects: list[str]) -> list[str]:
@@ -228,6 +339,15 @@ def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str])
             "taken; --layout subjects takes the former"
         )
         return attribute  # Berlin/001/T1.nii.gz
+    within = set(zip(names, below, strict=True))
+    if (
+        all(below)
+        and not any(re.search(r"\d", name) for name in distinct)
+        and _numbered({name for _, name in within})
+        and len({name for _, name in within}) == len(within) > len(distinct)
+        and not all(_tells_no_person(name) for _, name in within)
+    ):
+        return attribute  # adenosis/14-22549AB: words above people
     if above[0]:
         return "" if layout.volumes else "people"
     training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
@@ -255,17 +375,25 @@ def _differ_by(names: set[str], role: str) -> bool:
 
 def _people_of(layout: Layout, names: list[str], above: Folders) -> list[str]:
     """The people whom folders name, without visits; a bare number that several classes or sites have is theirs."""
-    whom = {name: person_of(name, volume=True) or name for name in names}
+    # Of FreeSurfer's P01_2.long.P01_template the latter is the person.
+    whom = {name: person_of(name.rpartition(".long.")[2], volume=True) or name for name in names}
     order = [name for name in whom if not known_subject(name)]
-    whom |= zip(order, without_counters([whom[name] for name in order], order, layout.subject_doubts), strict=True)
+    told = without_counters([whom[name] for name in order], order, layout.subject_doubts)
+    whom |= zip(order, under_heads(told, order, layout.subject_doubts), strict=True)
     places: dict[str, set[tuple[str, ...]]] = {}
     for name, parts in zip(names, above, strict=True):
         places.setdefault(name, set()).add(parts)
-    apart = not {"visit", "kind", "source"} & layout.attributes.keys()
+    apart = not _SAME_PEOPLE & layout.attributes.keys() and not _drawn_from_many(names)
     return [
         f"{'/'.join(parts)}/{name}" if apart and name.isdecimal() and len(places[name]) > 1 else whom[name]
         for name, parts in zip(names, above, strict=True)
     ]
+
+
+def _drawn_from_many(names: list[str]) -> bool:
+    """Whether numbers count nothing that begins anew, but were drawn from a long list: 103918 of two folders."""
+    numbers = sorted({int(name) for name in names if name.isdecimal()})
+    return bool(numbers) and numbers[-1] >= 10_000 and numbers[-1] - numbers[0] > 9 * len(numbers)
 
 
 def _are_chunks(keys: list[str], names: list[str]) -> bool:

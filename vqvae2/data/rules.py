@@ -98,7 +98,7 @@ WORDS = (  # the first that fits decides
     Word(
         "copy",
         r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|copy|"
-        r"duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
+        r"kopie|rf|[0-9a-f]{24,40}|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
         r"aug[a-z]*|flip|rot[a-z]*|copy|noise|zoom|shift",
         "case_004_slice_3_aug_2.png",
     ),
@@ -126,7 +126,7 @@ WORDS = (  # the first that fits decides
         r"follow-?up|fu|[vmwdty]",
         "subj001_tp2_slice_10.png",
     ),
-    Word("side", r"left|right|lh|rh|[lr]", r"hemi", "P01_L_k012.png"),
+    Word("side", r"left|right|lh|rh|[lr]|o[dsu]", r"hemi", "P01_L_k012.png"),
     Word(
         "thing",  # what is shown; before a number part of the person's name, as in brain_001
         r"brain|head|mri?|ct|pet|anat(?:omical)?|struct(?:ural)?|img|images?|imaging|vol(?:ume)?|scans?|nii|nifti|"
@@ -146,6 +146,8 @@ GROUP_WORDS = re.compile(
 )
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
+PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?)[\W_]*\d+", re.IGNORECASE)
+"""Folders that count parts of the data: ``images_001``, ``fold_2``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
 CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
@@ -188,9 +190,11 @@ CLASS_STEMS = {
 WORDNET = re.compile(r"n\d{8}")
 """Folders of ImageNet's classes."""
 
-FILE_COLUMNS = ("file", "filename", "path", "image")
+FILE_COLUMNS = re.compile(r"(?:file|image|img)(?:[ _-]?(?:path|name|file|id|index))?|(?:file)?path|id_code")
 """Columns that name images."""
-SUBJECT_COLUMNS = re.compile(r"(?:sub(?:j|ject)?|participant|patient|person|case)s?(?:[ _-]?(?:id|name|code|nr|no))?")
+SUBJECT_COLUMNS = re.compile(
+    r"(?:sub(?:j|ject)?|participant|patient|person|case|lesion|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
+)
 """Columns that name people, also beside a column of files."""
 ID_COLUMNS = re.compile(r".*id|pseudonym|code|name")
 """Columns that may name people where no column names files: ``IXI_ID``, ``PTID``, ``eid``, ``BraTS21ID``."""

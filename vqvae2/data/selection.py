@@ -8,6 +8,7 @@ from typing import Literal
 
 from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
+from vqvae2.data.scans import processed
 from vqvae2.data.sources import Found, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
 from vqvae2.errors import UserError
@@ -15,6 +16,8 @@ from vqvae2.errors import UserError
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 _ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
 _DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
+_FREESURFER = ("T1.mgz", "brain.mgz", "norm.mgz", "orig.mgz", "nu.mgz")  # the first that is there
+_AVERAGE = re.compile(r"fsaverage.*|.*_average", re.IGNORECASE)
 _PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
 _ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
 
@@ -104,7 +107,48 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     layout.subjects = [series[path].patient if path in series else "" for path in paths]
     if not choice.include_masks:
         _leave_out_masks(layout)
+        _leave_out_maps(layout)
+        _of_freesurfer(layout)
     return layout
+
+
+def _of_freesurfer(layout: Layout) -> None:
+    """Of FreeSurfer's subjects take one volume each, and not its averages of other people."""
+    own = {
+        i
+        for i, path in enumerate(layout.paths)
+        if "mri" in path.parts[-3:-1] and path.name.lower().endswith((".mgz", ".mgh"))
+    }
+    for name in _FREESURFER if own else ():
+        taken = {
+            i
+            for i in own
+            if (path := layout.paths[i]).name == name
+            and path.parent.name == "mri"
+            and not _AVERAGE.fullmatch(path.parts[-3])
+        }
+        if left := own - taken if taken else set():
+            told = f"left out; mri/{name} of each subject is taken, and --exclude {name} takes another one"
+            layout.skipped.append((f"{len(left):,} other volumes of FreeSurfer", told))
+            keep(layout, [i for i in range(len(layout.paths)) if i not in left])
+        if taken:
+            return
+
+
+def _leave_out_maps(layout: Layout) -> None:
+    """Leave out the maps that SPM and CAT12 made of the volumes that are there."""
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    made = processed(stems)
+    rows = [i for i, stem in enumerate(stems) if not made.get(stem, ("", False))[1]]
+    if len(rows) < len(stems):
+        shown = next(key for key, stem in zip(layout.keys, stems, strict=True) if made.get(stem, ("", False))[1])
+        layout.skipped.append(
+            (
+                f"{len(stems) - len(rows):,} maps of tissue or deformation",
+                f"left out by their names, as SPM and CAT12 give them ({shown}); --include-masks takes them",
+            )
+        )
+        keep(layout, rows)
 
 
 def _patterns(scans: list[Path]) -> set[str]:

@@ -106,7 +106,7 @@ def walk(folder: Path) -> Found:
             found.skipped.append((here, own))
             continue
         folders[:] = sorted(
-            (name for name in folders if not name.startswith((".", "__MACOSX"))),
+            (name for name in folders if not name.startswith((".", "__MACOSX", "@eaDir", "$RECYCLE.BIN"))),
             key=lambda name: (Path(here, name).is_symlink(), name),  # known by its own name before a link's
         )
         for name in files:

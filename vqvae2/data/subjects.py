@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vqvae2.data import rules
+from vqvae2.data.scans import processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
@@ -37,9 +38,7 @@ _ROLES = [
     (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
     for word in rules.WORDS
 ]
-_COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
-_LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D]|[_\-. ][A-Za-z])")
-_WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
+_SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
 
 class Token(NamedTuple):
@@ -80,6 +79,8 @@ def words_of(name: str) -> tuple[Token, ...]:
             role = of_number
         elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]", text) and _begins(tokens):
             role, taken = "", ""  # a letter that begins a name is the person's
+        elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number":  # 12 months
+            role, tokens[-1] = "visit", tokens[-1]._replace(role="visit")
         of_number = taken
         tokens.append(Token(text, start, start + len(text), role))
     return tuple(tokens)
@@ -137,6 +138,9 @@ def person_of(stem: str, volume: bool = False) -> str:
             break
     if not named:
         return ""
+    sliced = [token for token in tokens if token.role == "slice" and token.text.isdecimal()]
+    if not volume and sliced and named == [tokens[-1]] and named[0].role == "number":
+        return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
     return whole if inside == person else "_".join(token.text for token in person)
@@ -180,10 +184,14 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         ['P003', 'P003']
     """
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
+    made = processed(stems)
+    stems = [made.get(stem, (stem,))[0] for stem in stems]
     known = [known_subject(key) for key in keys]
     names = [k or _by_name(stem, key, volumes) for k, stem, key in zip(known, stems, keys, strict=True)]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
-    for i, name in zip(free, without_counters([names[i] for i in free], [keys[i] for i in free], doubts), strict=True):
+    own = [keys[i] for i in free]
+    told = without_counters([names[i] for i in free], own, doubts)
+    for i, name in zip(free, under_heads(told, own, doubts), strict=True):
         names[i] = name
     return names
 
@@ -200,45 +208,6 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
     if volume and not rules.NO_VISIT.match(scan) and (folder := next(filter(None, above), "")):
         return folder  # anna/T1.nii, anna/V2.nii
     return scan if re.search(r"\d", scan) else who or key  # scan_003_5.png
-
-
-def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str]:
-    """Strip the bare number that counts a person's scans (``P01_1``, ``P01_2``) where that reading fits all names.
-
-    A number after a word of groups (``site1_012``) is the person's; so is one that counts more than four times as many
-    as there are names before it. Either way the reading is told as a doubt where it matters.
-
-    Args:
-        names: of people, as told by each file's name.
-        keys: of the files, for the doubt.
-        doubts: takes a sentence.
-    """
-    alone = set(names)
-    for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
-        matches = [pattern.fullmatch(name) for name in names]
-        counters: dict[str, set[str]] = defaultdict(set)
-        for match in matches:
-            if match and not rules.GROUP_WORDS.search(re.split(r"\d", match["who"])[0]):
-                counters[match["who"]].add(match["counter"])
-        several = {who for who, numbers in counters.items() if len(numbers) > 1 or who in alone}
-        if not several:
-            continue
-        most = len(set().union(*counters.values()))
-        together = len(counters) > max(most, 4) if pattern is _WORD_NUMBER else 4 * len(counters) >= most
-        if pattern is _WORD_NUMBER and (len(counters) < 3 or not together):
-            continue
-        told = [i for i, match in enumerate(matches) if match and match["who"] in several]
-        read = [m["who"] if together and m and m["who"] in counters else n for m, n in zip(matches, names, strict=True)]
-        if doubts is not None:
-            firsts = {names[i]: i for i in reversed(told)}
-            shown = ", ".join(f"{keys[i]} as {read[i]}" for i in sorted(firsts.values())[:3])
-            other = "each name with its last number" if together else "the name before the last number"
-            doubts.append(
-                f"the last number may be a subject's or a scan's; read as: {shown}; if {other} is a subject, "
-                "give --subject-pattern"
-            )
-        return read
-    return names
 
 
 def visit_of(key: str) -> str:

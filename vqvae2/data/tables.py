@@ -10,10 +10,11 @@ from pathlib import Path
 from vqvae2.data import rules
 from vqvae2.data.decoding import no_content
 from vqvae2.data.labels import number_of
-from vqvae2.data.subjects import known_subject, pseudonym, visit_in, visit_of
+from vqvae2.data.subjects import known_subject, pseudonym, stem_of, visit_in, visit_of
 from vqvae2.errors import UserError
 
 Row = dict[str, str]
+_NOT_YET = re.compile(r"sep=.\s*\n|#[^\n,;\t]*\n", re.IGNORECASE)  # lines before the header
 _SESSIONS = "sub-*/sub-*_sessions.tsv"
 _OWN = "participant_id"  # of a table of sessions, which its name tells
 
@@ -59,9 +60,10 @@ class Table:
         """Find the row of each image.
 
         In a table of files it is the one with its path, or, where no row has just that, the only one whose path ends
-        alike, or has its name where that is the name of one image alone, if that fits no other image. In a table of
-        subjects it is that of the image's subject (see `join`) and visit; where no row has the visit, or no row of a
-        visit has a column (``sex``), what all rows of the subject agree on. What another visit's row says is not taken.
+        alike, or has its name, with or without a suffix, where that is the name of one image alone, if that fits no
+        other image. In a table of subjects it is that of the image's subject (see `join`) and visit; where no row has
+        the visit, or no row of a visit has a column (``sex``), what all rows of the subject agree on. What another
+        visit's row says is not taken.
 
         Args:
             keys: relative paths of the images, or of the volumes that they were cut from.
@@ -186,7 +188,8 @@ def _person(name: str) -> str:
 
 def _plain(name: str) -> str:
     """Letters in one case and numbers without zeros, with single gaps between: ``P01`` and ``p-1`` are equal."""
-    parts = re.findall(r"\d+|[^\W\d_]+", _person(name).lower())
+    joined = re.sub(r"(?<=[^\W\d_])[\W_]+(?=[^\W\d_])", "", _person(name).lower())  # NDAR_INV1 is NDARINV1
+    parts = re.findall(r"\d+|[^\W\d_]+", joined)
     return " ".join(str(int(part)) if part.isdecimal() else part for part in parts)
 
 
@@ -197,10 +200,13 @@ def _clean(path: str) -> str:
 def _files(keys: Sequence[str], rows: dict[str, Row]) -> list[str]:
     """The table's path for each image, "" for none."""
     ends: dict[str, list[str]] = {}  # every end of a path -> the paths that end so
+    stems: dict[str, list[str]] = {}  # a name without its suffix -> the paths of it
     for path in rows:
+        stems.setdefault(stem_of(path.rsplit("/", 1)[-1]), []).append(path)
         for end in _ends(path):
             ends.setdefault(end, []).append(path)
     names = Counter(key.rsplit("/", 1)[-1] for key in keys)
+    alone = Counter(stem_of(key.rsplit("/", 1)[-1]) for key in keys)
     found = []
     for key in keys:
         if key in rows:
@@ -210,6 +216,8 @@ def _files(keys: Sequence[str], rows: dict[str, Row]) -> list[str]:
         name = key.rsplit("/", 1)[-1]
         if not alike and names[name] == 1:
             alike = ends.get(name, [])
+        if not alike and alone[stem := stem_of(name)] == 1:
+            alike = stems.get(stem, [])
         found.append(alike[0] if len(alike) == 1 else "")
     fits = Counter(found)
     return [path if path == key or fits[path] == 1 else "" for path, key in zip(found, keys, strict=True)]
@@ -225,7 +233,7 @@ def read_table(path: Path) -> Table:
     """Read a CSV or TSV file that names images or people; raises UserError where it cannot be used."""
     columns, rows, notes = _read_rows(path)
     folded = {name: re.sub(r"\s+", " ", name.lower()) for name in columns}
-    file_column = next((name for name in columns if folded[name] in rules.FILE_COLUMNS), None)
+    file_column = next((name for name in columns if rules.FILE_COLUMNS.fullmatch(folded[name])), None)
     people = [name for name in columns if rules.SUBJECT_COLUMNS.fullmatch(folded[name])]
     if file_column is None:
         people += [name for name in columns if rules.ID_COLUMNS.fullmatch(folded[name]) and name not in people]
@@ -251,12 +259,16 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     """The columns and rows of a table, and a note on rows that are longer or shorter, which are left out."""
     if reason := no_content(path):
         raise UserError(f"the table of labels cannot be read ({reason})", path)
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise UserError("the table of labels is a workbook", path, "Save its sheet as CSV")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"the table of labels cannot be read ({error.strerror})", path) from None
     except UnicodeDecodeError:
         raise UserError("the table of labels is not UTF-8 text", path, "Save it as CSV in UTF-8") from None
+    while _NOT_YET.match(text):
+        text = text.partition("\n")[2]
     head = re.sub(r'"[^"]*"', "", text.split("\n", 1)[0])
     delimiter = max("\t,;", key=head.count)
     try:
