@@ -58,6 +58,36 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
         f"{name}/mri/T1.mgz": p for p in P for name in (f"P{p:03}_bl", f"P{p:03}_bl.long.P{p:03}_base", f"P{p:03}_base")
     },
     "two BIDS data sets": {f"ds00000{d}/sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz": (d, p) for d in (1, 2) for p in P},
+    "site, patient and slice": {
+        f"{site:02}_{115882 + 7 * p}_{k}.png": (site, p) for site in range(1, 8) for p in range(4) for k in (0, 1)
+    },
+    "names that are digests": {f"{p:032x}_{k}.png": p for p in P for k in (0, 1)},
+    "digests of volumes": {f"{p:032x}_{kind}.nii.gz": p for p in P for kind in ("T1", "FLAIR")},
+    "digests under sites": {f"site{p % 2}/{p:032x}.nii.gz": p for p in P},
+    "a slice before a person": {f"slice_{k:03}_{1234567 + p}.png": p for p in P for k in (40, 41)},
+    "a person before months": {f"{p:03}_months_{m:02}.nii.gz": p for p in P for m in (0, 6)},
+    "participants called parts": {f"part{p:02}/slice_{k}.png": p for p in P for k in (1, 2)},
+    "images as folders": {f"Image_{p:02}/{k}.png": p for p in P for k in (1, 2)},
+    "people above studies": {
+        f"site{s}/{who}/study{k}/1.png": who
+        for s, who in ((1, "anna"), (1, "bert"), (2, "dora"), (2, "emil"))
+        for k in (100, 101)
+    },
+    "what was made of one data set": {
+        f"ds000001{end}/sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz": p for p in P for end in ("", "-fmriprep")
+    },
+    "a group of two letters": {f"OS_{p:03}_T1.nii.gz": ("OS", p) for p in P}
+    | {f"KU_{p:03}_T1.nii.gz": ("KU", p) for p in P},
+    "numbers of two sites": {
+        f"{site}/{p:0{n}}/1.png": (site, p) for p in P for site, n in (("siteA", 3), ("siteB", 1))
+    },
+    "ranges of two sites": {
+        f"{site}/{base + p}/1.png": (site, base + p)
+        for p in P
+        for site in ("Berlin", "London")
+        for base in (10000, 20000)
+    },
+    "a form of a diagnosis": {f"{kind}MCI{p:02}.nii": (kind, p) for p in P for kind in ("", "a")},
     "twins": {f"family{f:02}_twin{t}.png": (f, t) for f in P for t in (1, 2)},
     "derivatives of one data set": {
         name.format(p=p): p
@@ -87,6 +117,18 @@ def test_people_are_neither_torn_nor_put_together(tmp_path, name):
             {"train", "test"},
             {"class": {"AD", "CN"}},
         ),
+        (
+            [f"{f}/P{f}{p}_1.png" for f in ("train_AD", "test_AD", "train_CN") for p in P],
+            {"train", "test"},
+            {"class": {"AD", "CN"}},
+        ),
+        (
+            [f"train/{plane}/{p}.png" for plane in ("axial", "coronal") for p in P]
+            + [f"test/axial/{p}.png" for p in P],
+            {"train", "test"},
+            {"plane": {"axial", "coronal"}},
+        ),
+        ([f"P{p:02}/motor_{s}/1.png" for p in P for s in ("training", "test")], {None}, {}),
     ],
 )
 def test_folders_that_differ_by_the_word_of_a_split_are_splits(tmp_path, files, splits, attributes):
@@ -107,18 +149,23 @@ def test_endings_that_are_people_or_hardly_recur_are_left():
         [f"site{s}_{p:03}" for s in (1, 2, 3) for p in P],
         [f"family{f}_child{c}" for f in P for c in (1, 2)],
         [f"scan1_{word}" for word in ("anna", "bert", "carl", "dora")],
+        [f"{year}_{name}" for year in (2019, 2020, 2021) for name in ("anna", "bert", "carl")],
+        [f"study{s}_MCI{p:02}" for s in range(1, 7) for p in range(6)],
+        [f"cage{c:02}_mouse{m}" for c in P for m in (1, 2, 3)],
+        [f"F{f:02}_{who}" for f in P for who in ("brother", "sister")],
     ):
         assert under_heads(names, names) == names
 
 
 def test_maps_and_steps_of_processing_are_told_from_names_that_look_alike():
-    stems = [f"{step}P{p:02}" for step in ("", "wm", "c1", "y_") for p in (1, 2, 3)]
-    found = processed(stems)
-    assert found["wmP01"] == ("P01", False)
-    assert found["c1P02"] == ("P02", True)
-    assert found["y_P03"] == ("P03", True)
-    assert "P01" not in found
-    assert processed(["m1", "1", "w1", "r2", "2"]) == {}
+    places = [("a/mri" if step else "a", f"{step}P{p:02}") for step in ("", "wm", "c1", "y_") for p in (1, 2, 3)]
+    found = processed(places)
+    assert found["a/mri", "wmP01"] == ("P01", False)
+    assert found["a/mri", "c1P02"] == ("P02", True)
+    assert found["a/mri", "y_P03"] == ("P03", True)
+    assert ("a", "P01") not in found
+    assert processed([("", f"{step}MCI{p:02}") for step in ("", "a") for p in P]) == {}
+    assert processed([("b" if step else "c", f"{step}P{p:02}") for step in ("", "wm") for p in P]) == {}
 
 
 def test_maps_and_other_volumes_of_freesurfer_are_left_out_and_said(tmp_path):
@@ -131,6 +178,13 @@ def test_maps_and_other_volumes_of_freesurfer_are_left_out_and_said(tmp_path):
     layout = lay(tmp_path / "fs", names)
     assert sorted(layout.keys) == sorted(f"b{p:02}/mri/T1.mgz" for p in P)
     assert lay(tmp_path / "fs", [], exclude=("T1.mgz",)).keys[0] == "b01/mri/brain.mgz"
+    names = [f"b{p:02}/mri/{'T1' if p == 1 else 'brain'}.mgz" for p in P]  # not all have the same
+    assert sorted(lay(tmp_path / "mixed", names).keys) == sorted(names)
+
+
+def test_a_layout_that_is_asked_for_takes_folders_that_count_parts(tmp_path):
+    names = [f"batch_{b}/{k}.png" for b in (1, 2) for k in P]
+    assert set(lay(tmp_path, names, layout="subjects").subjects) == {"batch_1", "batch_2"}
 
 
 @pytest.fixture
@@ -140,7 +194,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("head", ["image_id", "image_name", "id_code", "Image Index", "file path", "img"])
+@pytest.mark.parametrize("head", ["image_id", "image_name", "id_code", "Image Index", "file path", "img", "filepath"])
 @pytest.mark.parametrize("end", ["", ".png", ".dcm"])
 def test_columns_that_name_images_with_or_without_their_suffix(pictures, head, end):
     rows = "".join(f"ISIC_{p:07}{end},{'ab'[p % 2]}\n" for p in P)
@@ -158,6 +212,19 @@ def test_a_lesion_is_a_person_and_a_workbook_is_none(pictures):
     (pictures / "t.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"workbook.*Save its sheet as CSV"):
         read_table(pictures / "t.xlsx")
+
+
+@pytest.mark.parametrize("head", ["patient_id,image_id,sex", "Subject ID,Sex,Image ID"])
+def test_people_go_before_columns_that_might_name_images(tmp_path, head):
+    for p in P:
+        Image.new("L", (16, 16), 20 * p).save(tmp_path / f"P{p:02}_1.png")
+    cells = {"patient": "P{p:02}", "subject": "P{p:02}", "image": "I{p:05}", "sex": "F"}
+    columns = [cells[name.lower().replace("_", " ").split()[0]] for name in head.split(",")]
+    rows = "".join(",".join(columns).format(p=p) + "\n" for p in P)
+    (tmp_path / "t.csv").write_text(f"{head}\n{rows}")
+    sex = next(name for name in head.split(",") if name.lower() == "sex")
+    data = open_data(DataConfig(data=str(tmp_path), labels=f"{tmp_path / 't.csv'}:{sex}"))
+    assert all((images.labels == 0).all() for images in data.splits.values())
 
 
 def test_letters_join_over_gaps():

@@ -183,7 +183,7 @@ _BRAIN = Preset(
     prior_training=(
         replace(_PRIOR_TRAINING, max_steps=4800, max_minutes=40, evaluations=8),
         replace(_PRIOR_TRAINING, max_steps=4500, max_minutes=60, evaluations=6),
-        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=50, evaluations=4),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=50, evaluations=4),
     ),
     size="128x128",
 )

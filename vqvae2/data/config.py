@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -119,9 +120,10 @@ class DataConfig(SliceConfig):
             stated[name] = numbers
         return stated
 
-    def number_names(self) -> tuple[str, ...]:
-        """The columns of `numbers`, which may be joined by commas."""
-        return tuple(name.strip() for text in self.numbers for name in text.split(",") if name.strip())
+    def number_names(self, known: Container[str]) -> tuple[str, ...]:
+        """The columns of `numbers`, which may be joined by commas; a known name may hold some itself."""
+        parts = (part for text in self.numbers for part in ([text] if text in known else text.split(",")))
+        return tuple(name.strip() for name in parts if name.strip())
 
     def height_width(self) -> tuple[int, int] | None:
         """The wanted (height, width) in pixels, None for the images' own; UserError if it is not HxW."""

@@ -23,7 +23,6 @@ from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
 
-_OPENNEURO = re.compile(r"ds\d{6}(?:\W.*)?")
 _SAME_PEOPLE = {"visit", "kind", "source", "plane"}
 """Attributes under whose folders the same people are found again."""
 
@@ -61,14 +60,21 @@ def _split_of(name: str) -> str | None:
     return found[0][1] if len(found) == 1 and plain and (rest or len(found[0][0]) > 2) else None
 
 
-def _paired_splits(names: set[str]) -> dict[str, tuple[str, str]]:
+def _paired_splits(folders: Folders) -> dict[str, tuple[str, str]]:
     """Folders that differ by the word of a split alone, as ``multicoil_train`` and ``multicoil_val``.
 
     Returns:
         By name the split, and the rest of the name where there are several rests: ``AD`` of ``train_AD``.
     """
     groups: dict[str, dict[str, str]] = {}
-    for name in names:
+    texts: dict[str, str] = {}  # of a rest, as it is written first
+    above: dict[str, set[tuple[str, ...]]] = {}
+    for parts in folders:
+        for depth, name in enumerate(parts):
+            above.setdefault(name, set()).add(parts[:depth])
+    for name, places in above.items():
+        if len(places) > 1:  # P01/motor_train, P02/motor_train: of each person
+            continue
         words = re.split(r"[_\-. ]+", spaced(name))
         found = [
             (place, split)
@@ -78,19 +84,22 @@ def _paired_splits(names: set[str]) -> dict[str, tuple[str, str]]:
         ]
         if len(found) == 1 and not _split_of(name):
             place, split = found[0]
-            groups.setdefault("_".join(words[:place] + words[place + 1 :]), {})[name] = split
-    pairs = {
-        rest: held for rest, held in groups.items() if rest and "train" in held.values() and len(set(held.values())) > 1
-    }
+            rest = "_".join(words[:place] + words[place + 1 :])
+            texts.setdefault(rest.lower(), rest)
+            groups.setdefault(rest.lower(), {})[name] = split
+    groups.pop("", None)
+    if not any("train" in held.values() and len(set(held.values())) > 1 for held in groups.values()):
+        return {}
+    several = len(groups) > 1  # train_CN besides, which has no test_CN
     return {
-        name: (split, rest if len(pairs) > 1 else "") for rest, held in pairs.items() for name, split in held.items()
+        name: (split, texts[rest] if several else "") for rest, held in groups.items() for name, split in held.items()
     }
 
 
 def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     """Read the splits that folders name, and return the names of the other folders that can tell something."""
     folders: Folders = [tuple(key.split("/")[:-1]) for key in layout.keys]
-    paired = _paired_splits({name for parts in folders for name in parts})
+    paired = {} if layout.volumes and is_bids(layout.folder, layout.keys) else _paired_splits(folders)
     splits = [
         next(filter(None, (paired[name][0] if name in paired else _split_of(name) for name in parts)), None)
         for parts in folders
@@ -122,20 +131,21 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     if wanted == "flat":
         return [()] * len(layout.keys)
     folders = [tuple(name for name in parts if not _is_neutral(name)) for parts in folders]
-    return _telling(folders)
+    return _telling(layout, folders, wanted not in ("classes", "subjects"))
 
 
 def _is_neutral(name: str) -> bool:
     return all(map(rules.NEUTRAL.fullmatch, re.split(r"[_\-. ]+", name.lower())))
 
 
-def _telling(folders: Folders) -> Folders:
+def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
     """Leave out the levels of folders whose name is the same for all or counts parts of the data, and the last ones of
     visits or kinds of image."""
     depth = 0
     while depth < max(map(len, folders)):
         here = {parts[depth] for parts in folders if len(parts) > depth}
-        if len(here) == 1 or all(map(rules.PART.fullmatch, here)) or _are_shards(folders, depth):
+        counted = parts_too and (_are_parts(layout, folders, depth) or _are_shards(folders, depth))
+        if len(here) == 1 or counted:
             folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
         else:
             depth += 1
@@ -151,6 +161,15 @@ def _telling(folders: Folders) -> Folders:
         else:
             break
     return folders
+
+
+def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
+    """Whether folders count parts of the data, and what lies in them tells people: ``fold_1/AD/P01``."""
+    here = [i for i, parts in enumerate(folders) if len(parts) > depth]
+    if not all(rules.PART.fullmatch(folders[i][depth]) for i in here):
+        return False
+    keys = [layout.keys[i] for i in here if len(folders[i]) == depth + 1]
+    return all(who != key for who, key in zip(guess_subjects(keys, layout.volumes), keys, strict=True))
 
 
 def _are_shards(folders: Folders, depth: int) -> bool:
@@ -203,18 +222,28 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
     layout.subjects = _with_headers(layout, _by_numbers(layout, _without_zeros(layout, subjects, folders), folders))
 
 
+def _home(folder: Path, name: str) -> str:
+    """The BIDS data set that a folder is, by OpenNeuro's number or its own description; "" for none, or what was made
+    of another one."""
+    if number := re.match(r"ds\d{6}", name.rsplit("/", 1)[-1]):
+        return number[0]
+    try:
+        text = (folder / name / "dataset_description.json").read_text() if name else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return "" if re.search(r'"derivative"|PipelineDescription|GeneratedBy', text) else name if text else ""
+
+
 def _by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
     """Keep apart people of the same name in several BIDS data sets, ``ds000001/sub-01`` and ``ds000002/sub-01``."""
     sets: list[str] = []
-    is_set: dict[str, bool] = {}
+    homes_of: dict[str, str] = {}
     for key in layout.keys:
         found = re.match(r"(.+?)/(?:(?:derivatives|rawdata|sourcedata)/.*?)?sub-[A-Za-z0-9]+/", key)
         name = found[1] if found else ""
-        if name not in is_set:
-            last = name.rsplit("/", 1)[-1]
-            described = (layout.folder / name / "dataset_description.json").is_file()
-            is_set[name] = bool(name) and last != "derivatives" and (bool(_OPENNEURO.fullmatch(last)) or described)
-        sets.append(name if is_set[name] else "")
+        if name not in homes_of:
+            homes_of[name] = _home(layout.folder, name)
+        sets.append(homes_of[name])
     homes: dict[str, set[str]] = {}
     for who, home in zip(subjects, sets, strict=True):
         homes.setdefault(who, set()).add(home)
@@ -230,6 +259,8 @@ def _by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
 
 def _without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take ``sub1`` and ``sub01`` for one person where no folder has both, and say so."""
+    if not _SAME_PEOPLE & layout.attributes.keys() or any(layout.splits):
+        return subjects
     forms: dict[str, dict[str, set[tuple[str, ...]]]] = {}
     for who, place in zip(subjects, folders, strict=True):
         if "/" not in who:
@@ -250,7 +281,7 @@ def _without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> lis
 
 def _by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
-    if not {"visit", "kind", "plane"} & layout.attributes.keys():
+    if not {"visit", "kind", "plane"} & layout.attributes.keys() or any(layout.splits):
         return subjects
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
@@ -343,7 +374,7 @@ def _meaning(layout: Layout, names: list[str], above: Folders, below: list[str])
     if (
         all(below)
         and not any(re.search(r"\d", name) for name in distinct)
-        and _numbered({name for _, name in within})
+        and all(re.match(r"\d\d", name) for _, name in within)
         and len({name for _, name in within}) == len(within) > len(distinct)
         and not all(_tells_no_person(name) for _, name in within)
     ):
@@ -393,7 +424,8 @@ def _people_of(layout: Layout, names: list[str], above: Folders) -> list[str]:
 def _drawn_from_many(names: list[str]) -> bool:
     """Whether numbers count nothing that begins anew, but were drawn from a long list: 103918 of two folders."""
     numbers = sorted({int(name) for name in names if name.isdecimal()})
-    return bool(numbers) and numbers[-1] >= 10_000 and numbers[-1] - numbers[0] > 9 * len(numbers)
+    neighbours = sum(b - a == 1 for a, b in pairwise(numbers))
+    return bool(numbers) and numbers[-1] >= 10_000 and numbers[-1] - numbers[0] > 9 * len(numbers) > 90 * neighbours
 
 
 def _are_chunks(keys: list[str], names: list[str]) -> bool:

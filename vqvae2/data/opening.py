@@ -167,10 +167,10 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     edges = config.edges()
     if unused := sorted(set(edges) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--bins", "Give --labels FILE:COLUMN with them")
-    numbers = config.number_names()
+    numbers = config.number_names(texts)
     if unused := sorted(set(numbers) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--numbers", "Give --labels FILE:COLUMN with them")
-    if both := sorted(set(edges) & set(numbers)):
+    if like is None and (both := sorted(set(edges) & set(numbers))):
         raise UserError(f"{both[0]} is to be binned and to stay a number", "--numbers", "Leave out one of the flags")
     labels = encode(
         texts,

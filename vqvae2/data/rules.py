@@ -98,7 +98,7 @@ WORDS = (  # the first that fits decides
     Word(
         "copy",
         r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|copy|"
-        r"kopie|rf|[0-9a-f]{24,40}|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
+        r"kopie|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
         r"aug[a-z]*|flip|rot[a-z]*|copy|noise|zoom|shift",
         "case_004_slice_3_aug_2.png",
     ),
@@ -146,7 +146,7 @@ GROUP_WORDS = re.compile(
 )
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
-PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?)[\W_]*\d+", re.IGNORECASE)
+PART = re.compile(r"(?:\D*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?)[\W_]*\d+", re.IGNORECASE)
 """Folders that count parts of the data: ``images_001``, ``fold_2``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
@@ -190,12 +190,16 @@ CLASS_STEMS = {
 WORDNET = re.compile(r"n\d{8}")
 """Folders of ImageNet's classes."""
 
-FILE_COLUMNS = re.compile(r"(?:file|image|img)(?:[ _-]?(?:path|name|file|id|index))?|(?:file)?path|id_code")
+FILE_COLUMNS = ("file", "filename", "path", "image")
 """Columns that name images."""
+OTHER_FILE_COLUMNS = re.compile(r"(?:file|image|img)(?:[ _-]?(?:path|name|file|id|index))?|filepath|id_code")
+"""Columns that name images where none of those is there, and none that names people."""
 SUBJECT_COLUMNS = re.compile(
-    r"(?:sub(?:j|ject)?|participant|patient|person|case|lesion|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
+    r"(?:sub(?:j|ject)?|participant|patient|person|case|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
 )
 """Columns that name people, also beside a column of files."""
+LESION_COLUMNS = re.compile(r"lesion[ _-]?(?:id|name|code)")
+"""Columns that name what several images show, where no column names people."""
 ID_COLUMNS = re.compile(r".*id|pseudonym|code|name")
 """Columns that may name people where no column names files: ``IXI_ID``, ``PTID``, ``eid``, ``BraTS21ID``."""
 VISIT_COLUMNS = re.compile(

@@ -14,10 +14,20 @@ _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})
 _GAP = re.compile(r"[_\-. ]+|(?<=\d)(?=[LRlr]$)|(?<=\d)(?=[A-Z][a-z]{2,}\d)")
 _LONG = re.compile(r"\d{5,}$")
 _PERSON = re.compile(
-    r"(?:twin|sib|child|mother|father|sub|subj|subject|patient|pat|pt|case|person|participant|id|p|hc|pd|ad|nc|cn)s?"
-    r"[\W_]*\d*",
+    r"(?:twin|sib|child|mother|father|brother|sister|son|daughter|giver|receiver|sub|subj|subject|patient|pat|pt|case|"
+    r"person|participant|volunteer|id|p|hv|hc|pd|ad|nc|cn|mci|mdd|sz|ms|ctrl|control|mouse|mice|rat|animal|pup|monkey)s?"
+    r"(?:[\W_]*\d+)?(?:[\W_].*)?",
     re.IGNORECASE,
 )
+"""Endings that are people: ``family01_twin1``, ``study1_MCI01``."""
+_GROUP = re.compile(
+    r"(?:(?:study|trial|exp(?:eriment)?|lab|cage|block|litter|dyad|pair|family|fam|image|img|im|scan|s|l|f)[\W_]*\d+|"
+    r"(?:19|20)\d\d|\d{1,2})",
+    re.IGNORECASE,
+)
+"""Heads that are no person."""
+Place = tuple[str, str]
+
 _LEAST = 3  # heads with several endings, or names with processed forms
 _MAP = re.compile(r"i?y_|wj_|[mwrs]{0,4}[pc][0-6]")  # of tissue or deformation, by SPM and CAT12
 _STEP = re.compile(r"[amrsuw]{1,4}")  # of their processing
@@ -62,25 +72,32 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
     return names
 
 
-def processed(stems: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Find what SPM and CAT12 made of other files: ``wmP01`` and ``c1P01`` of ``P01``.
+def processed(places: Sequence[Place]) -> dict[Place, tuple[str, bool]]:
+    """Find what SPM and CAT12 made of other volumes: ``wmP01`` and ``c1P01`` of ``P01``.
 
     Args:
-        stems: names without suffix.
+        places: folder, with forward slashes, and name without suffix of each.
 
     Returns:
-        By name that of the file that it was made of, and whether it is a map of tissue or deformation.
+        By place the name of that which it was made of, which lies beside it or, of a folder ``mri``, above it, and
+        whether it is a map of tissue or deformation. Empty where the names may be read otherwise: fewer than three of
+        them, or one letter in front of all (``aMCI01``).
     """
-    known, found = set(stems), {}
-    for stem in known:
+    known = set(places)
+    found: dict[Place, tuple[str, bool]] = {}
+    steps = set()
+    for folder, stem in known:
+        above = re.sub(r"(?:^|/)mri$", "", folder)
         for end in range(1, 7):
             begin, base = stem[:end], stem[end:]
             is_map = _MAP.fullmatch(begin) is not None
-            if not (is_map or _STEP.fullmatch(begin)) or base not in known:
+            if not (is_map or _STEP.fullmatch(begin)) or not {(folder, base), (above, base)} & known:
                 continue
             if len(base) > 2 and re.search(r"[^\W\d_]", base):
-                found[stem] = (base, is_map)
-    return found if len({base for base, _ in found.values()}) >= _LEAST else {}
+                found[folder, stem] = (base, is_map)
+                steps.add(begin)
+    several = len({base for base, _ in found.values()}) >= _LEAST
+    return found if several and (len(steps) > 1 or max(map(len, steps)) > 1) else {}
 
 
 def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str]:
@@ -88,7 +105,7 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
 
     The first gap behind a number parts head and ending; where that does not fit all names, the second, then the third.
     It fits where three heads at least have several endings, no more different endings than there are heads (four times
-    as many beside a number of five digits or more, which counts no scans), and neither is a group or a person of its
+    as many where all heads end in five digits or more, which count no scans), and neither is a group or a person of its
     own. The reading is told as a doubt.
 
     Args:
@@ -106,15 +123,16 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         endings: dict[str, set[str]] = defaultdict(set)
         for name, head, own in zip(names, read, gaps, strict=True):
             if head and len(own) >= place:
-                endings[head].add(name.removeprefix(head).replace(head, "").strip("_-. "))
+                ending = re.sub(rf"(?<![^\W_]){re.escape(head)}(?![^\W_])", "", name.removeprefix(head))
+                endings[head].add(ending.strip("_-. "))
         heads = {head for head, held in endings.items() if held != {""}}
         several = {head for head in heads if len(endings[head]) > 1}
         different = set().union(*(endings[head] for head in heads)) - {""}
-        long = all(map(_LONG.search, heads)) or all(map(_LONG.match, different))
+        long = all(map(_LONG.search, heads))
         if (
             len(several) < _LEAST
             or len(different) > (4 if long else 1) * len(endings)
-            or any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) for head in heads)
+            or any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) or _GROUP.fullmatch(head) for head in heads)
             or any(map(_PERSON.fullmatch, different))
         ):
             continue

@@ -16,7 +16,7 @@ from vqvae2.errors import UserError
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 _ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
 _DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
-_FREESURFER = ("T1.mgz", "brain.mgz", "norm.mgz", "orig.mgz", "nu.mgz")  # the first that is there
+_FREESURFER = ("T1.mgz", "brain.mgz", "norm.mgz", "orig.mgz", "nu.mgz")
 _AVERAGE = re.compile(r"fsaverage.*|.*_average", re.IGNORECASE)
 _PERSON_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/")
 _ANATOMY_FOLDER = re.compile(r"(?:^|/)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/")
@@ -113,41 +113,37 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
 
 
 def _of_freesurfer(layout: Layout) -> None:
-    """Of FreeSurfer's subjects take one volume each, and not its averages of other people."""
-    own = {
-        i
-        for i, path in enumerate(layout.paths)
-        if "mri" in path.parts[-3:-1] and path.name.lower().endswith((".mgz", ".mgh"))
-    }
-    for name in _FREESURFER if own else ():
-        taken = {
-            i
-            for i in own
-            if (path := layout.paths[i]).name == name
-            and path.parent.name == "mri"
-            and not _AVERAGE.fullmatch(path.parts[-3])
-        }
-        if left := own - taken if taken else set():
-            told = f"left out; mri/{name} of each subject is taken, and --exclude {name} takes another one"
-            layout.skipped.append((f"{len(left):,} other volumes of FreeSurfer", told))
-            keep(layout, [i for i in range(len(layout.paths)) if i not in left])
-        if taken:
-            return
+    """Of each of FreeSurfer's subjects take one volume, and none of its averages of other people."""
+    mri: dict[Path, dict[str, int]] = defaultdict(dict)
+    for i, path in enumerate(layout.paths):
+        if path.name.lower().endswith((".mgz", ".mgh")) and "mri" in path.parts[-3:-1]:
+            folder = path.parent if path.parent.name == "mri" else path.parents[1]
+            mri[folder]["/".join(path.parts[len(folder.parts) :])] = i
+    left: set[int] = set()
+    for folder, held in mri.items():
+        first = next((name for name in _FREESURFER if name in held), None)
+        if _AVERAGE.fullmatch(folder.parent.name):
+            left |= set(held.values())
+        elif first is not None:
+            left |= {i for name, i in held.items() if name != first}
+    if left:
+        told = (
+            "left out; of each subject the first is taken of " + ", ".join(_FREESURFER) + "; --exclude leaves out one"
+        )
+        layout.skipped.append((f"{len(left):,} other volumes of FreeSurfer", told))
+        keep(layout, [i for i in range(len(layout.paths)) if i not in left])
 
 
 def _leave_out_maps(layout: Layout) -> None:
     """Leave out the maps that SPM and CAT12 made of the volumes that are there."""
-    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
-    made = processed(stems)
-    rows = [i for i, stem in enumerate(stems) if not made.get(stem, ("", False))[1]]
-    if len(rows) < len(stems):
-        shown = next(key for key, stem in zip(layout.keys, stems, strict=True) if made.get(stem, ("", False))[1])
-        layout.skipped.append(
-            (
-                f"{len(stems) - len(rows):,} maps of tissue or deformation",
-                f"left out by their names, as SPM and CAT12 give them ({shown}); --include-masks takes them",
-            )
-        )
+    if not layout.volumes:
+        return
+    places = [(key.rpartition("/")[0], stem_of(key.rpartition("/")[2])) for key in layout.keys]
+    made = processed(places)
+    rows = [i for i, place in enumerate(places) if not made.get(place, ("", False))[1]]
+    if left := [key for i, key in enumerate(layout.keys) if i not in set(rows)]:
+        told = f"left out by their names, as SPM and CAT12 give them ({left[0]}); --include-masks takes them"
+        layout.skipped.append((f"{len(left):,} maps of tissue or deformation", told))
         keep(layout, rows)
 
 

@@ -77,9 +77,9 @@ def words_of(name: str) -> tuple[Token, ...]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]", text) and _begins(tokens):
+        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]", text) and _begins(tokens):
             role, taken = "", ""  # a letter that begins a name is the person's
-        elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number":  # 12 months
+        elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number" and not digits_follow:  # 12 months
             role, tokens[-1] = "visit", tokens[-1]._replace(role="visit")
         of_number = taken
         tokens.append(Token(text, start, start + len(text), role))
@@ -108,7 +108,7 @@ def known_subject(text: str) -> str | None:
 
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
-    return re.sub(r"(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)
+    return re.sub(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)  # .rf.HASH: an export's copy
 
 
 def person_of(stem: str, volume: bool = False) -> str:
@@ -139,7 +139,8 @@ def person_of(stem: str, volume: bool = False) -> str:
     if not named:
         return ""
     sliced = [token for token in tokens if token.role == "slice" and token.text.isdecimal()]
-    if not volume and sliced and named == [tokens[-1]] and named[0].role == "number":
+    series = re.match(r"(?:im|img|image)[_\-. ]\d", stem, re.IGNORECASE)
+    if not volume and series and sliced and named == [tokens[-1]] and named[0].role == "number":
         return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
@@ -184,8 +185,10 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         ['P003', 'P003']
     """
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
-    made = processed(stems)
-    stems = [made.get(stem, (stem,))[0] for stem in stems]
+    if volumes:
+        places = [(key.rpartition("/")[0], stem) for key, stem in zip(keys, stems, strict=True)]
+        made = processed(places)
+        stems = [made.get(place, (place[1],))[0] for place in places]
     known = [known_subject(key) for key in keys]
     names = [k or _by_name(stem, key, volumes) for k, stem, key in zip(known, stems, keys, strict=True)]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]

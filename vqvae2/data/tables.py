@@ -233,8 +233,12 @@ def read_table(path: Path) -> Table:
     """Read a CSV or TSV file that names images or people; raises UserError where it cannot be used."""
     columns, rows, notes = _read_rows(path)
     folded = {name: re.sub(r"\s+", " ", name.lower()) for name in columns}
-    file_column = next((name for name in columns if rules.FILE_COLUMNS.fullmatch(folded[name])), None)
+    file_column = next((name for name in columns if folded[name] in rules.FILE_COLUMNS), None)
     people = [name for name in columns if rules.SUBJECT_COLUMNS.fullmatch(folded[name])]
+    if file_column is None and not people:
+        file_column = next((name for name in columns if rules.OTHER_FILE_COLUMNS.fullmatch(folded[name])), None)
+    if not people and file_column is not None:
+        people = [name for name in columns if rules.LESION_COLUMNS.fullmatch(folded[name])]
     if file_column is None:
         people += [name for name in columns if rules.ID_COLUMNS.fullmatch(folded[name]) and name not in people]
     visit_column = next((name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])), None)
@@ -259,15 +263,16 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     """The columns and rows of a table, and a note on rows that are longer or shorter, which are left out."""
     if reason := no_content(path):
         raise UserError(f"the table of labels cannot be read ({reason})", path)
-    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        raise UserError("the table of labels is a workbook", path, "Save its sheet as CSV")
     try:
+        with open(path, "rb") as file:
+            if file.read(4) in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+                raise UserError("the table of labels is a workbook", path, "Save its sheet as CSV")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"the table of labels cannot be read ({error.strerror})", path) from None
     except UnicodeDecodeError:
         raise UserError("the table of labels is not UTF-8 text", path, "Save it as CSV in UTF-8") from None
-    while _NOT_YET.match(text):
+    while _NOT_YET.match(text) and re.search(r"[,;\t]", text.partition("\n")[2]):
         text = text.partition("\n")[2]
     head = re.sub(r'"[^"]*"', "", text.split("\n", 1)[0])
     delimiter = max("\t,;", key=head.count)
