@@ -158,7 +158,6 @@ _BRAIN = Preset(
         level_dropout=0.4,
         ssim_weight=1.0,
         foreground_weight=5.0,
-        upper_decoder="upsample",
     ),
     # Limits in steps, so that every machine trains the same model; minutes are an upper bound for slow ones.
     vqvae_training=replace(_OURS_TRAINING, batch_size=8, max_steps=4800, max_minutes=60, evaluations=6),
@@ -181,8 +180,8 @@ _BRAIN = Preset(
         replace(_PRIOR, num_layers=6, attention_every=0, patch=2, dropout=0.1, position_logits=False),
     ),
     prior_training=(
-        replace(_PRIOR_TRAINING, max_steps=4800, max_minutes=40, evaluations=8),
-        replace(_PRIOR_TRAINING, max_steps=4500, max_minutes=60, evaluations=6),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=20, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=30, evaluations=6),
         replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=50, evaluations=4),
     ),
     size="128x128",
