@@ -166,7 +166,7 @@ class VQVAETask:
         scores |= {f"{split}/{name}": value for name, value in sharpness.figures().items()}
         for name, count in zip(model.levels, counts, strict=True):
             scores |= _code_figures(name, count)
-            self.used[f"{name}/codes_by_rank"] = count.counts_foreground.tolist()
+            self.used[f"{name}/codes_by_rank"] = count.counts_foreground.cpu().tolist()
         return scores
 
 
