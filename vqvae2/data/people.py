@@ -1,0 +1,141 @@
+"""Whom images show, after folders and names were read: data sets, zeros, numbers and headers; and what is uncertain."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from vqvae2.data.selection import Layout
+from vqvae2.data.subjects import spaced, stem_of, words_of
+
+Folders = list[tuple[str, ...]]
+
+SAME_PEOPLE = {"visit", "kind", "source", "plane"}
+"""Attributes under whose folders the same people are found again."""
+
+
+def with_headers(layout: Layout, subjects: list[str]) -> list[str]:
+    """Whom images show where only some have a header that tells it: a person by folder or name is one patient."""
+    patients: dict[str, set[str]] = {}
+    for header, who in zip(layout.subjects, subjects, strict=True):
+        patients.setdefault(who, set()).update({header} - {""})
+    torn = [who for header, who in zip(layout.subjects, subjects, strict=True) if not header and len(patients[who]) > 1]
+    if torn:
+        layout.subject_doubts.append(
+            f"{len(torn):,} DICOM series name no patient, and others of {torn[0]} name several; "
+            "--subject-pattern tells whose they are"
+        )
+    return [
+        header or (min(patients[who]) if len(patients[who]) == 1 else who)
+        for header, who in zip(layout.subjects, subjects, strict=True)
+    ]
+
+
+def by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
+    """Keep apart people of the same name in several BIDS data sets, ``ds000001/sub-01`` and ``ds000002/sub-01``."""
+    sets: list[str] = []
+    homes_of: dict[str, str] = {}
+    for key in layout.keys:
+        found = re.match(r"(.+?)/(?:(?:derivatives|rawdata|sourcedata)/.*?)?sub-[A-Za-z0-9]+/", key)
+        name = found[1] if found else ""
+        if name not in homes_of:
+            homes_of[name] = _home(layout.folder, name)
+        sets.append(homes_of[name])
+    homes: dict[str, set[str]] = {}
+    for who, home in zip(subjects, sets, strict=True):
+        homes.setdefault(who, set()).add(home)
+    shared = [who for who, held in homes.items() if len(held - {""}) > 1]
+    if not shared:
+        return subjects
+    layout.subject_doubts.append(
+        f"{len(shared):,} names such as {shared[0]} stand in several BIDS data sets, and are read as other people in "
+        "each; --subject-pattern tells otherwise, and a table must name the images"
+    )
+    return [f"{home}/{who}" if who in set(shared) and home else who for who, home in zip(subjects, sets, strict=True)]
+
+
+def _home(folder: Path, name: str) -> str:
+    """The BIDS data set that a folder is, by OpenNeuro's number or its own description; "" for none, or what was made
+    of another one."""
+    if number := re.match(r"ds\d{6}", name.rsplit("/", 1)[-1]):
+        return number[0]
+    try:
+        text = (folder / name / "dataset_description.json").read_text() if name else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return "" if re.search(r'"derivative"|PipelineDescription|GeneratedBy', text) else name if text else ""
+
+
+def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
+    """Take ``sub1`` and ``sub01`` for one person where no folder has both, and say so."""
+    if not SAME_PEOPLE & layout.attributes.keys() or any(layout.splits):
+        return subjects
+    forms: dict[str, dict[str, set[tuple[str, ...]]]] = {}
+    for who, place in zip(subjects, folders, strict=True):
+        if "/" not in who:
+            forms.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", who), {}).setdefault(who, set()).add(place)
+    one: dict[str, str] = {}
+    for held in forms.values():
+        places = [place for at in held.values() for place in at]
+        if len(held) > 1 and len(places) == len(set(places)):
+            one |= dict.fromkeys(held, max(held, key=len))
+    if one:
+        who = next(name for name in one if one[name] != name)
+        layout.subject_doubts.append(
+            f"names that differ by zeros alone are read as one subject, such as {who} and {one[who]}; if they are two, "
+            "give --subject-pattern"
+        )
+    return [one.get(who, who) for who in subjects]
+
+
+def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
+    """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
+    if not {"visit", "kind", "plane"} & layout.attributes.keys() or any(layout.splits):
+        return subjects
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
+    classes = layout.attributes.get("class") or [""] * len(stems)
+    return [
+        f"{name}/{stem}".strip("/") if who == key and stem.isdecimal() and often[stem] > 1 else who
+        for who, key, stem, name in zip(subjects, layout.keys, stems, classes, strict=True)
+    ]
+
+
+def warn_of_copies(layout: Layout) -> None:
+    """Say that changed copies of images lie among them, where their names do not tell of whom they are."""
+    copies = [_copy_pattern(key) for key in layout.keys]
+    originals = {who for who, copy in zip(layout.subjects, copies, strict=True) if not copy}
+    loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
+    if originals and loose:
+        layout.subject_doubts.append(
+            f"{len(loose):,} images look like augmented copies by their names, such as {layout.keys[loose[0]]}, but "
+            "the names do not say of which image, so copies of held-out people may be in the training set; "
+            f"--exclude '{copies[loose[0]]}' leaves them out"
+        )
+
+
+def _copy_pattern(key: str) -> str:
+    """A pattern for the folders or names that tell a copy, as this one does; "" if it does not."""
+    *folders, name = key.split("/")
+    for part in (*folders, stem_of(name)):
+        for word in words_of(spaced(part)):
+            if word.role == "copy" and not word.text.startswith("("):
+                return part if part in folders else f"*{word.text}*"
+    return ""
+
+
+def warn_of_few(layout: Layout) -> None:
+    """Say so where names tell a few words instead of people: ``cat.0.jpg``, ``dog.0.jpg``."""
+    counts = Counter(layout.subjects)
+    by_words = (
+        layout.told_by == "the names of the files" and not layout.volumes and not any(numbered({who}) for who in counts)
+    )
+    if by_words and 1 < len(counts) < 10 and len(layout.keys) >= 8 * len(counts):
+        shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
+        layout.subject_doubts.append(
+            f"the names identify {len(counts)} subjects: {shown}; if these are classes, "
+            "--subject-pattern '.+' counts each image as a person"
+        )
+
+
+def numbered(names: set[str]) -> bool:
+    return all(re.search(r"\d", name) for name in names)
