@@ -48,6 +48,7 @@ class Plane:
 
     unit = "points_per_second"
     rate_flag, restarts, compiled_pays_on_cpu = "--learning-rate", False, True
+    guide_share = 0.0
     score = "selection/loss"
 
     def __init__(

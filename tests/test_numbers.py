@@ -11,8 +11,8 @@ from vqvae2.covariates import nearest, number_values
 from vqvae2.data import DataConfig, open_data
 from vqvae2.data.labels import encode
 from vqvae2.errors import UserError
+from vqvae2.labels import draw_labels, label_rows
 from vqvae2.report import number_figures
-from vqvae2.sampling import draw_labels, label_rows
 from vqvae2.stages.sweep import places_to_sweep
 
 AGES = number_values(20, 80)

@@ -12,13 +12,12 @@ from tiny_priors import ATTRIBUTES, tiny_prior
 from torch import Tensor
 
 from vqvae2.errors import UserError
+from vqvae2.labels import draw_labels, label_rows
 from vqvae2.prior import Prior
 from vqvae2.sampling import (
     Samples,
     Sharpness,
     check_priors,
-    draw_labels,
-    label_rows,
     log_probabilities,
     sample,
     sample_chunk,
@@ -413,3 +412,71 @@ def test_guidance_needs_a_label(models):
     model, priors = tiny_models(labelled=False)
     with pytest.raises(ValueError, match="needs a label"):
         sample(model, priors, 2, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def guides(models) -> list[Prior]:
+    """The priors with other weights, as if early in their training."""
+    weak = []
+    for i, prior in enumerate(models[1]):
+        torch.manual_seed(10 + i)
+        other = Prior(prior.config).eval()
+        other.load_state_dict({name: t + 0.3 * torch.randn_like(t) for name, t in prior.state_dict().items()})
+        weak.append(other)
+    return weak
+
+
+@pytest.mark.parametrize(("weight", "label_weight", "min_p"), [(2.0, 1.0, 0.0), (1.5, 2.0, 0.2), (0.0, 1.0, 0.0)])
+def test_autoguidance_draws_from_the_logits_of_prior_and_guide(models, guides, weight, label_weight, min_p):
+    """Each code drawn is the one that the logits of the full forms, mixed by hand, give for its random number."""
+    model, priors = models
+    label = torch.tensor([[1, 2]]).expand(4, -1)
+    settings = {"autoguidance": weight, "guides": guides, "guidance": label_weight, "min_p": min_p}
+    made = sample(model, priors, 4, label, seed=3, chunk_size=4, **settings)
+    for i, (prior, guide) in enumerate(zip(priors, guides, strict=True)):
+        own, without = (prior(made.codes[i], made.codes[:i], rows).double() for rows in (label, label * 0 - 1))
+        weak = guide(made.codes[i], made.codes[:i], label).double()
+        p = (own + (weight - 1) * (own - weak) + (label_weight - 1) * (own - without)).softmax(1)
+        p = torch.where(own.softmax(1) >= min_p * own.softmax(1).amax(1, keepdim=True), p, 0.0)
+        cumulative = p.cumsum(1) / p.sum(1, keepdim=True)
+        uniform = np.stack([np.random.default_rng([3, row, i]).random(made.codes[i][0].numel()) for row in range(4)])
+        expected = (cumulative <= torch.from_numpy(uniform).view(4, 1, *made.codes[i].shape[1:])).sum(1)
+        assert float((expected == made.codes[i]).double().mean()) > 0.97  # the two forms round differently
+        nll = F.cross_entropy(own, made.codes[i], reduction="none").flatten(1).mean(1)
+        torch.testing.assert_close(made.nll[:, i], nll, atol=1e-4, rtol=1e-4)
+
+
+def test_autoguidance_of_one_is_no_guidance(models, guides):
+    model, priors = models
+    plain = sample(model, priors, 5, seed=2)
+    assert equal(sample(model, priors, 5, seed=2, autoguidance=1.0, guides=guides), plain)
+    assert equal(sample(model, priors, 5, seed=2, autoguidance=3.0, guides=priors), plain), "a guide of equal weights"
+    assert not equal(sample(model, priors, 5, seed=2, autoguidance=3.0, guides=guides), plain)
+
+
+def test_autoguidance_needs_a_guide_of_the_same_maps(models, guides):
+    model, priors = models
+    with pytest.raises(ValueError, match="needs a guide"):
+        sample(model, priors, 2, autoguidance=2.0)
+    with pytest.raises(ValueError, match="autoguidance >= 0"):
+        Sharpness(autoguidance=-1.0, guide=priors[0])
+    with pytest.raises(ValueError, match="guides needs 1 value or 2"):
+        sample(model, priors, 2, autoguidance=2.0, guides=[*guides, guides[0]])
+    with pytest.raises(ValueError, match="other maps"):
+        sample(model, priors, 2, autoguidance=2.0, guides=guides[::-1])
+
+
+def test_min_p_keeps_codes_by_their_share_of_the_most_probable(models):
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = log_probabilities(logits, Sharpness(min_p=0.3)).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.5, 0.3, 0.15, 0.0]]).double() / 0.95)
+    mixed = torch.tensor([[0.0, 0.0, 0.0, 9.0]])
+    kept = log_probabilities(mixed, Sharpness(min_p=0.5), own=logits).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.5, 0.5, 0.0, 0.0]]).double())
+    with pytest.raises(ValueError, match="min_p"):
+        Sharpness(min_p=1.5)
+    model, priors = models
+    greedy = sample(model, priors, 2, seed=1, min_p=1.0)
+    for level, prior in enumerate(priors):
+        logits = prior(greedy.codes[level], greedy.codes[:level])
+        assert float((logits.argmax(1) == greedy.codes[level]).double().mean()) > 0.97

@@ -27,6 +27,8 @@ from vqvae2.version import __version__
 
 FORMAT = 1  # of config.json and of the states; a reader refuses what is newer
 _CONFIG = "config.json"
+GUIDE = "guide"
+"""Folder of a weaker model beside a model's weights: the same one, early in its training."""
 _WEIGHTS = "model.safetensors"
 _SCALE = "::scale"  # behind the name of a tensor of 8 bits
 _ZIP_MAGIC = b"PK\x03\x04"

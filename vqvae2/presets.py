@@ -26,6 +26,8 @@ class Preset:
         augmentation: of the training images.
         copies: augmented copies of each training image whose codes the priors are trained on besides.
         sharpening: settings of the decoder's last part of the training, by name; none: there is no such part.
+        sampling: settings of sampling by name, a value for each level, top first: ``autoguidance`` and ``min_p``; none:
+            the priors' own distribution.
         size: --size of the data where the user gives none; None: the data's own.
         fit: --fit of the data where the user gives none.
         phantom_images: images of the phantom, where that is the data.
@@ -39,6 +41,7 @@ class Preset:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     copies: int = 0
     sharpening: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     size: str | None = None
     fit: Fit = "shrink"
     phantom_images: int = 2000
@@ -47,6 +50,11 @@ class Preset:
         """Return the settings of level ``index``, 0 the top; levels beyond the preset's take those of its last."""
         last = len(self.priors) - 1
         return self.priors[min(index, last)], self.prior_training[min(index, last)]
+
+    def sampling_for(self, levels: int) -> dict[str, tuple[float, ...]]:
+        """Return the settings of sampling, a value for each level; further levels take those of the preset's last."""
+        places = [min(i, len(self.priors) - 1) for i in range(levels)]
+        return {name: tuple(values[place] for place in places) for name, values in self.sampling.items()}
 
     def prior_for(
         self,

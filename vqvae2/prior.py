@@ -11,7 +11,7 @@ Shapes: B batch, h x w cells, n x m positions (cells, or patches of p x p of the
 C channels, R residual channels, A label attributes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,17 +21,16 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from vqvae2 import checkpoint
 from vqvae2.causal import (
-    Cache,
     CausalAttention,
     GatedBlock,
     Padding,
     Past,
-    RecordedCache,
     shift_down,
     shift_previous,
 )
 from vqvae2.conditioning import ConditionStack, NumberEmbedding, add
 from vqvae2.device import recorded, records, widest
+from vqvae2.generation import Walk
 from vqvae2.lean import Dropout, RMSNorm
 from vqvae2.patches import PatchHead, fold, unfold
 from vqvae2.prior_config import PriorConfig
@@ -181,86 +180,89 @@ class Prior(checkpoint.Pretrained):
     @_in_evaluation_mode
     def generate(
         self,
-        draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        draw: Callable[..., tuple[Tensor, Tensor]],
         uniform: Tensor,
         condition: list[Tensor] | None = None,
         label: Tensor | None = None,
         progress: Callable[[int], object] | None = None,
         select: Callable[[Tensor], Tensor | None] | None = None,
+        beside: "Sequence[tuple[Prior, Tensor | None]]" = (),
     ) -> tuple[Tensor, Tensor]:
         """Make maps of codes one at a time (the incremental form), in raster order of the patches and within each.
 
         Nothing is dropped, whatever the prior's mode.
 
         Args:
-            draw: called as ``draw(logits, uniform)`` with (B, K) and (B,), returns ``(codes, log_p)``, (B,) each. On
-                CUDA it is recorded: it may look at nothing but its arguments, and wait for nothing.
+            draw: called as ``draw(logits, uniform, *others)`` with (B, K), (B,) and (B, K) of each prior beside this
+                one; returns ``(codes, log_p)``, (B,) each. On CUDA it is recorded: it may look at nothing but its
+                arguments, and wait for nothing.
             uniform: (B, h, w) what `draw` is given at each position.
             condition: as in `forward`.
             label: as in `forward`.
             progress: called with the number of codes made, after each row of positions.
             select: called after each row with the sums so far (B,); returns which map each map goes on from, (B,)
                 int64, or None: each from itself. Its condition goes with it.
+            beside: priors in evaluation mode that predict the same maps, with the label (B, A) that each is given.
 
         Returns:
             ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
+
+        Raises:
+            ValueError: a shape or a condition is not what the config says, or a prior beside it is of other maps.
         """
         (height, width), batch, device = self.config.grid, len(uniform), uniform.device
-        patch, dim = self.config.patch, self.config.embedding_dim
-        context = self._context(condition, label, batch, device)
-        if select is not None and context is not None:
-            context = context.clone()
+        patch, maps = self.config.patch, (self.config.shape, self.config.patch, self.config.num_embeddings)
+        for other, _ in beside:
+            if (other.config.shape, other.config.patch, other.config.num_embeddings) != maps:
+                raise ValueError(f"the prior beside that of level {self.config.level} is of other maps")
         uniform = fold(uniform[..., None], patch)  # (B, n, m, p^2), as the codes until they are returned
         row = torch.zeros(1, dtype=torch.int64, device=device)
         codes = torch.zeros(*uniform.shape, dtype=torch.int64, device=device)
         log_p = torch.zeros(batch, dtype=widest(device), device=device)
-        above = self.embedding.weight.new_zeros(batch, 1, width, patch**2 * dim)
-        previous = above[:, :, :1].clone()
-        tables = None  # (n, m, p^2, K)
-        if self.position_table is not None:
-            tables = fold(self.position_table[None], patch)[0].unflatten(-1, (patch**2, -1))
         recording = records(device) and height >= _LEAST_ROWS
-        past = RecordedCache(height, width, row) if recording else Cache(height, width)
+        walks = []
+        for prior, given in ((self, label), *beside):
+            context = prior._context(condition, given, batch, device)
+            if select is not None and context is not None:
+                context = context.clone()
+            walks.append(Walk(prior, context, batch, row, recording))
 
-        def make_patch(h: Tensor, table: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
-            """Draw the codes (B, p^2) of one position; return them embedded (B, 1, 1, p^2 E), too."""
-            made, embedded = [], torch.zeros_like(previous)
+        def make_patch(noise: Tensor) -> Tensor:
+            """Draw the codes (B, p^2) of one position."""
+            made = []
             for i in range(patch**2):
-                x = h if self.head is None else self.head(h, embedded, i)
-                code, own = draw(self._logits(x[:, 0, 0], None if table is None else table[:, i]), noise[:, i])
-                log_p.add_(own)
+                own, *others = [walk.logits(i) for walk in walks]
+                code, added = draw(own, noise[:, i], *others)
+                log_p.add_(added)
                 made.append(code)
-                embedded[..., i * dim : (i + 1) * dim] = self.embedding(code[:, None, None])
-            return torch.stack(made, 1), embedded
+                for walk in walks:
+                    walk.take(i, code)
+            return torch.stack(made, 1)
 
         def make_row() -> None:
-            cells = None if context is None else context.index_select(1, row)
-            links = self._above(above, self.position_v.index_select(0, row), cells, past)
-            positions, noise = self.position_h.index_select(0, row), uniform.index_select(1, row)
-            table = None if tables is None else tables.index_select(0, row)
-            made, embedded, last = [], [], previous
-            for past.column in range(width):
-                column = slice(past.column, past.column + 1)
-                h = self._within(last, positions[:, column], [link[:, :, column] for link in links], past)
-                here = None if table is None else table[:, past.column]
-                drawn, last = make_patch(h, here, noise[:, 0, past.column])
-                made.append(drawn)
-                embedded.append(last)
+            noise, made = uniform.index_select(1, row), []
+            for walk in walks:
+                walk.begin_row()
+            for column in range(width):
+                for walk in walks:
+                    walk.move_to(column)
+                made.append(make_patch(noise[:, 0, column]))
             codes.index_copy_(1, row, torch.stack(made, 1)[:, None])
-            above.copy_(torch.cat(embedded, 2))
-            previous.copy_(last)
+            for walk in walks:
+                walk.end_row()
             row.add_(1)
 
         def begin() -> None:
-            past.clear()
-            for state in (row, codes, log_p, above, previous):
+            for walk in walks:
+                walk.clear()
+            for state in (row, codes, log_p):
                 state.zero_()
 
         make = recorded(make_row, begin, device) if recording else make_row
-        for past.row in range(height):
+        for _ in range(height):
             make()
             if select is not None and (chosen := select(log_p)) is not None:
-                for state in (codes, log_p, above, previous, *past.buffers(), *(() if context is None else (context,))):
+                for state in (codes, log_p, *(tensor for walk in walks for tensor in walk.state())):
                     state.copy_(state[chosen])
             if progress is not None:
                 progress(batch * width * patch**2)

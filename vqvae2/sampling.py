@@ -7,6 +7,7 @@ fixed size, the last one padded; so a set can be enlarged, interrupted or shared
 Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attributes.
 """
 
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,8 @@ import torch
 from torch import Tensor
 
 from vqvae2 import distributed
-from vqvae2.covariates import nearest, number_of
 from vqvae2.device import widest
-from vqvae2.errors import UserError
+from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
@@ -27,8 +27,6 @@ __all__ = [
     "check_priors",
     "chunk_rows",
     "draw_codes",
-    "draw_labels",
-    "label_rows",
     "log_probabilities",
     "sample",
     "sample_chunk",
@@ -36,8 +34,6 @@ __all__ = [
     "sample_codes",
     "sharpness_by_level",
 ]
-
-_LEAST = 8  # training images whose labels are drawn for a number
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,23 @@ class Sharpness:
     """Draw among the fewest codes whose probability reaches p, in (0, 1] (Holtzman et al. 2020)."""
     guidance: float = 1.0
     """Weight of the label, >= 0: logits go from those without a label (0) to those with it (1) and beyond (Ho and
-    Salimans 2022, arXiv 2207.12598). Anything but 1 takes twice the work."""
+    Salimans 2022, arXiv 2207.12598). Anything but 1 takes the work of one more prior."""
+    min_p: float = 0.0
+    """Draw among the codes whose probability is at least this share of the most probable one's, in [0, 1] (Nguyen et
+    al. 2024, arXiv 2407.01082); by the prior itself, before guidance and temperature."""
+    autoguidance: float = 1.0
+    """Weight of the prior against a weaker one, its guide, >= 0: logits go from the guide's (0) to the prior's (1) and
+    beyond (Karras et al. 2024, arXiv 2406.02507). Anything but 1 takes the work of one more prior."""
+    guide: Prior | None = None
+    """The weaker prior, such as the same one early in its training."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 0:
-            raise ValueError(f"need temperature > 0, top_k >= 0, 0 < top_p <= 1 and guidance >= 0, got {self}")
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ValueError(f"need temperature > 0, top_k >= 0, top_p in (0, 1] and min_p in [0, 1], got {self}")
+        if self.guidance < 0 or self.autoguidance < 0:
+            raise ValueError(f"need guidance >= 0 and autoguidance >= 0, got {self}")
+        if self.autoguidance != 1 and self.guide is None:
+            raise ValueError("autoguidance needs a guide")
 
 
 @dataclass(frozen=True)
@@ -76,16 +84,20 @@ class Samples:
     label: Tensor
 
 
-def log_probabilities(logits: Tensor, sharpness: Sharpness) -> Tensor:
-    """Apply temperature, then top-k, then top-p.
+def log_probabilities(logits: Tensor, sharpness: Sharpness, own: Tensor | None = None) -> Tensor:
+    """Apply min-p, then temperature, top-k and top-p.
 
     Args:
         logits: (B, K).
         sharpness: of the level.
+        own: (B, K) logits of the prior itself, by which min-p chooses; None: the same.
 
     Returns:
         (B, K) log-probabilities in float64, -inf for codes that are left out.
     """
+    if sharpness.min_p:
+        own = logits if own is None else own
+        logits = logits.masked_fill(own < own.amax(-1, keepdim=True) + math.log(sharpness.min_p), -torch.inf)
     log_p = (logits.to(widest(logits.device)) / sharpness.temperature).log_softmax(-1)
     if 0 < sharpness.top_k < log_p.shape[-1]:
         least = log_p.topk(sharpness.top_k, -1).values[:, -1:]
@@ -129,31 +141,36 @@ def sample_codes(
         ``(codes, nll)``: (B, h, w) int64, and (B,) nats per code under the prior, given the label.
 
     Raises:
-        ValueError: guidance without a label.
+        ValueError: guidance without a label, or a guide of other maps.
     """
     sharpness = sharpness or Sharpness()
-    plain, guided, batch = sharpness == Sharpness(), sharpness.guidance != 1, len(uniform)
-    if guided and (label is None or not prior.config.attributes):
-        raise ValueError("guidance needs a label")
+    plain, weights = sharpness == Sharpness(), []
+    beside: list[tuple[Prior, Tensor | None]] = []
+    if sharpness.guidance != 1:
+        if label is None or not prior.config.attributes:
+            raise ValueError("guidance needs a label")
+        weights.append(sharpness.guidance - 1)
+        beside.append((prior, torch.full_like(label, -1)))
+    if sharpness.guide is not None and sharpness.autoguidance != 1:
+        weights.append(sharpness.autoguidance - 1)
+        beside.append((sharpness.guide, label))
 
-    def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        logits, without = logits[:batch], logits[batch:]
-        mixed = without + sharpness.guidance * (logits - without) if guided else logits
-        log_p = log_probabilities(mixed, sharpness)
-        codes = draw_codes(log_p, u[:batch])
-        own = log_p if plain else logits.to(widest(logits.device)).log_softmax(-1)
-        log_p = own.gather(-1, codes[:, None])[:, 0]
-        return (codes.repeat(2), log_p.repeat(2)) if guided else (codes, log_p)
+    def draw(own: Tensor, u: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        logits = own
+        for weight, other in zip(weights, others, strict=True):
+            logits = logits + weight * (own - other)
+        log_p = log_probabilities(logits, sharpness, own)
+        codes = draw_codes(log_p, u)
+        if not plain:
+            log_p = own.to(widest(own.device)).log_softmax(-1)
+        return codes, log_p.gather(-1, codes[:, None])[:, 0]
 
     device = next(prior.parameters()).device
     uniform = uniform.to(device, widest(device))
     # Rounding to float32 may reach 1.
     maps = uniform.clamp_max(1 - torch.finfo(uniform.dtype).eps).view(-1, *prior.config.shape)
-    if guided and label is not None:  # the same maps without the label run beside them
-        maps, label = maps.repeat(2, 1, 1), torch.cat([label, torch.full_like(label, -1)])
-        condition = None if condition is None else [level.repeat(2, 1, 1) for level in condition]
-    codes, log_p = prior.generate(draw, maps, condition, label, progress)
-    return codes[:batch], -log_p[:batch] / uniform.shape[1]
+    codes, log_p = prior.generate(draw, maps, condition, label, progress, beside=beside)
+    return codes, -log_p / uniform.shape[1]
 
 
 def sample_chunk(
@@ -201,6 +218,9 @@ def sample(
     top_p: float | Sequence[float] = 1.0,
     chunk_size: int = 16,
     guidance: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    autoguidance: float | Sequence[float] = 1.0,
+    guides: Sequence[Prior | None] | None = None,
 ) -> Samples:
     """Sample images; in a distributed run every process returns the whole set.
 
@@ -215,6 +235,10 @@ def sample(
         top_p: in (0, 1], likewise.
         chunk_size: S, images made at once.
         guidance: weight of the label, likewise; above 1 samples show their label more, and vary less.
+        min_p: least probability, as a share of the most probable code's, in [0, 1], likewise.
+        autoguidance: weight of each prior against its guide, likewise; above 1 samples are more like the training
+            images, and vary less.
+        guides: the weaker priors, top first.
 
     Returns:
         The samples, on the model's device.
@@ -233,7 +257,7 @@ def sample(
     check_priors(model, priors)
     if num < 1 or chunk_size < 1:
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
-    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors), guidance)
+    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors), guidance, min_p, autoguidance, guides)
     rows = label_rows(priors[0].config.attributes, label, num, priors[0].config.numbers)
     parts = [part for _, part in sample_chunks(model, priors, rows, seed, sharpness, chunk_size)]
     if not parts:  # more processes than chunks
@@ -318,6 +342,9 @@ def sharpness_by_level(
     top_p: float | Sequence[float],
     levels: int,
     guidance: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    autoguidance: float | Sequence[float] = 1.0,
+    guides: Sequence[Prior | None] | None = None,
 ) -> list[Sharpness]:
     """Spread settings over levels: one value serves all; ValueError for any other number than that of the levels."""
     columns = []
@@ -326,100 +353,12 @@ def sharpness_by_level(
         ("top_k", top_k),
         ("top_p", top_p),
         ("guidance", guidance),
+        ("min_p", min_p),
+        ("autoguidance", autoguidance),
+        ("guides", [None] * levels if guides is None else guides),
     ):
         values = list(value) if isinstance(value, Sequence) else [value]
         if len(values) not in (1, levels):
             raise ValueError(f"{name} needs 1 value or {levels}, one for each level; got {len(values)}")
         columns.append(values * levels if len(values) == 1 else values)
-    return [Sharpness(t, int(k), p, g) for t, k, p, g in zip(*columns, strict=True)]
-
-
-def label_rows(
-    attributes: Sequence[tuple[str, Sequence[str]]],
-    label: Tensor | Mapping[str, str] | None,
-    num: int,
-    numbers: Sequence[str] = (),
-) -> Tensor:
-    """Turn what was asked for into class indices.
-
-    Args:
-        attributes: name and class names of each attribute, in order.
-        label: (num, A) or (A,) indices, class names by attribute, or None. Of a number the nearest value is taken.
-        num: rows.
-        numbers: the attributes that are numbers.
-
-    Returns:
-        (num, A) int64, -1 missing.
-
-    Raises:
-        UserError: an attribute or a class that does not exist, or a number outside the training images' range.
-        ValueError: a tensor of another shape, or with a class that does not exist.
-    """
-    if isinstance(label, Tensor):
-        rows = label.expand(num, -1) if label.ndim == 1 else label
-        if tuple(rows.shape) != (num, len(attributes)):
-            raise ValueError(f"label must be ({num}, {len(attributes)}), got {tuple(label.shape)}")
-        for (name, names), column in zip(attributes, rows.T, strict=True):
-            if ((column < -1) | (column >= len(names))).any():
-                raise ValueError(f"label must be -1 to {len(names) - 1} for {name}, got {column.tolist()}")
-        return rows.long()
-    rows = torch.full((num, len(attributes)), -1)
-    classes = {name: list(names) for name, names in attributes}
-    for name, value in (label or {}).items():
-        if name not in classes:
-            known = ", ".join(classes) or "none: the codes have no labels"
-            raise UserError(f"there is no attribute {name}", f"label {name}={value}", f"Attributes are {known}")
-        if name in numbers:
-            rows[:, list(classes).index(name)] = _place_of(name, value, classes[name])
-            continue
-        if value not in classes[name]:
-            raise UserError(
-                f"{name} has no class {value}",
-                f"label {name}={value}",
-                f"Classes are {', '.join(classes[name])}",
-            )
-        rows[:, list(classes).index(name)] = classes[name].index(value)
-    return rows
-
-
-def _place_of(name: str, value: str, values: Sequence[str]) -> int:
-    """The place of a number among the values of an attribute."""
-    number = number_of(str(value))
-    if number is None or not float(values[0]) <= number <= float(values[-1]):
-        what = "is not a number" if number is None else "is outside the training images' range"
-        raise UserError(f"{name} {value} {what}", f"label {name}={value}", f"Give {values[0]} to {values[-1]}")
-    return int(nearest(values, number))
-
-
-def draw_labels(wanted: Tensor, known: Tensor, seed: int, numbers: Sequence[int] = ()) -> Tensor:
-    """Fill in the attributes that were not asked for as the training images have them together.
-
-    Each row takes the labels of a training image, drawn at random from those with all the classes asked for, and of
-    these from the tenth (8 at least) that is nearest to the numbers asked for. So samples without a label follow the
-    training set's labels, rather than those of images whose labels are missing. The first rows of a longer draw are the
-    same.
-
-    Args:
-        wanted: (num, A) classes asked for, -1 for any; the same in every row.
-        known: (N, A) labels of the training images, -1 missing.
-        seed: of the draws, >= 0.
-        numbers: the columns that are numbers.
-
-    Returns:
-        (num, A) int64; ``wanted`` where no training image has all the classes asked for.
-
-    Example:
-        >>> draw_labels(torch.tensor([[1, -1]]), torch.tensor([[0, 0], [1, 2]]), seed=0)
-        tensor([[1, 2]])
-    """
-    asked = wanted[0] if len(wanted) else wanted.new_empty(wanted.shape[1])
-    near = torch.tensor([column in numbers for column in range(len(asked))], dtype=torch.bool)
-    fitting = known[((known == asked) | (asked < 0) | (near & (known >= 0))).all(1)]
-    if not len(fitting):
-        return wanted
-    distance = ((fitting - asked).abs() * (near & (asked >= 0))).sum(1)
-    most = distance.sort().values[min(len(fitting), max(_LEAST, len(fitting) // 10)) - 1]
-    fitting = fitting[distance <= most]
-    uniform = torch.from_numpy(np.random.default_rng(seed).random(len(wanted)))
-    drawn = fitting[(uniform * len(fitting)).long()].long()
-    return torch.where(asked >= 0, asked, drawn)
+    return [Sharpness(t, int(k), *others) for t, k, *others in zip(*columns, strict=True)]

@@ -54,6 +54,8 @@ class Task(Protocol):
     """The figure of `validate` by which the best model is chosen, lower is better; empty: the latest model is kept."""
     compiled_pays_on_cpu: bool
     """Whether torch.compile makes its steps faster on a CPU, too."""
+    guide_share: float
+    """Share of the training after which the model is written as a weak guide of sampling, too; 0: it is not."""
 
     @property
     def dataset(self) -> Any:
@@ -191,6 +193,7 @@ class _Run:
         self.evaluated = 0  # step of the latest evaluation
         self.due = 0  # evaluations of a limited run that were due so far
         self.saved, self.saved_step = 0.0, -1  # seconds and step of the latest state
+        self.guided = not task.guide_share  # whether there is a guide, or need be none
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
 
@@ -263,6 +266,8 @@ class _Run:
                     stopping = self._agree(interrupted())
                     if self.step % config.log_every == 0:
                         self._log_window(bar)
+                    if not self.guided and self.progress >= self.task.guide_share:
+                        self._keep_guide()
                     if self._evaluation_due():
                         self._evaluate()
                     if stopping:
@@ -424,6 +429,13 @@ class _Run:
         self._save()
         self.window_start += time.monotonic() - before
 
+    def _keep_guide(self) -> None:
+        """Write the model as it is early on."""
+        self._check_model()
+        with self.average.applied():
+            distributed.on_main(lambda: self.task.save(self.folder / checkpoint.GUIDE))
+        self.guided = True
+
     def _publish(self, figures: dict[str, float], better: bool) -> None:
         """Write an evaluation's figures and pictures, and the model if it is the best so far."""
         assert self.logbook is not None
@@ -479,6 +491,7 @@ class _Run:
         self.due = int(self.progress * self.config.evaluations)
         self.evaluated = state["evaluated"]
         self.saved, self.saved_step = self.elapsed, self.step
+        self.guided = self.guided or self.progress >= self.task.guide_share
         rank = distributed.rank()
         if all(len(states) > rank for states in state["random"].values()):  # as many processes as before
             _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)

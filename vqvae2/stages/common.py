@@ -89,6 +89,10 @@ class RunFolder:
         """Folder of one level's prior."""
         return self.path / f"prior-{level}"
 
+    def guide(self, level: str) -> Path:
+        """Folder of the weaker prior by which sampling may be guided."""
+        return self.prior(level) / checkpoint.GUIDE
+
     def read(self) -> dict[str, Any]:
         """Read run.json.
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from vqvae2 import distributed, report
 from vqvae2.data import ImageSet
 from vqvae2.report.album import Album
-from vqvae2.sampling import sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, locked
 from vqvae2.stages.evaluated import Evaluated, Models
 from vqvae2.stages.sample_folder import draw_samples
-from vqvae2.stages.sampled import describe, labels_to_sample
+from vqvae2.stages.sampled import describe, labels_to_sample, usual_sharpness
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["COMPARED", "Beside", "background_of", "measure_distances", "measure_samples"]
@@ -176,15 +175,15 @@ def measure_distances(
 
 
 def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
-    """Draw samples at temperature 1 into the run folder."""
+    """Draw samples into the run folder as sample.py does."""
     priors = [models.priors[level] for level in models.vqvae.levels]
     chunk_size = 16
     print(f"there are no samples in {run.path}/samples: drawing {num}")
     label = labels_to_sample(run, priors[0].config, {}, num, seed)
-    sharpness = sharpness_by_level(1.0, 0, 1.0, len(priors))
+    sharpness = usual_sharpness(run, priors)
     how: dict[str, Any] = {
         "num": num,
-        **describe({}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
+        **describe(run, models.vqvae.levels, {}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
     }
     how["arguments"] = {"num": num, "seed": seed}
     with locked(run.path / "samples"):

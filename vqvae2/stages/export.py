@@ -76,6 +76,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     hashes = {"vqvae": _copy(run.vqvae, out.vqvae, "fp32" if arguments.weights == "fp32" else "fp16")}
     for level in levels:
         hashes[level] = _copy(run.prior(level), out.prior(level), arguments.weights)
+        if checkpoint.has_model(run.guide(level)):
+            _copy(run.guide(level), out.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
     labels = Counter(map(tuple, _coarse(store.labels[store.indices("train")], store).tolist()))
     files.write_json(
         out.path / MODELS,

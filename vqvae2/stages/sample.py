@@ -9,15 +9,16 @@ import torch
 from vqvae2 import checkpoint, files
 from vqvae2.classifier import Classifier
 from vqvae2.errors import UserError
+from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
-from vqvae2.sampling import Sharpness, label_rows, sharpness_by_level
+from vqvae2.sampling import Sharpness, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_torchrun
 from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import Rejection, check_out, check_own, draw_samples, hashes_of, image_path
-from vqvae2.stages.sampled import describe, labels_to_sample, load_models, parse_labels
+from vqvae2.stages.sampled import describe, labels_to_sample, load_guides, load_models, parse_labels, usual_sampling
 from vqvae2.stages.sweep import draw_sweep, places_to_sweep
 
 
@@ -42,9 +43,16 @@ class Arguments:
     """Sample from the k most probable codes, 0: from all; one value, or one for each level."""
     top_p: tuple[float, ...] = (1.0,)
     """Sample from the fewest codes whose probability reaches p, in (0, 1]; one value, or one for each level."""
+    min_p: tuple[float, ...] = (0.0,)
+    """Sample from the codes whose probability is at least this share of the most probable one's, in [0, 1]; one value,
+    or one for each level. Default: the preset's."""
     guidance: tuple[float, ...] = (1.0,)
     """Weight of the labels (classifier-free guidance): above 1 samples show their label more and vary less, at twice
     the time; one value, or one for each level."""
+    autoguidance: tuple[float, ...] = (1.0,)
+    """Weight of each prior against its guide, the same prior early in its training: above 1 samples are more like real
+    images and vary less, at twice the time; 1: the prior itself; one value, or one for each level. Default: the
+    preset's."""
     sweep: str | None = None
     """A label: the same samples once for each of its classes, side by side in a grid, in a folder sweep-LABEL. Of a
     number LABEL=START:STOP:STEP, such as age=20:80:5; without a range eight values."""
@@ -77,7 +85,10 @@ class Arguments:
 
 
 _GROUPS = {
-    "samples": ("num", "label", "guidance", "sweep", "temperature", "top_k", "top_p", "reject", "seed"),
+    "samples": (
+        *("num", "label", "guidance", "autoguidance", "sweep", "temperature", "top_k", "top_p", "min_p"),
+        *("reject", "seed"),
+    ),
     "completion": ("complete", "mask", "keep_box", "particles", "sweeps"),
     "running": ("run", "out", "no_images", "classifier", "overwrite", "dry_run", "device", "precision", "chunk_size"),
 }
@@ -88,8 +99,18 @@ def main(argv: list[str] | None = None) -> int:
     return run_stage(partial(CommandLine, "sample", Arguments, _GROUPS), _story, argv)
 
 
+def _settings(line: CommandLine[Arguments]) -> Arguments:
+    """Return the settings: the command line over the preset's, whose min-p is for levels that are guided."""
+    usual = usual_sampling(RunFolder(line.given["run"])) if "run" in line.given else {}
+    weights = line.given.get("autoguidance", ())
+    if "min_p" in usual and weights:
+        each = weights if len(weights) == len(usual["min_p"]) else weights[:1] * len(usual["min_p"])
+        usual["min_p"] = tuple(p if weight != 1 else 0.0 for p, weight in zip(usual["min_p"], each, strict=True))
+    return line.settings(**usual)
+
+
 def _story(line: CommandLine[Arguments]) -> None:
-    arguments = line.settings()
+    arguments = _settings(line)
     for flag, value in (("--num", arguments.num), ("--chunk-size", arguments.chunk_size)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} is too small", how="Give 1 or more")
@@ -116,9 +137,11 @@ def _story(line: CommandLine[Arguments]) -> None:
     rejection = _rejection(run, arguments, attributes, model.config.channels, device)
     drawn = num if rejection is None else rejection.drawn(num)
     label = labels_to_sample(run, priors[0].config, wanted, drawn, arguments.compute.seed)
-    sharpness = _sharpness(arguments, len(priors), attributes)
+    priors = _in(arguments, priors)
+    sharpness = _sharpness(arguments, run, priors)
     precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
-    how = describe(wanted, sharpness, arguments.compute.seed, arguments.chunk_size, device, precision)
+    seed, size = arguments.compute.seed, arguments.chunk_size
+    how = describe(run, model.levels, wanted, sharpness, seed, size, device, precision)
     how["reject"] = arguments.reject
     if rejection is not None:
         how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
@@ -132,7 +155,6 @@ def _story(line: CommandLine[Arguments]) -> None:
     print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
     if arguments.dry_run:
         return
-    priors = _in(arguments, priors)
     with locked(out):
         record = {"num": num, **how, "arguments": record_of(line, {})}
         draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
@@ -143,7 +165,7 @@ def _story(line: CommandLine[Arguments]) -> None:
 
 _OF_COMPLETIONS = ("mask", "keep_box", "particles", "sweeps")
 _OF_SAMPLES = ("reject", "classifier", "no_images")
-_DISTRIBUTION = ("sweep", "guidance", "temperature", "top_k", "top_p", "chunk_size")
+_DISTRIBUTION = ("sweep", "guidance", "autoguidance", "temperature", "top_k", "top_p", "min_p", "chunk_size")
 
 
 def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
@@ -173,7 +195,7 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
 
 def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
     """Draw the same samples for each class of a label, or for some values of a number."""
-    arguments = line.settings()
+    arguments = _settings(line)
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     name, places = places_to_sweep(arguments.sweep or "", priors[0].config)
@@ -183,7 +205,8 @@ def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -
     num, seed = arguments.num or 4, arguments.compute.seed
     out = arguments.out or run.path / f"sweep-{name}"
     check_own(out, "sweep.json", arguments.overwrite)
-    sharpness = _sharpness(arguments, len(priors), attributes)
+    priors = _in(arguments, priors)
+    sharpness = _sharpness(arguments, run, priors)
     what = "values" if name in priors[0].config.numbers else "classes"
     shown = ", ".join(dict(attributes)[name][place] for place in places)
     print(f"{num} samples for each of {len(places)} {what} of {name}: {shown}")
@@ -192,7 +215,7 @@ def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -
     label = labels_to_sample(run, priors[0].config, wanted, num, seed)
     record, size = record_of(line, {}), arguments.chunk_size
     with locked(out):
-        draw_sweep(out, run, model, _in(arguments, priors), name, places, label, sharpness, seed, size, record)
+        draw_sweep(out, run, model, priors, name, places, label, sharpness, seed, size, record)
 
 
 def _in(arguments: Arguments, priors: list[Prior]) -> list[Prior]:
@@ -241,24 +264,28 @@ def _rejection(
     return Rejection(classifier, list(known).index(name), arguments.reject)
 
 
-def _sharpness(
-    arguments: Arguments, levels: int, attributes: tuple[tuple[str, tuple[str, ...]], ...]
-) -> list[Sharpness]:
-    """Return temperature, top-k, top-p and guidance of every level."""
-    if not attributes and set(arguments.guidance) != {1.0}:
+def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> list[Sharpness]:
+    """Return temperature, top-k, top-p, min-p and guidance of every level."""
+    levels = len(priors)
+    if not priors[0].config.attributes and set(arguments.guidance) != {1.0}:
         raise UserError("--guidance weighs labels, and the priors have none", how="Leave it out")
     for flag, values, fits, needed in (
         ("--temperature", arguments.temperature, lambda value: value > 0, "> 0"),
         ("--top-k", arguments.top_k, lambda value: value >= 0, ">= 0"),
         ("--top-p", arguments.top_p, lambda value: 0 < value <= 1, "in (0, 1]"),
+        ("--min-p", arguments.min_p, lambda value: 0 <= value <= 1, "in [0, 1]"),
         ("--guidance", arguments.guidance, lambda value: value >= 0, ">= 0"),
+        ("--autoguidance", arguments.autoguidance, lambda value: value >= 0, ">= 0"),
     ):
         text = f"{flag} {' '.join(f'{value:g}' for value in values)}"
         if len(values) not in (1, levels):
             raise UserError(f"{text}: {len(values)} values for {levels} levels", how=f"Give 1 or {levels} values")
         if not all(map(fits, values)):
             raise UserError(f"{text} is out of range", how=f"Give values {needed}")
-    return sharpness_by_level(arguments.temperature, arguments.top_k, arguments.top_p, levels, arguments.guidance)
+    weights = arguments.autoguidance if len(arguments.autoguidance) > 1 else arguments.autoguidance * levels
+    guides = load_guides(run, priors, weights)
+    own = arguments.temperature, arguments.top_k, arguments.top_p
+    return sharpness_by_level(*own, levels, arguments.guidance, arguments.min_p, weights, guides)
 
 
 def _check_replaced(out: Path, how: dict, num: int) -> None:
@@ -271,7 +298,9 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
     if not path.is_file():
         return
     earlier, now = files.read_json(path), files.plain(how)
-    usual = {"reject": 0.0, "guidance": [1.0] * len(how["guidance"])}  # what sets of earlier versions do not say
+    ones = [1.0] * len(how["guidance"])
+    # What sets of earlier versions do not say.
+    usual = {"reject": 0.0, "guidance": ones, "min_p": [0.0] * len(ones), "autoguidance": ones}
     differs = [name for name in now if earlier.get(name, usual.get(name)) != now[name]]
     if differs:
         name = differs[0]

@@ -1,18 +1,32 @@
 """What samples are drawn with, in every stage that draws some: models, labels, and what they depend on."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
+from vqvae2.labels import draw_labels, label_rows
+from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
-from vqvae2.sampling import Sharpness, draw_labels, label_rows
+from vqvae2.sampling import Sharpness, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["MODELS", "describe", "exported", "labels_to_sample", "load_models", "parse_labels"]
+__all__ = [
+    "MODELS",
+    "describe",
+    "exported",
+    "labels_to_sample",
+    "load_guides",
+    "load_models",
+    "parse_labels",
+    "usual_sampling",
+    "usual_sharpness",
+]
 
 MODELS = "models.json"
 """What stands in a folder of exported models, in place of codes: hashes, and the labels of the training images."""
@@ -55,6 +69,52 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
     else:
         check_fingerprints(run, CodeStore(run.codes), model.levels)
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
+
+
+def load_guides(run: RunFolder, priors: Sequence[Prior], weights: Sequence[float]) -> list[Prior | None]:
+    """Load the weaker priors of those levels whose weight is not 1.
+
+    Raises:
+        UserError: one is missing, or does not belong to its prior.
+    """
+    guides: list[Prior | None] = []
+    for prior, weight in zip(priors, weights, strict=True):
+        folder, level = run.guide(prior.config.level), prior.config.level
+        if weight == 1:
+            guides.append(None)
+            continue
+        if not checkpoint.has_model(folder):
+            raise UserError(
+                f"there is no guide of level {level}: its prior was trained by an earlier version, or for too short",
+                folder,
+                "Sample with --autoguidance 1, or train the prior again",
+            )
+        like = next(prior.parameters())
+        guide = Prior.from_pretrained(folder, like.device).to(like.dtype)
+        if guide.config != prior.config:
+            raise UserError(f"this guide is not of the prior of level {level}", folder, "Train the prior again")
+        guides.append(guide)
+    return guides
+
+
+def usual_sampling(run: RunFolder) -> dict[str, tuple[float, ...]]:
+    """Return the preset's settings of sampling; none where a guide that they need is missing."""
+    record = run.read()
+    levels = record.get("levels", ())
+    settings = PRESETS[record["preset"]].sampling_for(len(levels))
+    weights = zip(levels, settings.get("autoguidance", ()), strict=False)
+    guides = [checkpoint.has_model(run.guide(level)) for level, weight in weights if weight != 1]
+    return settings if all(guides) else {}
+
+
+def usual_sharpness(run: RunFolder, priors: Sequence[Prior]) -> list[Sharpness]:
+    """Return how sample.py draws each level where nothing is asked for."""
+    settings = usual_sampling(run)
+    weights = settings.get("autoguidance", (1.0,) * len(priors))
+    guides = load_guides(run, priors, weights)
+    return sharpness_by_level(
+        1.0, 0, 1.0, len(priors), min_p=settings.get("min_p", 0.0), autoguidance=weights, guides=guides
+    )
 
 
 def labels_to_sample(run: RunFolder, config: PriorConfig, wanted: dict[str, str], num: int, seed: int) -> Tensor:
@@ -111,6 +171,8 @@ def _other_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str
 
 
 def describe(
+    run: RunFolder,
+    levels: Sequence[str],
     label: dict[str, str],
     sharpness: list[Sharpness],
     seed: int,
@@ -118,13 +180,18 @@ def describe(
     device: torch.device,
     precision: str = "fp32",
 ) -> dict:
-    """Return what samples depend on besides the weights, for samples.json."""
+    """Return what samples depend on besides the weights of the VQ-VAE and the priors, for samples.json."""
+    guided = [name for name, level in zip(levels, sharpness, strict=True) if level.autoguidance != 1]
+    guides = {"guide_sha256": {name: checkpoint.sha256_of(run.guide(name)) for name in guided}} if guided else {}
     return {
+        **guides,
         "label": label,
         "temperature": [level.temperature for level in sharpness],
         "top_k": [level.top_k for level in sharpness],
         "top_p": [level.top_p for level in sharpness],
         "guidance": [level.guidance for level in sharpness],
+        "min_p": [level.min_p for level in sharpness],
+        "autoguidance": [level.autoguidance for level in sharpness],
         "seed": seed,
         "chunk_size": chunk_size,
         "device": device.type,
