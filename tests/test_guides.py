@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from plane import SHORT, Plane, saved_weight, train
+from tiny_priors import tiny_prior
 
 from vqvae2 import checkpoint, presets
 from vqvae2.prior import Prior
+from vqvae2.sampling import Sharpness
 from vqvae2.stages import evaluate, export, sample
 from vqvae2.training import Interrupted
 
@@ -136,3 +138,16 @@ def test_guided_samples_of_exported_models_are_the_same(run, call, tmp_path):
     small = tmp_path / "small"
     assert call(export.main, "--run", run, "--out", small, "--weights", "fp16").code == 0
     assert call(sample.main, "--run", small, *flags).code == 0
+    how = record(small / "samples")
+    assert (how["autoguidance"], sorted(how["guide_sha256"])) == ([2, 2], ["bottom", "top"])
+
+
+@pytest.mark.parametrize("name", [name for name, preset in presets.PRESETS.items() if preset.sampling])
+def test_presets_settings_of_sampling_are_valid(name):
+    preset = presets.PRESETS[name]
+    assert set(preset.sampling) <= {"autoguidance", "min_p"}
+    assert {len(values) for values in preset.sampling.values()} == {len(preset.priors)}
+    settings = preset.sampling_for(len(preset.priors) + 1)
+    prior = tiny_prior((4, 4))
+    for guided, least in zip(settings["autoguidance"], settings["min_p"], strict=True):
+        Sharpness(autoguidance=guided, min_p=least, guide=prior)

@@ -208,13 +208,16 @@ class Prior(checkpoint.Pretrained):
             ``(codes, log_p)``: (B, h, w) int64, and (B,) the sums of what `draw` returned.
 
         Raises:
-            ValueError: a shape or a condition is not what the config says, or a prior beside it is of other maps.
+            ValueError: a shape or a condition is not what the config says, or a prior beside it is of other maps or not
+                in evaluation mode.
         """
         (height, width), batch, device = self.config.grid, len(uniform), uniform.device
         patch, maps = self.config.patch, (self.config.shape, self.config.patch, self.config.num_embeddings)
         for other, _ in beside:
             if (other.config.shape, other.config.patch, other.config.num_embeddings) != maps:
                 raise ValueError(f"the prior beside that of level {self.config.level} is of other maps")
+            if other.training:
+                raise ValueError(f"the prior beside that of level {self.config.level} is not in evaluation mode")
         uniform = fold(uniform[..., None], patch)  # (B, n, m, p^2), as the codes until they are returned
         row = torch.zeros(1, dtype=torch.int64, device=device)
         codes = torch.zeros(*uniform.shape, dtype=torch.int64, device=device)

@@ -9,7 +9,7 @@ Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attrib
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -54,9 +54,10 @@ class Sharpness:
     al. 2024, arXiv 2407.01082); by the prior itself, before guidance and temperature."""
     autoguidance: float = 1.0
     """Weight of the prior against a weaker one, its guide, >= 0: logits go from the guide's (0) to the prior's (1) and
-    beyond (Karras et al. 2024, arXiv 2406.02507). Anything but 1 takes the work of one more prior."""
-    guide: Prior | None = None
-    """The weaker prior, such as the same one early in its training."""
+    beyond (Karras et al. 2024, arXiv 2406.02507); what guidance adds is added to that. Anything but 1 takes the work
+    of one more prior."""
+    guide: Prior | None = field(default=None, repr=False)
+    """The weaker prior, such as the same one early in its training, in evaluation mode."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
@@ -156,13 +157,15 @@ def sample_codes(
         beside.append((sharpness.guide, label))
 
     def draw(own: Tensor, u: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        if not plain:  # differences of rounded logits would be magnified
+            own, others = own.to(widest(own.device)), tuple(other.to(widest(own.device)) for other in others)
         logits = own
         for weight, other in zip(weights, others, strict=True):
             logits = logits + weight * (own - other)
         log_p = log_probabilities(logits, sharpness, own)
         codes = draw_codes(log_p, u)
         if not plain:
-            log_p = own.to(widest(own.device)).log_softmax(-1)
+            log_p = own.log_softmax(-1)
         return codes, log_p.gather(-1, codes[:, None])[:, 0]
 
     device = next(prior.parameters()).device

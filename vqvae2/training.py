@@ -266,7 +266,7 @@ class _Run:
                     stopping = self._agree(interrupted())
                     if self.step % config.log_every == 0:
                         self._log_window(bar)
-                    if not self.guided and self.progress >= self.task.guide_share:
+                    if not self.guided and self._guide_due:
                         self._keep_guide()
                     if self._evaluation_due():
                         self._evaluate()
@@ -297,6 +297,13 @@ class _Run:
         if minutes < _LEAST_MINUTES or steps < _LEAST_STEPS:
             return f"torch.compile pays in runs of {_LEAST_MINUTES} minutes and {_LEAST_STEPS:,} steps or more"
         return ""
+
+    @property
+    def _guide_due(self) -> bool:
+        """Whether the training is past its first few per cent; without a limit, past the first evaluation's step."""
+        if self.config.limited:
+            return self.progress >= self.task.guide_share
+        return self.step >= self.config.evaluate_every
 
     @property
     def _out_of_patience(self) -> bool:
@@ -459,6 +466,7 @@ class _Run:
             "sums": self.sums,
             "counts": self.counts,
             "evaluated": self.evaluated,
+            "guided": self.guided,
             "best": [self.best_step, dict(self.best), self.best_score, self.stale],
             "random": random_states,
             "task": task_state,
@@ -491,7 +499,7 @@ class _Run:
         self.due = int(self.progress * self.config.evaluations)
         self.evaluated = state["evaluated"]
         self.saved, self.saved_step = self.elapsed, self.step
-        self.guided = self.guided or self.progress >= self.task.guide_share
+        self.guided = self.guided or state.get("guided", True)  # states of earlier versions: there is none
         rank = distributed.rank()
         if all(len(states) > rank for states in state["random"].values()):  # as many processes as before
             _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)

@@ -53,8 +53,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "sample_nll": (
         "Likelihood of samples and of held-out images",
-        "NLL of each image's codes under the priors. Samples far to the left of held-out images mean that a prior is "
-        "too sure of itself.",
+        "NLL of each image's codes under the priors. Samples of the priors themselves far to the left of held-out "
+        "images mean that a prior is too sure of itself; guidance and cuts move them to the left.",
     ),
     "neighbours": (
         "Closest to the training images",

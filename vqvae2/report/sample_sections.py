@@ -14,6 +14,9 @@ __all__ = ["labels_section", "samples_section"]
 Report = dict[str, Any]
 
 
+_GUIDED = {"guidance": 1.0, "autoguidance": 1.0, "min_p": 0.0}  # settings that are named where they change anything
+
+
 def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     """What was drawn, how diverse it is, whether it copies, and plain measures of heads."""
     samples = report.get("samples")
@@ -22,7 +25,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     asked = ", ".join(f"{name}={value}" for name, value in samples["label"].items()) or "any"
     settings = ", ".join(
         f"{name.replace('_', ' ')} {' / '.join(f'{v:g}' for v in samples[name])}"
-        for name in ("temperature", "top_k", "top_p")
+        for name in ("temperature", "top_k", "top_p", *(n for n in _GUIDED if set(samples.get(n, ())) - {_GUIDED[n]}))
     )
     judged, reject = samples.get("judged", samples["count"]), samples.get("reject", 0)
     compared = f" ({judged:,} of them compared)" if judged < samples["count"] else ""

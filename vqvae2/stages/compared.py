@@ -107,6 +107,7 @@ def measure_samples(
         "judged": len(found_set),
         "reject": found_set.how.get("reject", 0.0),
         **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
+        **{name: found_set.how[name] for name in ("guidance", "min_p", "autoguidance") if name in found_set.how},
         "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},
         "nll_by_sample": dict(zip(model.levels, whole.nll.T.tolist(), strict=True)),
         "diversity": report.diversity_figures(images, real, again),

@@ -49,7 +49,8 @@ class Arguments:
     out: Path
     """The folder; it must be empty or absent."""
     weights: Literal["fp32", "fp16", "int8"] = "fp16"
-    """How weights are stored; int8: those of the priors in 8 bits with a scale for each row, the VQ-VAE's in fp16."""
+    """How weights are stored; int8: those of the priors in 8 bits with a scale for each row, the VQ-VAE's in fp16. The
+    priors' guides are stored in 8 bits with fp16, too."""
 
 
 _GROUPS = {"running": ("run", "out", "weights")}

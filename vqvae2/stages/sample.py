@@ -17,7 +17,7 @@ from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_t
 from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample_folder import Rejection, check_out, check_own, draw_samples, hashes_of, image_path
+from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, check_own, draw_samples, hashes_of, image_path
 from vqvae2.stages.sampled import describe, labels_to_sample, load_guides, load_models, parse_labels, usual_sampling
 from vqvae2.stages.sweep import draw_sweep, places_to_sweep
 
@@ -45,14 +45,14 @@ class Arguments:
     """Sample from the fewest codes whose probability reaches p, in (0, 1]; one value, or one for each level."""
     min_p: tuple[float, ...] = (0.0,)
     """Sample from the codes whose probability is at least this share of the most probable one's, in [0, 1]; one value,
-    or one for each level. Default: the preset's."""
+    or one for each level. Default: the preset's for levels with autoguidance, else 0."""
     guidance: tuple[float, ...] = (1.0,)
     """Weight of the labels (classifier-free guidance): above 1 samples show their label more and vary less, at twice
     the time; one value, or one for each level."""
     autoguidance: tuple[float, ...] = (1.0,)
     """Weight of each prior against its guide, the same prior early in its training: above 1 samples are more like real
-    images and vary less, at twice the time; 1: the prior itself; one value, or one for each level. Default: the
-    preset's."""
+    images and vary less, at twice the time; 1: the prior's own distribution; one value, or one for each level.
+    Default: the preset's, else 1."""
     sweep: str | None = None
     """A label: the same samples once for each of its classes, side by side in a grid, in a folder sweep-LABEL. Of a
     number LABEL=START:STOP:STEP, such as age=20:80:5; without a range eight values."""
@@ -152,7 +152,9 @@ def _story(line: CommandLine[Arguments]) -> None:
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
     chosen = f", the surest of {drawn:,}" if rejection else ""
-    print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}")
+    weights = " / ".join(f"{level.autoguidance:g}" for level in sharpness)
+    guided = f", autoguidance {weights}" if any(level.autoguidance != 1 for level in sharpness) else ""
+    print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
     if arguments.dry_run:
         return
     with locked(out):
@@ -213,7 +215,9 @@ def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -
     if arguments.dry_run:
         return
     label = labels_to_sample(run, priors[0].config, wanted, num, seed)
-    record, size = record_of(line, {}), arguments.chunk_size
+    size, precision = arguments.chunk_size, "bf16" if arguments.compute.precision == "bf16" else "fp32"
+    record = describe(run, model.levels, wanted, sharpness, seed, size, device, precision)
+    record["arguments"] = record_of(line, {})
     with locked(out):
         draw_sweep(out, run, model, priors, name, places, label, sharpness, seed, size, record)
 
@@ -265,7 +269,7 @@ def _rejection(
 
 
 def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> list[Sharpness]:
-    """Return temperature, top-k, top-p, min-p and guidance of every level."""
+    """Return how each level is drawn, with the guides that it needs."""
     levels = len(priors)
     if not priors[0].config.attributes and set(arguments.guidance) != {1.0}:
         raise UserError("--guidance weighs labels, and the priors have none", how="Leave it out")
@@ -300,7 +304,7 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
     earlier, now = files.read_json(path), files.plain(how)
     ones = [1.0] * len(how["guidance"])
     # What sets of earlier versions do not say.
-    usual = {"reject": 0.0, "guidance": ones, "min_p": [0.0] * len(ones), "autoguidance": ones}
+    usual = {"reject": 0.0, "guidance": ones, **{name: [value] * len(ones) for name, value in NEUTRAL.items()}}
     differs = [name for name in now if earlier.get(name, usual.get(name)) != now[name]]
     if differs:
         name = differs[0]

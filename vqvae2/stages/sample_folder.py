@@ -44,7 +44,10 @@ _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
 _OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # what no single sample depends on
 
-__all__ = ["Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
+NEUTRAL = {"min_p": 0.0, "autoguidance": 1.0}
+"""Values by which newer settings of sampling change nothing."""
+
+__all__ = ["NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
 
 
 def image_path(index: int, num: int) -> str:
@@ -84,7 +87,7 @@ def check_own(out: Path, record: str, overwrite: bool) -> None:
 
 
 def hashes_of(model: VQVAE, run: RunFolder) -> dict[str, Any]:
-    """Return the SHA-256 of all weights that samples depend on."""
+    """Return the SHA-256 of the weights of the VQ-VAE and of the priors."""
     return {
         "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
         "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
@@ -191,7 +194,9 @@ class _Unfinished:
     """
 
     def __init__(self, out: Path, how: dict[str, Any], model: VQVAE, run: RunFolder) -> None:
-        key = hashlib.sha256(json.dumps({"format": 3, **how}, sort_keys=True).encode()).hexdigest()[:16]
+        # What earlier versions did not have is left out where it changes nothing.
+        known = {name: value for name, value in how.items() if name not in NEUTRAL or set(value) != {NEUTRAL[name]}}
+        key = hashlib.sha256(json.dumps({"format": 3, **known}, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.model = out / f".unfinished-{key}", model
         self.hashes = {name: how[name] for name in ("vqvae_sha256", "prior_sha256")}
         low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]

@@ -1,6 +1,7 @@
 """What samples are drawn with, in every stage that draws some: models, labels, and what they depend on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,13 +86,13 @@ def load_guides(run: RunFolder, priors: Sequence[Prior], weights: Sequence[float
             continue
         if not checkpoint.has_model(folder):
             raise UserError(
-                f"there is no guide of level {level}: its prior was trained by an earlier version, or for too short",
+                f"there is no guide of level {level}: an earlier version trained the prior, or exported it",
                 folder,
                 "Sample with --autoguidance 1, or train the prior again",
             )
         like = next(prior.parameters())
         guide = Prior.from_pretrained(folder, like.device).to(like.dtype)
-        if guide.config != prior.config:
+        if replace(guide.config, recompute=prior.config.recompute) != prior.config:
             raise UserError(f"this guide is not of the prior of level {level}", folder, "Train the prior again")
         guides.append(guide)
     return guides
@@ -101,7 +102,8 @@ def usual_sampling(run: RunFolder) -> dict[str, tuple[float, ...]]:
     """Return the preset's settings of sampling; none where a guide that they need is missing."""
     record = run.read()
     levels = record.get("levels", ())
-    settings = PRESETS[record["preset"]].sampling_for(len(levels))
+    preset = PRESETS.get(record["preset"])
+    settings = preset.sampling_for(len(levels)) if preset and levels else {}
     weights = zip(levels, settings.get("autoguidance", ()), strict=False)
     guides = [checkpoint.has_model(run.guide(level)) for level, weight in weights if weight != 1]
     return settings if all(guides) else {}
@@ -184,7 +186,6 @@ def describe(
     guided = [name for name, level in zip(levels, sharpness, strict=True) if level.autoguidance != 1]
     guides = {"guide_sha256": {name: checkpoint.sha256_of(run.guide(name)) for name in guided}} if guided else {}
     return {
-        **guides,
         "label": label,
         "temperature": [level.temperature for level in sharpness],
         "top_k": [level.top_k for level in sharpness],
@@ -196,4 +197,5 @@ def describe(
         "chunk_size": chunk_size,
         "device": device.type,
         "precision": precision,
+        **guides,
     }

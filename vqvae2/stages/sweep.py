@@ -74,7 +74,7 @@ def draw_sweep(
     sharpness: list[Sharpness],
     seed: int,
     chunk_size: int,
-    arguments: dict[str, Any],
+    how: dict[str, Any],
 ) -> None:
     """Draw the samples, and write them as ``NUMBER-COLUMN.png`` with a grid: a sample to a row, a class to a column.
 
@@ -88,7 +88,7 @@ def draw_sweep(
         sharpness: by level.
         seed: of the samples.
         chunk_size: images made at once.
-        arguments: what was typed.
+        how: what else sweep.json says: how they are drawn, and what was typed.
     """
     names = [attribute for attribute, _ in priors[0].config.attributes]
     known = dict(priors[0].config.attributes)[name]
@@ -111,11 +111,10 @@ def draw_sweep(
         "version": __version__,
         "sweep": name,
         "classes": classes,
-        "seed": seed,
         **hashes_of(model, run),
         "nll_nats_per_code": torch.cat(nll)[: len(rows)].tolist(),
         "labels": every.tolist(),
-        "arguments": arguments,
+        **how,
     }
     _write(out, made, rows, (low, high), len(classes), about)
     print(f"wrote {out}/grid.png, {len(rows)} images and sweep.json; columns are {', '.join(classes)}")
