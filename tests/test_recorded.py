@@ -109,6 +109,21 @@ def test_sharpened_draws_can_be_recorded(tapes, monkeypatch):
     torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("patch", [{}, {"patch": 2, "patch_channels": 5}])
+@torch.no_grad()
+def test_guided_draws_can_be_recorded(tapes, monkeypatch, patch):
+    """Three priors side by side: with the label, without it, and the guide."""
+    prior, guide = (tiny_prior((4, 4), labelled=True, attention_every=2, seed=seed, **patch) for seed in (0, 1))
+    sharpness = Sharpness(guidance=2.0, autoguidance=1.5, guide=guide, min_p=0.1)
+    codes, nll = sampled(prior, 2, sharpness)
+    assert len(tapes) == 1
+    monkeypatch.setattr(prior_module, "records", lambda device: False)
+    plain_codes, plain_nll = sampled(prior, 2, sharpness)
+    assert torch.equal(codes, plain_codes)
+    assert not torch.equal(codes, sampled(prior, 2)[0])
+    torch.testing.assert_close(nll, plain_nll, rtol=0, atol=1e-12)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @torch.no_grad()
 def test_a_cuda_graph_makes_the_codes_of_the_processor():
