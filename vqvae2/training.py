@@ -300,7 +300,7 @@ class _Run:
 
     @property
     def _guide_due(self) -> bool:
-        """Whether the training is past its first few per cent; without a limit, past the first evaluation's step."""
+        """Whether the guide's share of the limit is over; without a limit, the steps to the first evaluation."""
         if self.config.limited:
             return self.progress >= self.task.guide_share
         return self.step >= self.config.evaluate_every
@@ -437,7 +437,7 @@ class _Run:
         self.window_start += time.monotonic() - before
 
     def _keep_guide(self) -> None:
-        """Write the model as it is early on."""
+        """Write the model as it is now, besides the best one."""
         self._check_model()
         with self.average.applied():
             distributed.on_main(lambda: self.task.save(self.folder / checkpoint.GUIDE))

@@ -8,13 +8,15 @@ from typing import Any
 from vqvae2.report.anatomy import MEASURES
 from vqvae2.report.captions import SPACES
 from vqvae2.report.markup import Figure, mean, num, pictures, spread, table
+from vqvae2.sampling import Sharpness
 
 __all__ = ["labels_section", "samples_section"]
 
 Report = dict[str, Any]
 
 
-_GUIDED = {"guidance": 1.0, "autoguidance": 1.0, "min_p": 0.0}  # settings that are named where they change anything
+# Settings that are named where they change anything.
+_GUIDED = {name: getattr(Sharpness(), name) for name in ("guidance", "autoguidance", "min_p")}
 
 
 def samples_section(report: Report, known: Mapping[str, Figure]) -> str:

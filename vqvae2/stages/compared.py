@@ -184,7 +184,7 @@ def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
     sharpness = usual_sharpness(run, priors)
     how: dict[str, Any] = {
         "num": num,
-        **describe(run, models.vqvae.levels, {}, sharpness, seed, chunk_size, next(models.vqvae.parameters()).device),
+        **describe(run, priors, {}, sharpness, seed, chunk_size),
     }
     how["arguments"] = {"num": num, "seed": seed}
     with locked(run.path / "samples"):

@@ -139,9 +139,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     label = labels_to_sample(run, priors[0].config, wanted, drawn, arguments.compute.seed)
     priors = _in(arguments, priors)
     sharpness = _sharpness(arguments, run, priors)
-    precision = "bf16" if arguments.compute.precision == "bf16" else "fp32"
-    seed, size = arguments.compute.seed, arguments.chunk_size
-    how = describe(run, model.levels, wanted, sharpness, seed, size, device, precision)
+    how = describe(run, priors, wanted, sharpness, arguments.compute.seed, arguments.chunk_size)
     how["reject"] = arguments.reject
     if rejection is not None:
         how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
@@ -215,9 +213,8 @@ def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -
     if arguments.dry_run:
         return
     label = labels_to_sample(run, priors[0].config, wanted, num, seed)
-    size, precision = arguments.chunk_size, "bf16" if arguments.compute.precision == "bf16" else "fp32"
-    record = describe(run, model.levels, wanted, sharpness, seed, size, device, precision)
-    record["arguments"] = record_of(line, {})
+    size = arguments.chunk_size
+    record = {**describe(run, priors, wanted, sharpness, seed, size), "arguments": record_of(line, {})}
     with locked(out):
         draw_sweep(out, run, model, priors, name, places, label, sharpness, seed, size, record)
 

@@ -44,7 +44,7 @@ _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
 _OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # what no single sample depends on
 
-NEUTRAL = {"min_p": 0.0, "autoguidance": 1.0}
+NEUTRAL = {name: getattr(Sharpness(), name) for name in ("min_p", "autoguidance")}
 """Values by which newer settings of sampling change nothing."""
 
 __all__ = ["NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]

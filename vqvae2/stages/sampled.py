@@ -174,16 +174,15 @@ def _other_label(text: str, known: dict[str, tuple[str, ...]]) -> tuple[str, str
 
 def describe(
     run: RunFolder,
-    levels: Sequence[str],
+    priors: Sequence[Prior],
     label: dict[str, str],
     sharpness: list[Sharpness],
     seed: int,
     chunk_size: int,
-    device: torch.device,
-    precision: str = "fp32",
 ) -> dict:
     """Return what samples depend on besides the weights of the VQ-VAE and the priors, for samples.json."""
-    guided = [name for name, level in zip(levels, sharpness, strict=True) if level.autoguidance != 1]
+    like = next(priors[0].parameters())
+    guided = [prior.config.level for prior, how in zip(priors, sharpness, strict=True) if how.autoguidance != 1]
     guides = {"guide_sha256": {name: checkpoint.sha256_of(run.guide(name)) for name in guided}} if guided else {}
     return {
         "label": label,
@@ -195,7 +194,7 @@ def describe(
         "autoguidance": [level.autoguidance for level in sharpness],
         "seed": seed,
         "chunk_size": chunk_size,
-        "device": device.type,
-        "precision": precision,
+        "device": like.device.type,
+        "precision": "bf16" if like.dtype == torch.bfloat16 else "fp32",
         **guides,
     }
