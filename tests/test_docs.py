@@ -76,11 +76,11 @@ def test_pages_do_not_link_into_nothing():
         for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
         for name in re.findall(r"\{doc\}`([\w-]+)`", page.read_text()):
-            assert (ROOT / "docs" / f"{name}.md").exists(), f"{page.name}: {name}"
+            assert any((ROOT / "docs" / f"{name}{kind}").exists() for kind in (".md", ".ipynb")), f"{page.name}: {name}"
 
 
 def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text()
-    listed = re.findall(r"```{toctree}(.*?)```", index, re.S)[0].split()
-    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    listed = " ".join(re.findall(r"```{toctree}(.*?)```", index, re.S)).split()
+    pages = {page.stem for kind in ("*.md", "*.ipynb") for page in (ROOT / "docs").glob(kind)} - {"index"}
     assert pages <= set(listed)
