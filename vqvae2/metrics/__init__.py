@@ -3,9 +3,9 @@
 - ``images``: SSIM, PSNR and MSE over the whole frame.
 - ``sharpness``: the same in the foreground, power and coherence by wavelength, the blur of equal score.
 - ``codes``: use of the codebooks, and the likelihood of codes under tables of counts.
-- ``sets``: one set of images held against another: nearest neighbours, Frechet and kernel distance (KID),
-  precision and recall.
-- ``copies``: nearest neighbours after shifts, mirrored and in another light; ``regions``: those of parts of images.
+- ``sets``: one set of images held against another: Frechet and kernel distance (KID), precision and recall.
+- ``neighbours``: the nearest images by pixels; ``copies``: those after shifts, mirrored and in another light;
+  ``regions``: those of parts of images.
 - ``pretrained``: what a pretrained network makes of images, for distances between sets.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
@@ -26,9 +26,10 @@ from vqvae2.metrics.codes import (
 )
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
+from vqvae2.metrics.neighbours import nearest
 from vqvae2.metrics.pretrained import features
 from vqvae2.metrics.regions import Regions, region_nearest
-from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, nearest, neighbourhoods
+from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, neighbourhoods
 from vqvae2.metrics.sharpness import (
     BANDS,
     Bands,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2.metrics.sets import take
+from vqvae2.metrics.neighbours import take
 
 _SIDE = 16  # of the thumbnails that choose candidates
 

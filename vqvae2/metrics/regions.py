@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2.metrics.sets import take
+from vqvae2.metrics.neighbours import take
 
 __all__ = ["Regions", "region_nearest"]
 
