@@ -170,7 +170,9 @@ def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run
 def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monkeypatch, call):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights(tmp_path / "torch")
-    ended = call(evaluate.main, "--run", run)
+    (tmp_path / "my_network.py").write_text("def rows(images):\n    return images.mean(3).flatten(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = call(evaluate.main, "--run", run, "--features", "my_network:rows")
     assert ended.code == 0, ended.err
     found = report_of(run / "report")
     assert found["missing"] == []
@@ -195,7 +197,10 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
         kept = deviation > 1e-3 * deviation.max()
         return torch.where(kept, (raw(images) - raw(test).mean(0)) / deviation, 0)
 
-    for space, features_of in (("MobileNetV2", features), ("encoder", encoded)):
+    def rows(images):
+        return images.mean(3).flatten(1)
+
+    for space, features_of in (("MobileNetV2", features), ("encoder", encoded), ("my_network:rows", rows)):
         distances = found["distances"][space]
         assert distances.keys() == sets.keys()
         for name, images in sets.items():
@@ -206,7 +211,15 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
             assert distances[name]["count"] == len(images)
     assert found["verdict"] == verdict(found)
     assert all(line["reason"] in ended.out for line in found["verdict"])
-    assert "real beside real" in (run / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text()
+    assert "real beside real" in page
+    assert "Distances in my_network:rows&#x27;s features" in page
+
+
+def test_features_that_there_are_not_are_told_before_the_work(run, refused):
+    before = contents(run)
+    assert "torchvision has no classifier resnet" in refused(evaluate.main, "--run", run, "--features", "resnet")
+    assert contents(run) == before
 
 
 def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):

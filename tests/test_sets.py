@@ -7,10 +7,21 @@ import pytest
 import scipy.linalg
 import torch
 from random_weights import WEIGHTS, random_weights
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from vqvae2.errors import UserError
-from vqvae2.metrics import features, frechet_distance, kernel_distance, nearest, neighbourhoods, neighbours
+from vqvae2.metrics import (
+    features,
+    frechet_distance,
+    kernel_distance,
+    named_features,
+    nearest,
+    neighbourhoods,
+    neighbours,
+)
+from vqvae2.metrics.pretrained import INCEPTION_WEIGHTS
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -146,6 +157,62 @@ def test_features_are_the_pooled_ones_that_torchvision_classifies(tmp_path, monk
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(found, network(rgb), atol=1e-5, rtol=1e-4)
     assert features(images[:0]).shape == (0, 1280)
+
+
+@pytest.mark.parametrize(("name", "dims"), [("resnet18", 512), ("mobilenet_v3_small", 1024), ("vit_b_32", 768)])
+def test_features_of_any_classifier_of_torchvision(tmp_path, monkeypatch, name, dims):
+    """What its last linear layer takes: with that layer's weights it gives the classifier's logits."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"{name}'s weights are not there.*get_model"):
+        named_features(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.get_model(name).eval()
+    path = tmp_path / "hub" / "checkpoints" / models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)
+    images = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    rgb = normalize(((images + 1) / 2).repeat(1, 3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    state = torch.get_rng_state()
+    found = named_features(name)(images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.shape == (2, dims)
+    last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        torch.testing.assert_close(last(found), network(rgb), atol=1e-4, rtol=1e-3)
+
+
+def test_features_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(
+        "def means(images):\n    return images.mean((2, 3)).numpy()\n\ndef wrong(images):\n    return images\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    images = torch.rand(70, 1, 4, 4)
+    torch.testing.assert_close(named_features("own_network:means")(images), images.mean((2, 3)))
+    with pytest.raises(UserError, match=r"returned \(32, 1, 4, 4\) for 32 images"):
+        named_features("own_network:wrong")(images)
+    for name in ("own_network:absent", "no_such_module:f", "own_network:"):
+        with pytest.raises(UserError, match="cannot be imported"):
+            named_features(name)
+    with pytest.raises(UserError, match="torchvision has no classifier resnet5000"):
+        named_features("resnet5000")
+
+
+def test_inceptions_features_are_those_of_torch_fidelity(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="Inception's weights are not there"):
+        named_features("inception")
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)  # 90 MB of weights less to write
+    path = tmp_path / "hub" / "checkpoints" / INCEPTION_WEIGHTS
+    path.parent.mkdir(parents=True)
+    torch.save({}, path)
+    torch.manual_seed(0)
+    compute = named_features("inception")
+    torch.manual_seed(0)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    whole = ((images + 1) * 127.5).round().byte().repeat(1, 3, 1, 1)
+    torch.testing.assert_close(compute(images), network(whole)[0])
 
 
 def test_missing_and_damaged_weights_are_told_in_a_line(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from vqvae2.metrics.codes import (
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.neighbours import nearest
-from vqvae2.metrics.pretrained import features
+from vqvae2.metrics.pretrained import features, named_features
 from vqvae2.metrics.regions import Regions, region_nearest
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, neighbourhoods
 from vqvae2.metrics.sharpness import (
@@ -61,6 +61,7 @@ __all__ = [
     "image_scores",
     "kernel_distance",
     "least_perplexity",
+    "named_features",
     "nearest",
     "neighbourhoods",
     "perplexity",

@@ -1,15 +1,22 @@
 """Images as a pretrained network sees them, for distances between sets."""
 
 import functools
+import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2.errors import UserError
 
 WEIGHTS = "mobilenet_v2-b0353104.pth"
 """torchvision's ``MobileNet_V2_Weights.IMAGENET1K_V1``."""
+
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+"""torch-fidelity's, converted from those that TensorFlow published."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,28 +39,132 @@ def features(images: Tensor, chunk: int = 32) -> Tensor:
 
     Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018; trained on ImageNet.
     """
-    network = _network(Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS).to(images.device)
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (_MEAN, _STD))
-    found = [torch.zeros(0, 1280)]
+    network = _mobilenet(_cached(WEIGHTS)).to(images.device)
+    return _in_parts(lambda part: network(_normalised(part)).mean((2, 3)), images, chunk, 1280)
+
+
+def named_features(name: str) -> Callable[[Tensor], Tensor]:
+    """Return a function from images (N, C, H, W) in [-1, 1], C 1 or 3, to features (N, d), float32 on the CPU.
+
+    Args:
+        name: a classifier of torchvision, such as ``resnet50``: what its last linear layer takes, of images at their
+            own size unless it takes one size alone; ``inception``: the 2,048 features of the FID, by torch-fidelity,
+            which scales images to 299 pixels as TensorFlow did; ``module:function``: your own function.
+
+    Raises:
+        UserError: there is no such network, or its weights are not in torch's cache. Nothing is downloaded.
+    """
+    if ":" in name:
+        return _own(name)
+    return _inception() if name == "inception" else _torchvision(name)
+
+
+def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor, chunk: int, dims: int = 0) -> Tensor:
     with torch.inference_mode():
-        for part in images.float().split(chunk) if len(images) else ():
-            found.append(network(((part + 1) / 2 - mean) / std).mean((2, 3)).cpu())
-    return torch.cat(found)
+        parts = [network(part).flatten(1).float().cpu() for part in images.float().split(chunk) if len(part)]
+    return torch.cat(parts) if parts else torch.zeros(0, dims)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """From [-1, 1] to ImageNet's mean and deviation, grey to RGB."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (_MEAN, _STD))
+    return ((images + 1) / 2 - mean) / std
+
+
+def _cached(file: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def _read(path: Path, name: str, download: str) -> dict[str, Any]:
+    """Weights from torch's cache."""
+    if not path.is_file():
+        raise UserError(f"{name}'s weights are not there", path, f'Download them: python -c "{download}"')
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        raise UserError(f"{name}'s weights cannot be read ({type(error).__name__})", path, "Delete the file") from None
 
 
 @functools.lru_cache(maxsize=1)
-def _network(path: Path) -> nn.Module:
+def _mobilenet(path: Path) -> nn.Module:
     from torchvision.models import mobilenet_v2  # here, as it takes a second to import
 
-    if not path.is_file():
-        download = "import torchvision; torchvision.models.mobilenet_v2(weights='IMAGENET1K_V1')"
-        raise UserError("MobileNetV2's weights are not there", path, f'Download them: python -c "{download}"')
+    download = "import torchvision; torchvision.models.mobilenet_v2(weights='IMAGENET1K_V1')"
+    weights = _read(path, "MobileNetV2", download)
     with torch.device("meta"):  # no random start, which would move the random numbers of the program
         network = mobilenet_v2()
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
-    except Exception as error:  # torch.load raises many kinds
-        raise UserError(
-            f"MobileNetV2's weights cannot be read ({type(error).__name__})", path, "Delete the file"
-        ) from None
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError:
+        raise UserError("MobileNetV2's weights cannot be read (RuntimeError)", path, "Delete the file") from None
     return network.features.eval().requires_grad_(False)
+
+
+def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        known = "such as resnet50, inception or module:function"
+        raise UserError(f"torchvision has no classifier {name}", "--features", f"Give {known}")
+    weights = models.get_model_weights(name).DEFAULT
+    download = f"import torchvision; torchvision.models.get_model('{name}', weights='DEFAULT')"
+    path = _cached(Path(weights.url).name)
+    state = _read(path, name, download)
+    with torch.random.fork_rng(devices=[]):
+        settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        network = models.get_model(name, weights=None, **settings)
+    network.load_state_dict(state)
+    network.eval().requires_grad_(False)
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    taken: list[Tensor] = []
+    last.register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
+    side = getattr(network, "image_size", None)
+
+    def compute(images: Tensor) -> Tensor:
+        x = _normalised(images)
+        if side:
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        network.to(x.device)(x)
+        return taken.pop()
+
+    return lambda images: _in_parts(compute, images, 32)
+
+
+def _inception() -> Callable[[Tensor], Tensor]:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError(
+            "Inception's features need torch-fidelity", "--features inception", "pip install torch-fidelity"
+        ) from None
+    path = _cached(INCEPTION_WEIGHTS)
+    download = f"import torch; torch.hub.load_state_dict_from_url('{URL_INCEPTION_V3}')"
+    _read(path, "Inception", download)  # safely, before torch-fidelity does
+    with torch.random.fork_rng(devices=[]):
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+
+    def compute(images: Tensor) -> Tensor:
+        bytes_ = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return network.to(images.device)(bytes_.expand(-1, 3, -1, -1))[0]
+
+    return lambda images: _in_parts(compute, images, 32, 2048)
+
+
+def _own(name: str) -> Callable[[Tensor], Tensor]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name} cannot be imported ({error})", "--features", "Give module:function") from None
+
+    def compute(images: Tensor) -> Tensor:
+        made = torch.as_tensor(found(images))
+        if made.ndim != 2 or len(made) != len(images) or not made.isfinite().all():
+            raise UserError(
+                f"{name} returned {tuple(made.shape)} for {len(images)} images",
+                "--features",
+                "Return finite numbers, a row for each image",
+            )
+        return made
+
+    return lambda images: _in_parts(compute, images, 32)

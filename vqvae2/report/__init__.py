@@ -15,7 +15,7 @@
 from vqvae2.report.anatomy import anatomy_figures
 from vqvae2.report.comparison import comparison
 from vqvae2.report.describe import spread, spread_out, subject_interval
-from vqvae2.report.distances import encoder_features, feature_spaces, set_distances
+from vqvae2.report.distances import Features, encoder_features, feature_spaces, set_distances
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
@@ -50,6 +50,7 @@ from vqvae2.report.verdict import summary, verdict, warnings
 
 __all__ = [
     "CodeScores",
+    "Features",
     "Neighbours",
     "SampleSet",
     "Scan",

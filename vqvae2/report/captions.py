@@ -1,6 +1,6 @@
 """The words of the report: captions of its figures with their units, names of sets and features, a glossary."""
 
-__all__ = ["CAPTIONS", "SETS", "SPACES", "WORDS"]
+__all__ = ["CAPTIONS", "SETS", "WORDS", "space_words"]
 
 SETS = {
     "reconstructions": "reconstructions",
@@ -11,8 +11,12 @@ SETS = {
 }
 """What the sets are called whose distances are measured, in the order in which they are shown."""
 
-SPACES = {"MobileNetV2": "MobileNetV2's features", "encoder": "the VQ-VAE's own features"}
-"""What the features are called in which sets are compared; first those that know nothing of the model."""
+
+def space_words(space: str) -> str:
+    """Say in which features sets are compared, by their name in the report."""
+    known = {"encoder": "the VQ-VAE's own features", "inception": "Inception-v3's features (torch-fidelity)"}
+    return known.get(space, f"{space}'s features")
+
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "reconstructions": (

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqvae2 import files
 from vqvae2.metrics import BANDS
-from vqvae2.report.captions import SETS, SPACES, WORDS
+from vqvae2.report.captions import SETS, WORDS, space_words
 from vqvae2.report.markup import Figure, bullets, mean, num, pictures, table
 from vqvae2.report.measures import upper_name
 from vqvae2.report.sample_sections import labels_section, samples_section
@@ -98,7 +98,7 @@ def _summary(report: Report) -> str:
             cards.append((f"NLL, {level}", num(figures["nll"], 2), of))
     space, distances = nearest_features(report)
     if "samples" in distances:
-        of = f"in {SPACES[space]}; images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}"
+        of = f"in {space_words(space)}; images blurred by 0.5 px {num(distances['blurred_0.5']['kid'], 3)}"
         cards.append(("KID of samples", num(distances["samples"]["kid"], 3), of))
     samples = report.get("samples", {})
     if "diversity" in samples:
@@ -226,9 +226,9 @@ def _distances(report: Report) -> str:
                 f"Fréchet distance and what stands right of it: {compared} images of each set, 3 nearest neighbours; "
                 "not of sets that were made from the scored images themselves. "
             )
-        text += f"<h3>Distances in {escape(SPACES[space])}</h3>"
+        text += f"<h3>Distances in {escape(space_words(space))}</h3>"
         text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
-        text += f'<p class="note">{note}{_SPACE_NOTES[space]}</p>'
+        text += f'<p class="note">{note}{_SPACE_NOTES.get(space, "")}</p>'
     return text
 
 
@@ -242,6 +242,8 @@ _NEIGHBOURHOODS = {
 _SPACE_NOTES = {
     "MobileNetV2": "The network was trained on the photographs of ImageNet and sees the images at their own size. It "
     "sees blur that SSIM hardly sees. It knows no brains: read it beside real images, and beside the other figures.",
+    "inception": "Inception-v3 with TensorFlow's weights, by torch-fidelity; images scaled to 299 pixels as there. Its "
+    "Fréchet distance is the FID, which papers take over 50,000 images. Over fewer it is larger.",
     "encoder": "The encoder was trained to find what it can reconstruct, so it is blind to what no code holds.",
 }
 

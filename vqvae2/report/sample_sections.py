@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from vqvae2.report.anatomy import MEASURES
-from vqvae2.report.captions import SPACES
+from vqvae2.report.captions import space_words
 from vqvae2.report.markup import Figure, mean, num, pictures, spread, table
 from vqvae2.sampling import Sharpness
 
@@ -209,7 +209,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
         )
     for space, curve in found.get("curve", {}).items():
         text += table(
-            [f"samples kept, in {SPACES[space]}", "precision", "recall", "Fréchet distance"],
+            [f"samples kept, in {space_words(space)}", "precision", "recall", "Fréchet distance"],
             [[f"{p['share']:.0%}", num(p["precision"], 3), num(p["recall"], 3), num(p["frechet"], 2)] for p in curve],
         )
     return text + pictures(["rejection"], known)

@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.stats import binom
 
-from vqvae2.report.captions import SETS, SPACES
+from vqvae2.report.captions import SETS, space_words
 from vqvae2.report.measures import upper_name
 
 __all__ = ["nearest_features", "summary", "verdict", "warnings"]
@@ -43,7 +43,8 @@ def verdict(report: Report) -> list[dict[str, str]]:
 def nearest_features(report: Report) -> tuple[str, Mapping[str, Any]]:
     """Return the features in which sets were compared best, and the figures by set; empty if none were."""
     found = report.get("distances", {})
-    space = next((name for name in SPACES if name in found), "")
+    foreign = sorted(found.keys() - {"encoder"}, key=lambda name: (name != "MobileNetV2", name))
+    space = next((name for name in (*foreign, "encoder") if name in found), "")
     return space, found.get(space, {})
 
 
@@ -76,7 +77,7 @@ def _looks_real(report: Report) -> tuple[str, str]:
     found, low, high = sets["samples"], sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"]
     kid, error = found["kid"], found["standard_error"]
     known = error is not None and math.isfinite(error)  # not of fewer than 20 images
-    told = f"KID {kid:.3f}{f' (standard error {error:.3f})' if known else ''} in {SPACES[space]}; "
+    told = f"KID {kid:.3f}{f' (standard error {error:.3f})' if known else ''} in {space_words(space)}; "
     told += f"held-out images blurred by 0.5 pixels have {low:.3f}, by 1 pixel {high:.3f}"
     if "training_images" in sets:
         told += f", training images {sets['training_images']['kid']:.3f}"
@@ -202,7 +203,7 @@ def _quality(report: Report) -> Iterator[str]:
     space, found = nearest_features(report)
     if found:
         told = [f"{words} {found[name]['kid']:.3f}" for name, words in SETS.items() if name in found]
-        yield f"KID against the scored images in {SPACES[space]}: {', '.join(told)}."
+        yield f"KID against the scored images in {space_words(space)}: {', '.join(told)}."
 
 
 def _other_data(report: Report) -> Iterator[str]:

@@ -159,9 +159,14 @@ def _parts(images: ImageSet) -> Iterator[Tensor]:
 
 
 def measure_distances(
-    found: dict[str, Any], models: Models, evaluated: Evaluated, beside: Beside, samples: Tensor | None
+    found: dict[str, Any],
+    models: Models,
+    evaluated: Evaluated,
+    beside: Beside,
+    samples: Tensor | None,
+    further: dict[str, report.Features],
 ) -> None:
-    """Measure how far reconstructions and samples are from the scored images, in features of one or two networks."""
+    """Measure how far reconstructions and samples are from the scored images, in features of one network or several."""
     made = {"reconstructions": beside.again}
     if samples is not None:
         made["samples"] = samples[report.spread_out(len(samples), COMPARED)]
@@ -171,7 +176,7 @@ def measure_distances(
     made = {name: images for name, images in made.items() if len(images) > 1}
     if len(beside.rows) < 2:
         return
-    spaces = report.feature_spaces(models.vqvae, beside.real, models.missing)
+    spaces = report.feature_spaces(models.vqvae, beside.real, models.missing) | further
     found["distances"] = report.set_distances(beside.real, made, spaces)
 
 

@@ -15,6 +15,7 @@ import torch
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
+from vqvae2.metrics import named_features
 from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
@@ -51,6 +52,10 @@ class Arguments:
     classifier: str | None = None
     """A label, by name: train a classifier of it on the training images (or take the run's), and measure whether
     samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
+    features: tuple[str, ...] = ()
+    """Compare samples with real images in these features, too: a classifier of torchvision by name, such as resnet50;
+    inception (the FID's, by torch-fidelity); or module:function, your own: images (N, C, H, W) in [-1, 1] -> (N, d).
+    Weights are taken from torch's cache, and not downloaded."""
     against: Path | None = None
     """Another run with a report: its figures stand beside this one's."""
     anomaly: str | None = None
@@ -71,7 +76,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("data", "split"),
-    "report": ("out", "save_reconstructions", "num_samples", "classifier", "against"),
+    "report": ("out", "save_reconstructions", "num_samples", "classifier", "features", "against"),
     "anomalies": ("anomaly", "draws", "false_positives", "overwrite"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
@@ -92,6 +97,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     other = None if arguments.against is None else _other_report(arguments.against)  # before the work
     device, _ = arguments.compute.resolve()
     models = Models.of(run, device)
+    further = {name: named_features(name) for name in arguments.features}
     if arguments.anomaly is not None:
         refuse_torchrun("--anomaly")
         _anomalies(line, run, record, models)
@@ -116,13 +122,15 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     distributed.on_main(lambda: files.make_folder(out) and None)
     with locked(out):
-        _measure(run, record, models, evaluated, arguments, out, other)
+        _measure(run, record, models, evaluated, arguments, out, other, further)
 
 
 def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, Any], models: Models) -> None:
     """Map where other images differ from the run's."""
     arguments = line.settings()
-    line.refuse_beside("anomaly", ("num_samples", "classifier", "against", "save_reconstructions", "batch_size"))
+    line.refuse_beside(
+        "anomaly", ("num_samples", "classifier", "against", "features", "save_reconstructions", "batch_size")
+    )
     if arguments.draws < 2:
         raise UserError(f"--draws {arguments.draws} is too few", how="Give 2 or more")
     if not 0 < arguments.false_positives < 1:
@@ -160,6 +168,7 @@ def _measure(
     arguments: Arguments,
     out: Path,
     other: dict[str, Any] | None,
+    further: dict[str, report.Features],
 ) -> None:
     """Measure everything, and write the report."""
     album = Album(out / "figures")
@@ -182,7 +191,7 @@ def _measure(
     )
     if not distributed.is_main():  # the rest is drawing and writing
         return
-    measure_distances(found, models, evaluated, beside, made)
+    measure_distances(found, models, evaluated, beside, made, further)
     if arguments.classifier is not None:
         found["recognition"] = recognition(
             run,
