@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from plane import SHORT, Plane, flat, saved_weight, stats, train, watched_steps
+from plane import SHORT, Plane, flat, interrupt_at, saved_weight, stats, train, watched_steps
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -380,3 +380,25 @@ def test_a_run_is_compiled_where_it_is_long_and_its_model_gains(tmp_path, monkey
         train(task, tmp_path, replace(SHORT, **{"max_steps": None, **limits}), compile="auto")
     assert seen[0].startswith(told)
     assert bool(seen[0]) == bool(told)
+
+
+def test_gradients_are_scaled_in_float16_and_steps_passed_over_where_they_overflow(tmp_path):
+    """In float64, where the task computes, the scale is taken off again without rounding."""
+    whole, scaled = Plane(), Plane()
+    train(whole, tmp_path / "whole")
+    train(scaled, tmp_path / "scaled", precision=torch.float16)
+    torch.testing.assert_close(torch.stack(scaled.steps), torch.stack(whole.steps), rtol=1e-12, atol=0)
+
+    def overflow(call):
+        task.factor = 1e153 if call == 5 else 1.0  # the loss is finite, its scaled gradient is not
+
+    task = Plane(at_call=overflow)
+    train(task, tmp_path / "passed", precision=torch.float16)
+    assert torch.equal(task.steps[4], task.steps[3])
+    assert not torch.equal(task.steps[5], task.steps[4])
+    assert all(math.isfinite(line.get("train/gradient_norm", 0.0)) for line in stats(tmp_path / "passed"))
+    task = Plane(at_call=lambda call: (overflow(call), interrupt_at(7)(call)))
+    with pytest.raises(Interrupted):
+        train(task, tmp_path / "parts", precision=torch.float16)
+    train(Plane(), tmp_path / "parts", precision=torch.float16, resume=True)
+    assert torch.equal(saved_weight(tmp_path / "parts"), saved_weight(tmp_path / "passed"))

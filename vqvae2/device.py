@@ -14,7 +14,7 @@ from torch import nn
 from vqvae2.errors import UserError
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 CompileChoice = Literal["auto", "on", "off"]
 
 __all__ = [
@@ -47,7 +47,7 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> torch.dtype:
     """Pick the precision of matrix products: ``auto`` takes bfloat16 where the hardware multiplies it fast."""
     if choice != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":

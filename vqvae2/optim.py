@@ -229,10 +229,13 @@ def make_optimizer(
         precision: of the training's matrix products, which muon takes over.
     """
     weights, others = split_parameters(modules)
-    betas, fused = (config.beta1, config.beta2), device.type in ("cuda", "cpu")
+    # Scaled gradients: a fused step looks for those that are not finite itself, Muon's does not.
+    fused = device.type in ("cuda", "cpu") and precision != torch.float16
+    betas = config.beta1, config.beta2
     if config.optimizer == "muon":
         rates = config.learning_rate, config.muon_learning_rate
-        return Muon(weights, others, *rates, betas, config.weight_decay, fused, precision)
+        half = torch.float32 if precision == torch.float16 else precision
+        return Muon(weights, others, *rates, betas, config.weight_decay, fused, half)
     groups = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -185,6 +185,8 @@ class _Run:
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.loss = self._shared_loss()
         self.optimizer = make_optimizer(config, self.modules.values(), device, precision)
+        # Small gradients would be zero in float16.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         self.elapsed = 0.0  # seconds of training by the main process's clock, as of the latest step
@@ -229,6 +231,7 @@ class _Run:
 
     def go(self, resume: bool, compile: CompileChoice) -> Outcome:
         config = self.config
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"  # shapes stay the same
         torch.manual_seed(self.seed)
         if resume:
             state = distributed.on_main(lambda: checkpoint.load_state(self.folder / "state"))
@@ -326,14 +329,18 @@ class _Run:
             with self._unsynced() if i + 1 < config.accumulate else nullcontext():
                 with autocast(self.device, self.precision):
                     loss, sums = self.loss(batch)
-                (loss / config.accumulate).backward()
+                self.scaler.scale(loss / config.accumulate).backward()
             self._add({"train/loss": (loss.detach(), 1.0), **sums})
             self.window_items += batch_length(batch) * distributed.world_size()
+        self.scaler.unscale_(self.optimizer)
         if config.clip_norm:
             # Each module by itself: the gradient of one must not set the step of another.
             norms = [nn.utils.clip_grad_norm_(m.parameters(), config.clip_norm) for m in self.modules.values()]
-            self._add({"train/gradient_norm": (norms[0].detach(), 1.0)})
-        self.optimizer.step()
+            norm = norms[0].detach()
+            if not self.scaler.is_enabled() or norm.isfinite():
+                self._add({"train/gradient_norm": (norm, 1.0)})
+        self.scaler.step(self.optimizer)  # passed over where a gradient is not finite
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step()
         self.step += 1
@@ -462,6 +469,7 @@ class _Run:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "moments": moments(self.optimizer, self.parameters),
             "average": self.average.values,
+            "scaler": self.scaler.state_dict(),
             "seconds": self.seconds,
             "sums": self.sums,
             "counts": self.counts,
@@ -488,6 +496,8 @@ class _Run:
         load_moments(self.optimizer, self.parameters, earlier or state["moments"])
         if self.average.values:
             self.average.load(state["average"])
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best_step, self.best, self.best_score, self.stale = state["best"]
         self.task.load_state(state["task"])

@@ -33,16 +33,19 @@ class Compute:
     device: DeviceChoice = "auto"
     """Device; auto: CUDA, else MPS, else the CPU."""
     precision: PrecisionChoice = "auto"
-    """Precision of matrix products. In training, auto is bf16 if the hardware is fast at it. Extraction and sampling
-    use fp32 unless bf16 is given; evaluation always uses fp32."""
+    """Precision of matrix products. In training, auto is bf16 if the hardware is fast at it, else fp32; fp16, with scaled
+    gradients, is for GPUs that have no bf16. Extraction and sampling use fp32 unless bf16 is given; evaluation always
+    uses fp32."""
     seed: int = 0
     """Seed of all random numbers, >= 0."""
     num_workers: int | None = None
     """Processes that load training batches; 0: the main process loads them. Default: 0, or, where the disk has no room
     for decoded images, the cores of the machine divided by its processes, at most 8."""
 
-    def resolve(self) -> tuple[torch.device, torch.dtype]:
+    def resolve(self, training: bool = False) -> tuple[torch.device, torch.dtype]:
         """Return the device and the precision; in every stage fp32 then means float32, and never TF32."""
+        if self.precision == "fp16" and not training:
+            raise UserError("--precision fp16 is for training", how="Give fp32 or bf16")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
         if self.num_workers is not None and self.num_workers < 0:

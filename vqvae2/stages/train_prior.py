@@ -203,7 +203,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     run = RunFolder(arguments.run)
     store = CodeStore(run.codes)
     index = _level_index(store, arguments.level)
-    device, precision = arguments.compute.resolve()
+    device, precision = arguments.compute.resolve(training=True)
     check_fingerprints(run, store)
     config = arguments.model.for_level(index, *_codes(store))
     for split in ("train", "selection", "val"):

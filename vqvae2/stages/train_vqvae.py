@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = _settings(line)
     run = RunFolder(arguments.run)
-    device, precision = arguments.compute.resolve()
+    device, precision = arguments.compute.resolve(training=True)
     check_places(arguments.data, run)
     like = (
         checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
