@@ -1,5 +1,7 @@
 """Changed training images and near duplicates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,14 +31,32 @@ def test_nothing_is_changed_without_a_range(phantom):
     assert augment(x, AugmentationConfig(), 0, 0, [0, 1]) is x
 
 
+def changed(images: AugmentedSet, rows: list[int], epoch: int) -> torch.Tensor:
+    return images.unit(images.at_epoch(rows, epoch))
+
+
 def test_draws_depend_on_seed_epoch_and_row_alone(phantom):
     images = AugmentedSet(phantom, ALL, seed=3)
-    both, alone = images.at_epoch([4, 7], 2)["image"], images.at_epoch([7], 2)["image"]
+    both, alone = changed(images, [4, 7], 2), changed(images, [7], 2)
     torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-6)
-    assert not torch.allclose(alone, images.at_epoch([7], 3)["image"], atol=0.01)
-    assert not torch.allclose(alone, AugmentedSet(phantom, ALL, seed=4).at_epoch([7], 2)["image"], atol=0.01)
+    assert not torch.allclose(alone, changed(images, [7], 3), atol=0.01)
+    assert not torch.allclose(alone, changed(AugmentedSet(phantom, ALL, seed=4), [7], 2), atol=0.01)
     assert both.min() >= -1
     assert both.max() <= 1
+
+
+@pytest.mark.parametrize("config", [AugmentationConfig(), AugmentationConfig(augment_flip=0.5), ALL])
+def test_batches_hold_stored_integers_and_become_the_changed_images(phantom, config):
+    images, rows = AugmentedSet(phantom, config, seed=3), [4, 7, 9]
+    batch = images.at_epoch(rows, 2)
+    assert batch["image"].dtype == torch.uint8
+    drawn = sum(value.numel() for value in batch["changes"].values())
+    assert drawn <= 8 * len(rows)
+    whole = phantom.__getitems__(rows)["image"]
+    assert torch.equal(images.unit(batch), augment(whole, config, 3, 2, rows))
+    wide = replace(phantom, images=phantom.images.astype(np.uint16) * 257, value_range=(0.0, 65535.0))
+    deep = AugmentedSet(wide, config, seed=3)
+    torch.testing.assert_close(deep.unit(deep.at_epoch(rows, 2)), images.unit(batch), atol=1e-5, rtol=0)
 
 
 def test_loading_gives_each_epoch_its_own_draws_with_and_without_workers(phantom):
@@ -47,11 +67,11 @@ def test_loading_gives_each_epoch_its_own_draws_with_and_without_workers(phantom
         batches = load_batches(images, 8, 0, 0, torch.device("cpu"), workers)
         seen.append([next(batches) for _ in range(2 * per_epoch)])
     for i, (a, b) in enumerate(zip(*seen, strict=True)):
-        assert torch.equal(a["image"], b["image"])
-        expected = images.at_epoch(a["index"].tolist(), i // per_epoch)["image"]
-        torch.testing.assert_close(a["image"], expected, rtol=0, atol=1e-6)
-    resumed = load_batches(images, 8, 0, per_epoch + 1, torch.device("cpu"))
-    assert torch.equal(next(resumed)["image"], seen[0][per_epoch + 1]["image"])
+        assert torch.equal(images.unit(a), images.unit(b))
+        expected = changed(images, a["index"].tolist(), i // per_epoch)
+        torch.testing.assert_close(images.unit(a), expected, rtol=0, atol=1e-6)
+    resumed = next(load_batches(images, 8, 0, per_epoch + 1, torch.device("cpu")))
+    assert torch.equal(images.unit(resumed), images.unit(seen[0][per_epoch + 1]))
 
 
 def spot(row: int, column: int) -> torch.Tensor:

@@ -6,15 +6,16 @@ Shapes: B images, C channels, H x W pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2.data.dataset import ImageSet
+from vqvae2.data.dataset import ImageSet, to_unit
 from vqvae2.errors import UserError
 
 
@@ -61,17 +62,31 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, r
     Returns:
         (B, C, H, W) in [-1, 1].
     """
+    drawn = _draw_changes(config, tuple(images.shape[2:]), seed, epoch, rows)
+    return _changed(images, {name: value.to(images.device) for name, value in drawn.items()})
+
+
+def _draw_changes(
+    config: AugmentationConfig, size: tuple[int, ...], seed: int, epoch: int, rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Draw the changes of images of a size (H, W).
+
+    Returns:
+        ``matrix`` (B, 2, 3) of the sampling grid, ``curve`` and ``factor`` (B,) of the light; ``mirror`` (B,) bool
+        where no pixel needs to be interpolated; nothing where no range is open.
+    """
     if not config.changes or not len(rows):
-        return images
+        return {}
     draws = np.stack([np.random.default_rng([seed, epoch, row]).random(7) for row in rows])
-    unit = torch.from_numpy(draws).to(images.device)
-    angle, size, contrast, gamma = (2 * unit[:, 2:6] - 1).T
-    if config.changes == {"augment_flip"}:  # no pixel needs to be interpolated
-        return torch.where((unit[:, 6] < config.augment_flip)[:, None, None, None], images.flip(-1), images)
-    mirror = torch.where(unit[:, 6] < config.augment_flip, -1.0, 1.0).double()
-    zoom = torch.exp(-size * math.log1p(config.augment_scale))  # of the sampling grid: less than 1 enlarges
+    unit = torch.from_numpy(draws)
+    angle, zoomed, contrast, gamma = (2 * unit[:, 2:6] - 1).T
+    mirrored = unit[:, 6] < config.augment_flip
+    if config.changes == {"augment_flip"}:
+        return {"mirror": mirrored}
+    mirror = torch.where(mirrored, -1.0, 1.0).double()
+    zoom = torch.exp(-zoomed * math.log1p(config.augment_scale))  # of the sampling grid: less than 1 enlarges
     turn = angle * math.radians(config.augment_rotate)
-    height, width = images.shape[2:]
+    height, width = size
     ratio = height / width  # a rotation is one of pixels, not of the unit square
     cosine, sine = turn.cos() * zoom, turn.sin() * zoom
     shifts = []
@@ -79,24 +94,30 @@ def augment(images: Tensor, config: AugmentationConfig, seed: int, epoch: int, r
         most = max(1, round(config.augment_shift * side)) if config.augment_shift else 0
         shifts.append(2 * (((2 * most + 1) * draw).floor() - most) / side)
     shift_x, shift_y = shifts
-    matrix = torch.stack(
-        [
-            torch.stack([cosine * mirror, -sine * ratio, shift_x], 1),
-            torch.stack([sine / ratio * mirror, cosine, shift_y], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(matrix.to(images.dtype), list(images.shape), align_corners=False)
+    across = torch.stack([cosine * mirror, -sine * ratio, shift_x], 1)
+    down = torch.stack([sine / ratio * mirror, cosine, shift_y], 1)
+    curve, factor = torch.exp(gamma * config.augment_light / 2), 1 + contrast * config.augment_light
+    return {"matrix": torch.stack([across, down], 1).float(), "curve": curve.float(), "factor": factor.float()}
+
+
+def _changed(images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+    """Make changes that were drawn, on the images' device."""
+    if "mirror" in changes:
+        return torch.where(changes["mirror"][:, None, None, None], images.flip(-1), images)
+    if not changes:
+        return images
+    grid = F.affine_grid(changes["matrix"].to(images.dtype), list(images.shape), align_corners=False)
     # Zeros come in from outside: background is made zero meanwhile.
     light = F.grid_sample((images + 1) / 2, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    light = light.clamp(0, 1)
-    curve = torch.exp(gamma * config.augment_light / 2).to(light.dtype)[:, None, None, None]
-    factor = (1 + contrast * config.augment_light).to(light.dtype)[:, None, None, None]
-    return (light.pow(curve) * factor).clamp(0, 1) * 2 - 1
+    curve, factor = (changes[name].to(light.dtype)[:, None, None, None] for name in ("curve", "factor"))
+    return (light.clamp(0, 1).pow(curve) * factor).clamp(0, 1) * 2 - 1
 
 
 class AugmentedSet:
     """A split whose images come changed, differently in every epoch.
+
+    Batches hold the stored integers and what is drawn for them, which is little to hand from a loading process to a
+    device; `unit` makes images of them there.
 
     Args:
         images: the split.
@@ -110,7 +131,16 @@ class AugmentedSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def at_epoch(self, rows: Sequence[int], epoch: int) -> dict[str, Tensor]:
-        """Return a batch as `ImageSet.__getitems__` does, its images changed as they are in this epoch."""
-        batch = self.images.__getitems__(rows)
-        return {**batch, "image": augment(batch["image"], self.config, self.seed, epoch, rows)}
+    def at_epoch(self, rows: Sequence[int], epoch: int) -> dict[str, Any]:
+        """Return a batch for `unit`: `ImageSet.stored`, and ``changes``, drawn for these images in this epoch."""
+        size = self.images.images.shape[2:]
+        return {
+            **self.images.stored(rows),
+            "changes": _draw_changes(self.config, tuple(size), self.seed, epoch, rows),
+        }
+
+    def unit(self, batch: Mapping[str, Any], device: torch.device | None = None) -> Tensor:
+        """Return the changed images of a batch, (B, C, H, W) in [-1, 1], made on a device; None: where the batch is."""
+        stored = batch["image"].to(device)
+        changes = {name: value.to(stored.device) for name, value in batch["changes"].items()}
+        return _changed(to_unit(stored, self.images.value_range), changes)

@@ -18,14 +18,13 @@ from vqvae2.data.pixel_file import Decoded, Images, PixelFile
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-def to_unit(array: NDArray[Any], value_range: tuple[float, float]) -> torch.Tensor:
-    """Stored values of any shape to float32 in [-1, 1], the ends of value_range to -1 and 1."""
+def to_unit(values: NDArray[Any] | torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
+    """Stored values of any shape to float32 in [-1, 1], the ends of value_range to -1 and 1; on their device."""
     low, high = value_range
-    unit = array.astype(np.float32)
-    unit -= np.float32(low)
-    unit *= np.float32(2 / (high - low))
-    unit -= 1
-    return torch.from_numpy(unit)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values.astype(np.float32))
+    unit = values.to(torch.float32, copy=True)
+    return unit.sub_(low).mul_(2 / (high - low)).sub_(1)
 
 
 def from_unit(tensor: torch.Tensor, value_range: tuple[float, float]) -> Pixels:
@@ -113,14 +112,20 @@ class ImageSet(Dataset[dict[str, Any]]):
             "index": index,
         }
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A batch: "image" (B, C, H, W), "label" (B, A), "index" (B,); for a collate_fn that keeps it."""
+    def stored(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch: "image" (B, C, H, W) as it is stored, uint8 or int32, "label" (B, A), "index" (B,)."""
         rows = np.asarray(indices, dtype=np.int64)
+        values = self.images[rows]
         return {
-            "image": to_unit(self.images[rows], self.value_range),
+            "image": torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int32)),
             "label": torch.from_numpy(self.labels[rows]),
             "index": torch.from_numpy(rows),
         }
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch: "image" (B, C, H, W) in [-1, 1], "label" (B, A), "index" (B,); for a collate_fn that keeps it."""
+        batch = self.stored(indices)
+        return {**batch, "image": to_unit(batch["image"], self.value_range)}
 
 
 @dataclass

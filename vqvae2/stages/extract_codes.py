@@ -147,8 +147,8 @@ def _write(
                 if found < 0 or split == "val":
                     first = distributed.rank() * arguments.batch_size
                     own = list(rows[first : first + arguments.batch_size])
-                    batch = changed.at_epoch(own, copy) if copy else images.__getitems__(own)
-                    codes = _encode(model, batch["image"].to(device), counts if split == "val" else None, bf16)
+                    x = changed.unit(changed.at_epoch(own, copy)) if copy else images.__getitems__(own)["image"]
+                    codes = _encode(model, x.to(device), counts if split == "val" else None, bf16)
                     distributed.on_main(lambda: _append(writer, codes, images, rows, split, copy))  # noqa: B023 - called at once
                 progress(len(rows))
             if split == "val":
