@@ -216,16 +216,19 @@ def test_a_saved_or_exported_model_and_a_prior_have_the_codes_that_were_trained(
     assert prior.embedding.weight.is_leaf
 
 
-def test_a_gradient_codebook_may_start_from_one_of_moving_averages_and_simvq_is_told_apart(
-    tiny_config, tiny_vqvae, tmp_path: Path
+@pytest.mark.parametrize("before", ["ema", "simvq"])
+def test_a_gradient_codebook_may_start_from_one_of_another_kind_and_no_other_may(
+    tiny_config, started, tmp_path: Path, before
 ):
-    tiny_vqvae.save_pretrained(tmp_path)
+    trained = started(replace(tiny_config, codebook=before))
+    trained.save_pretrained(tmp_path)
     model = VQVAE(replace(tiny_config, codebook="gradient"))
     start_from(model, tmp_path)
     assert model.initialized
     images = torch.rand(3, 1, 16, 16) * 2 - 1
-    for one, other in zip(model.encode(images), tiny_vqvae.encode(images), strict=True):
+    for one, other in zip(model.encode(images), trained.encode(images), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(UserError) as error:
-        start_from(VQVAE(replace(tiny_config, codebook="simvq")), tmp_path)
-    one_line(error, "--init has another architecture", "quantizers.0.")
+    for after in {"ema", "simvq"} - {before}:
+        with pytest.raises(UserError) as error:
+            start_from(VQVAE(replace(tiny_config, codebook=after)), tmp_path)
+        one_line(error, "--init has another architecture", "quantizers.0.")
