@@ -10,8 +10,9 @@ written after every training; a second call goes on where the first ended.
 Figures, on the `val` images:
 
 - vqvae: SSIM in the foreground and over the frame, coherence at wavelengths of 2 to 4 pixels, SSIM of the coarser
-  levels alone, and bits a pixel of all levels under the position-wise unigram. Beside them the mean training image
-  and a blur of 1 pixel.
+  levels alone, bits a pixel of all levels under the position-wise unigram, and of each level the share of its codebook
+  in use and the perplexity, the latter without constant cells. Beside them the mean training image and a blur of 1
+  pixel.
 - prior: NLL in nats a code. Beside it the position-wise unigram.
 """
 
@@ -36,7 +37,15 @@ from torch import Tensor
 from vqvae2.codes import CodeStore
 from vqvae2.data import AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import keep_freed_memory, resolve_device, resolve_precision
-from vqvae2.metrics import Sharpness, background_value, gaussian_blur, positionwise_unigram_nll, ssim
+from vqvae2.metrics import (
+    CodeCounts,
+    Sharpness,
+    background_value,
+    constant_cells,
+    gaussian_blur,
+    positionwise_unigram_nll,
+    ssim,
+)
 from vqvae2.optim import make_optimizer
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior
@@ -60,6 +69,13 @@ VQVAE_ROWS: dict[str, dict[str, Any]] = {
     "without layer normalisation": {"model": {"normalize": "none"}},
     "random start": {"model": {"init_vectors": 0}},
     "without revival": {"model": {"revival_threshold": 0.0}},
+    "gradient codebook": {"model": {"codebook": "gradient"}},
+    "gradient codebook, random start, without revival": {
+        "model": {"codebook": "gradient", "init_vectors": 0, "revival_threshold": 0.0}
+    },
+    "SimVQ": {"model": {"codebook": "simvq"}},
+    "SimVQ, random start": {"model": {"codebook": "simvq", "init_vectors": 0}},
+    "rotation": {"model": {"estimator": "rotation"}},
     "upper levels upsampled alone": {"model": {"upper_decoder": "upsample"}},
 }
 PRIOR_ROWS: dict[str, dict[str, Any]] = {
@@ -116,7 +132,7 @@ class Enough(Exception):  # noqa: N818 - no error
 
 
 def trained(task: Any, training: TrainingConfig, seed: int, arguments: argparse.Namespace, timed: bool) -> float:
-    """Train a task silently; returns the seconds of a step. Where they are asked for, it ends when they are known."""
+    """Train a task silently; return nan or, where ``timed``, the seconds of a step, ending when they are known."""
     times: list[float] = []
     after = task.after_step
 
@@ -140,7 +156,8 @@ def trained(task: Any, training: TrainingConfig, seed: int, arguments: argparse.
             seed=seed,
             say=lambda _: None,
         )
-    return statistics.median(b - a for a, b in zip(times[WARM:], times[WARM + 1 :], strict=False))
+    steps = [b - a for a, b in zip(times[WARM:], times[WARM + 1 :], strict=False)]
+    return statistics.median(steps) if timed else math.nan
 
 
 class VQVAEBench:
@@ -188,16 +205,19 @@ class VQVAEBench:
         with torch.compiler.set_stance("force_eager"):
             figures = self.score(lambda x: model.decode(model.encode(x.to(self.device))).cpu())
             coarse = self.score(lambda x: model.decode(model.encode(x.to(self.device))[:-1]).cpu())["whole"]
-            codes = [
-                [torch.cat(level).cpu().numpy() for level in zip(*map(model.encode, images.split(32)), strict=True)]
+            trained, held = (
+                [torch.cat(level).cpu() for level in zip(*map(model.encode, images.split(32)), strict=True)]
                 for images in (self.train_images.to(self.device), self.images.to(self.device))
-            ]
+            )
         pixels = self.images[0, 0].numel()
-        bits = sum(
-            positionwise_unigram_nll(train, held, k) * held[0].size / pixels / math.log(2)
-            for train, held, k in zip(*codes, model.config.num_embeddings, strict=True)
-        )
-        return {**figures, "coarse": coarse, "bits": float(bits)}
+        bits, used = 0.0, {}
+        for level, k, before, codes in zip(model.levels, model.config.num_embeddings, trained, held, strict=True):
+            nll = positionwise_unigram_nll(before.numpy(), codes.numpy(), k)
+            bits += nll * codes[0].numel() / pixels / math.log(2)
+            counts = CodeCounts(k)
+            counts.update(codes, ~constant_cells(self.images, codes.shape[1:]))
+            used |= {f"{level} perplexity": counts.perplexity_foreground, f"{level} usage": counts.usage}
+        return {**figures, "coarse": coarse, "bits": float(bits), **used}
 
 
 class PriorBench:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.data import DataConfig, ImageData, open_data
+from vqvae2.quantizer import Codebook
 from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import TrainingConfig, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -31,7 +32,9 @@ def data() -> ImageData:
     return replace(data, splits={**splits, "train": Part(data.splits["train"])})
 
 
-def trained(data: ImageData, folder: Path, batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], list[dict]]:
+def trained(
+    data: ImageData, folder: Path, codebook: Codebook, batch_size: int, accumulate: int
+) -> tuple[dict[str, Tensor], list[dict]]:
     torch.manual_seed(0)
     model = VQVAE(
         VQVAEConfig(
@@ -42,6 +45,7 @@ def trained(data: ImageData, folder: Path, batch_size: int, accumulate: int) -> 
             hidden_channels=8,
             residual_channels=4,
             num_residual_layers=1,
+            codebook=codebook,
             init_vectors=300,  # gathered over several steps
             revival_threshold=0.8,  # many codes are revived after every step
             level_dropout=0.4,
@@ -54,9 +58,10 @@ def trained(data: ImageData, folder: Path, batch_size: int, accumulate: int) -> 
     return checkpoint.load_state(folder / "state")["modules"]["vqvae"], stats(folder)
 
 
-def test_accumulated_batches_train_the_same_parameters_and_codebooks_as_large_ones(data, tmp_path):
-    large, lines = trained(data, tmp_path / "large", 8, 1)
-    small, others = trained(data, tmp_path / "small", 4, 2)
+@pytest.mark.parametrize("codebook", ["ema", "gradient", "simvq"])
+def test_accumulated_batches_train_the_same_parameters_and_codebooks_as_large_ones(data, tmp_path, codebook):
+    large, lines = trained(data, tmp_path / "large", codebook, 8, 1)
+    small, others = trained(data, tmp_path / "small", codebook, 4, 2)
     assert int(large["quantizers.0.updates"]) > 10
     for name, value in large.items():
         torch.testing.assert_close(small[name], value, rtol=0, atol=1e-10, msg=name)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
 from torchrun import torchrun
 
 from vqvae2 import CodeStore, checkpoint, distributed
+from vqvae2.quantizer import Codebook
 from vqvae2.stages import evaluate, extract_codes, sample
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -66,7 +68,7 @@ def test_a_batch_that_does_not_divide_is_refused_everywhere(collectives):
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same training in one process and in two, each with half of every batch."""
+    """The same trainings in one process and in two, each with half of every batch."""
     folder = tmp_path_factory.mktemp("trainings")
     for processes in (1, 2):
         done = torchrun(processes, TESTS / "joined_training.py", folder / str(processes), cwd=folder)
@@ -74,8 +76,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {processes: folder / str(processes) for processes in (1, 2)}
 
 
-def test_two_processes_train_the_same_parameters_and_codebooks_as_one(trainings):
-    one, two = (checkpoint.load_state(trainings[n] / "state") for n in (1, 2))
+@pytest.mark.parametrize("codebook", get_args(Codebook))
+def test_two_processes_train_the_same_parameters_and_codebooks_as_one(trainings, codebook):
+    one, two = (checkpoint.load_state(trainings[n] / codebook / "state") for n in (1, 2))
     assert one["step"] == two["step"] == 20
     weights, others = one["modules"]["vqvae"], two["modules"]["vqvae"]
     assert weights.keys() == others.keys()
@@ -84,8 +87,9 @@ def test_two_processes_train_the_same_parameters_and_codebooks_as_one(trainings)
     assert all(int(weights[f"quantizers.{i}.updates"]) > 10 for i in (0, 1))
 
 
-def test_two_processes_log_what_one_logs(trainings):
-    one, two = (stats(trainings[n]) for n in (1, 2))
+@pytest.mark.parametrize("codebook", get_args(Codebook))
+def test_two_processes_log_what_one_logs(trainings, codebook):
+    one, two = (stats(trainings[n] / codebook) for n in (1, 2))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for mine, other in zip(one, two, strict=True):
         assert mine.keys() == other.keys()

@@ -9,6 +9,7 @@ import torch
 from fake_mps import MPS, OnMPS, fake_mps
 from tiny_runs import CHAIN
 
+from vqvae2.quantizer import QuantizerConfig, VectorQuantizer
 from vqvae2.stages import common
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -33,6 +34,17 @@ def test_the_stand_in_computes_and_refuses_what_the_device_refuses(mps):
         torch.pdist(x)
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize("codebook", ["gradient", "simvq"])
+def test_a_learned_codebook_starts_and_moves_on_it(mps, codebook):
+    quantizer = VectorQuantizer(8, 4, QuantizerConfig(codebook=codebook, estimator="rotation", init_vectors=20))
+    quantizer = quantizer.to(mps)
+    for _ in range(3):
+        out = quantizer(torch.rand(5, 4, 4).to(mps))
+        quantizer.update()
+    assert quantizer.num_updates == 2
+    assert isinstance(out.vectors, OnMPS)
 
 
 def test_every_stage_runs_on_it(mps, tmp_path: Path, call):

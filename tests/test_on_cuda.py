@@ -1,6 +1,7 @@
 """What CUDA would be asked for, found without it: on which device tensors are made, and where the host would wait."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,8 +67,9 @@ def prior_loss() -> tuple[Prior, Callable[[], Tensor]]:
     return prior, lambda: nn.functional.cross_entropy(prior(codes, condition=[top], label=label), codes)
 
 
-def test_a_step_of_the_vqvae_never_waits_for_the_device(tiny_config, started):
-    model = started(tiny_config).train()
+@pytest.mark.parametrize("codebook", ["ema", "gradient", "simvq"])
+def test_a_step_of_the_vqvae_never_waits_for_the_device(tiny_config, started, codebook):
+    model = started(replace(tiny_config, codebook=codebook, estimator="rotation")).train()
     steps = vqvae_steps(model, torch.rand(8, 1, 16, 16) * 2 - 1)
     next(steps)  # the first makes the optimiser's state
     with NoWaiting():
@@ -108,13 +110,14 @@ def cuda(monkeypatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("rate_weight", [0.0, 0.1])
+@pytest.mark.parametrize(("rate_weight", "codebook"), [(0.0, "ema"), (0.1, "ema"), (0.1, "gradient"), (0.1, "simvq")])
 @pytest.mark.usefixtures("cuda")
-def test_every_tensor_of_the_vqvae_is_made_where_it_is_used(rate_weight):
+def test_every_tensor_of_the_vqvae_is_made_where_it_is_used(rate_weight, codebook):
     config = VQVAEConfig(
         height=16, width=16, strides=(2, 2, 2), num_embeddings=(8, 8, 8), embedding_dim=(4, 4, 4), hidden_channels=8,
         residual_channels=4, ssim_weight=1.0, spectrum_weight=0.1, l1_weight=0.1, foreground_weight=5.0,
-        level_dropout=0.4, rate_weight=rate_weight, normalize="layer",
+        level_dropout=0.4, rate_weight=rate_weight, normalize="layer", codebook=codebook,
+        estimator="straight_through" if codebook == "ema" else "rotation",
     )  # fmt: skip
     with torch.device("cuda"):
         model, x = VQVAE(config).train(), torch.empty(8, 1, 16, 16)

@@ -8,6 +8,7 @@ from torch import nn
 
 from vqvae2.optim import TrainingConfig, grouped_moments, load_moments, make_optimizer, moments, orthogonalized
 from vqvae2.prior import Prior, PriorConfig
+from vqvae2.quantizer import Codebook
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 CPU = torch.device("cpu")
@@ -43,9 +44,20 @@ def test_a_prior_decays_what_multiplies_and_neither_vectors_nor_embeddings_nor_p
     assert decayed(prior) == expected
 
 
-def test_a_vqvae_decays_its_kernels_and_not_its_vectors(tiny_config: VQVAEConfig):
-    model = VQVAE(tiny_config)
-    assert decayed(model) == {name for name, parameter in model.named_parameters() if name.endswith("weight")}
+@pytest.mark.parametrize(("codebook", "learned"), [("ema", 0), ("gradient", 1), ("simvq", 2)])
+def test_a_vqvae_decays_its_kernels_and_neither_its_vectors_nor_its_codebooks(
+    tiny_config: VQVAEConfig, codebook: Codebook, learned: int
+):
+    model = VQVAE(replace(tiny_config, codebook=codebook))
+    own = {name for name, _ in model.named_parameters() if name.startswith("quantizers.")}
+    assert len(own) == 2 * learned
+    expected = {name for name, _ in model.named_parameters() if name.endswith("weight")}
+    assert decayed(model) == expected
+    # What is not decayed is left to AdamW.
+    orthogonal, others = (group["params"] for group in muon(model).param_groups)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert {names[parameter] for parameter in orthogonal} == expected
+    assert own < {names[parameter] for parameter in others} or not own
 
 
 def test_a_parameter_that_is_not_trained_or_comes_twice_is_taken_once_or_not(prior):

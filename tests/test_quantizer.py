@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import quantizer as quantizer_module
-from vqvae2.quantizer import Quantized, QuantizerConfig, VectorQuantizer, kmeans, nearest_codes
+from vqvae2 import clustering
+from vqvae2.clustering import affine_of, kmeans, nearest_codes
+from vqvae2.quantizer import Quantized, QuantizerConfig, VectorQuantizer
 
 Array = NDArray[np.float64]
 
@@ -94,7 +95,7 @@ def test_distances_are_never_held_all_at_once(monkeypatch):
         return out
 
     monkeypatch.setattr(torch, "addmm", spy)
-    monkeypatch.setattr(quantizer_module, "_CPU_ELEMENTS", 100)
+    monkeypatch.setattr(clustering, "_CPU_ELEMENTS", 100)
     codes, _ = nearest_codes(x, codebook)
     np.testing.assert_array_equal(codes, brute_force(x, codebook)[0])
     assert max(sizes) <= 100
@@ -208,6 +209,15 @@ def test_start_finds_every_cluster():
     centres_again, counts = kmeans(x, 12)
     torch.testing.assert_close(kmeans(x, 12)[0], centres_again, rtol=0, atol=0)
     assert counts.tolist() == [40] * 12
+
+
+def test_an_affine_map_gives_standard_normal_vectors_the_mean_and_covariance_of_others():
+    x = normal(100, 4) @ normal(4, 4, seed=1) + 3
+    x[:, 3] = x[:, 0] - x[:, 1]  # three directions alone, and numbers below 0 among the rounded variances
+    root, mean = affine_of(x)
+    np.testing.assert_allclose(mean, x.numpy().mean(0), rtol=1e-12)
+    # The covariance of z W is W^T W.
+    np.testing.assert_allclose(root.T @ root, np.cov(x.numpy().T, bias=True), atol=1e-12)
 
 
 def test_start_is_gathered_over_several_batches_which_pass_through():
@@ -428,6 +438,8 @@ def test_wrong_dimension_is_refused():
         {"init_vectors": -1},
         {"revival_threshold": -0.1},
         {"normalize": "batch"},
+        {"codebook": "kmeans"},
+        {"estimator": "gumbel"},
     ],
     ids=lambda setting: "-".join(map(str, *setting.items())),
 )

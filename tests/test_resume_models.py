@@ -28,7 +28,7 @@ def data() -> ImageData:
     return open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"))
 
 
-def vqvae_task(data: ImageData) -> VQVAETask:
+def vqvae_task(data: ImageData, **settings: Any) -> VQVAETask:
     config = VQVAEConfig(
         height=32,
         width=32,
@@ -38,6 +38,7 @@ def vqvae_task(data: ImageData) -> VQVAETask:
         residual_channels=4,
         init_vectors=1400,  # gathered over several batches: the first interruption falls amidst
         level_dropout=0.3,
+        **settings,
     )
     return VQVAETask(VQVAE(config), data)
 
@@ -77,9 +78,19 @@ def check(make: Any, folder: Path, step: int, config: TrainingConfig = CONFIG) -
     assert lines(folder / "cut") == lines(folder / "whole")
 
 
-@pytest.mark.parametrize(("step", "accumulate"), [(1, 1), (6, 1), (8, 1), (3, 2), (12, 2)])
-def test_a_vqvae(data, tmp_path, step, accumulate):
-    check(lambda _folder: vqvae_task(data), tmp_path, step, replace(CONFIG, accumulate=accumulate))
+@pytest.mark.parametrize(
+    ("step", "accumulate", "settings"),
+    [
+        *((step, accumulate, {}) for step, accumulate in [(1, 1), (6, 1), (8, 1), (3, 2), (12, 2)]),
+        (6, 1, {"codebook": "gradient", "estimator": "rotation"}),
+        (12, 2, {"codebook": "gradient", "revival_threshold": 0.8}),
+        (1, 1, {"codebook": "simvq"}),
+        (12, 2, {"codebook": "simvq", "estimator": "rotation"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_a_vqvae(data, tmp_path, step, accumulate, settings):
+    check(lambda _folder: vqvae_task(data, **settings), tmp_path, step, replace(CONFIG, accumulate=accumulate))
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()

@@ -36,7 +36,8 @@ class TrainingConfig:
     beta2: float = 0.99
     """Adam's decay of the second moment."""
     weight_decay: float = 0.0
-    """Weight decay of matrices and kernels, >= 0; vectors, embeddings and position tables are never decayed."""
+    """Weight decay of matrices and kernels, >= 0; vectors, embeddings, codebooks and position tables are never
+    decayed."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
     ema_decay: float = 0.0
@@ -103,13 +104,13 @@ def split_parameters(modules: Iterable[nn.Module]) -> tuple[list[nn.Parameter], 
 
     Returns:
         ``(weights, others)``: what multiplies its input (matrices, kernels), and what is added or looked up: vectors
-        (biases, norms), embeddings, and position tables, which are recognised by their name.
+        (biases, norms), embeddings, and position tables and codebooks, which are recognised by their names.
     """
     weights: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for part in dict.fromkeys(part for module in modules for part in module.modules()):
         for name, parameter in part.named_parameters(recurse=False):
-            table = isinstance(part, nn.Embedding) or name.startswith("position")
+            table = isinstance(part, nn.Embedding) or name.startswith(("position", "embedding"))
             if parameter.requires_grad:
                 (others if table or parameter.ndim < 2 else weights).append(parameter)
     return weights, others

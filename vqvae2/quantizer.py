@@ -1,9 +1,9 @@
-"""Vector quantisation with an exponential-moving-average codebook that stays alive.
+"""Vector quantisation with a codebook that stays alive.
 
 The codebook follows the encoder by the moving averages of van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1),
-as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.1) uses them. Two things are added, without which a
-codebook collapses on pictures that are mostly background: it starts from k-means over encoder outputs, and codes that
-fall out of use are moved to where the quantisation error is largest.
+as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.1) uses them, or is learned by gradients. Two things are
+added, without which a codebook collapses on pictures that are mostly background: it starts from k-means over encoder
+outputs, and codes that fall out of use are moved to where the quantisation error is largest.
 
 Shapes: N vectors, K codes, D dimensions.
 """
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2 import distributed
-from vqvae2.device import widest
+from vqvae2.clustering import affine_of, kmeans, nearest_codes
+from vqvae2.estimators import rotated, straight_through
 
+Codebook = Literal["ema", "gradient", "simvq"]
+Estimator = Literal["straight_through", "rotation"]
 Normalization = Literal["none", "layer"]
-
-_CPU_ELEMENTS, _ELEMENTS = 1 << 18, 1 << 24
-"""Distances held at once: on a CPU 1 MiB in fp32, which its cache holds; elsewhere 64 MiB."""
 
 _MOST_PENDING = 1000
 """Training passes that one update may follow."""
@@ -29,7 +29,7 @@ _MOST_PENDING = 1000
 _LEAST_WINDOW = 4
 """Vectors for each code that the moving average spans at least."""
 
-__all__ = ["Quantized", "QuantizerConfig", "VectorQuantizer", "kmeans", "nearest_codes"]
+__all__ = ["Quantized", "QuantizerConfig", "VectorQuantizer"]
 
 
 class _Assigned(NamedTuple):
@@ -44,9 +44,10 @@ class Quantized(NamedTuple):
     """What a quantiser returns.
 
     Attributes:
-        vectors: (..., D) the nearest codes, with the straight-through gradient of the input.
+        vectors: (..., D) the nearest codes; their gradient passes to the input, as `QuantizerConfig.estimator` says.
         codes: (...) int64 indices in [0, K).
-        loss: scalar commitment loss, ``commitment_cost * mean((x - sg[e])^2)``.
+        loss: scalar commitment loss, ``commitment_cost * mean((x - sg[e])^2)``; where the codebook is learned by
+            gradients, plus the codebook loss, ``mean((sg[x] - e)^2)``.
     """
 
     vectors: Tensor
@@ -54,89 +55,27 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-def nearest_codes(
-    x: Tensor, codebook: Tensor, chunk: int | None = None, cost: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Find the nearest code of each vector without holding all N x K distances.
-
-    Args:
-        x: (N, D) vectors.
-        codebook: (K, D).
-        chunk: vectors compared at once; by default as many as 1 MiB of distances allows on a CPU, 64 MiB elsewhere.
-        cost: (K,) added to the squared distances of each code when they are compared; None: nothing.
-
-    Returns:
-        ``(codes, errors)``: (N,) int64 indices and (N,) squared Euclidean distances, never negative.
-    """
-    num_vectors, num_codes = x.shape[0], codebook.shape[0]
-    chunk = chunk or max(1, (_CPU_ELEMENTS if x.device.type == "cpu" else _ELEMENTS) // num_codes)
-    squares = codebook.square().sum(1)
-    squares = squares if cost is None else squares + cost
-    codes = torch.empty(num_vectors, dtype=torch.int64, device=x.device)
-    errors = torch.empty(num_vectors, dtype=x.dtype, device=x.device)
-    for start in range(0, num_vectors, chunk):
-        part = slice(start, start + chunk)
-        # ||x - e||^2 = ||x||^2 + (||e||^2 - 2 x.e); the first term does not decide.
-        least, index = torch.addmm(squares, x[part], codebook.t(), alpha=-2).min(1)
-        codes[part], errors[part] = index, least
-    errors = errors + x.square().sum(1)
-    return codes, (errors if cost is None else errors - cost[codes]).clamp_min_(0)
-
-
-def kmeans(x: Tensor, num_codes: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Cluster vectors by Lloyd's iteration from a k-means++ start (Arthur and Vassilvitskii 2007).
-
-    Args:
-        x: (N, D) vectors, N >= num_codes.
-        num_codes: K.
-        iterations: Lloyd steps.
-        seed: of the draws; the same input and seed give the same clusters.
-
-    Returns:
-        ``(centres, counts)``: (K, D) and (K,) vectors assigned to each.
-    """
-    if x.shape[0] < num_codes:
-        raise ValueError(f"k-means needs at least {num_codes} vectors, got {x.shape[0]}")
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(num_codes, generator=generator, dtype=torch.float64).to(x.device, widest(x.device))
-    chosen = [(uniform[0] * x.shape[0]).long()]
-    distances = (x - x[chosen[0]]).square().sum(1)
-    for k in range(1, num_codes):
-        index = _draw(distances, uniform[k : k + 1])[0]
-        chosen.append(index)
-        distances = torch.minimum(distances, (x - x[index]).square().sum(1))
-    centres = x[torch.stack(chosen)].clone()
-    counts = torch.zeros(num_codes, dtype=x.dtype, device=x.device)
-    for _ in range(iterations):
-        codes, _ = nearest_codes(x, centres)
-        counts = torch.bincount(codes, minlength=num_codes).to(x.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, codes, x)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-    return centres, counts
-
-
-def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draw indices with probability proportional to ``weights`` (uniformly when all are zero), by inverse CDF."""
-    weights = weights.to(widest(weights.device))
-    weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
-    cumulative = weights.cumsum(0)
-    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(weights) - 1)
-
-
 @dataclass(frozen=True)
 class QuantizerConfig:
     """How vectors are quantised, alike on all levels."""
 
+    codebook: Codebook = "ema"
+    """How codebooks are learned: `ema` by moving averages of what is assigned to each code, `gradient` by the
+    optimiser on a codebook loss, `simvq` as frozen random vectors times a matrix, which the optimiser learns."""
+    estimator: Estimator = "straight_through"
+    """How the gradient passes the quantisation: `straight_through` unchanged, `rotation` through the rotation and
+    rescaling that carries an encoder output onto its code."""
     commitment_cost: float = 0.25
     """beta: weight of the commitment loss, >= 0."""
     decay: float = 0.99
-    """gamma of the codebooks' moving averages, in [0, 1)."""
+    """gamma of the moving averages of the codes' counts and of `ema` codebooks, in [0, 1)."""
     epsilon: float = 1e-5
-    """Laplace smoothing of the codes' counts, > 0."""
+    """Laplace smoothing of the codes' counts, > 0; of `ema` codebooks."""
     init_vectors: int = 8192
-    """Encoder outputs from which k-means initialises a codebook, at least K; 0: random initialisation."""
+    """Encoder outputs from which a codebook is initialised, by k-means (`simvq`: by their mean and covariance), at
+    least K; 0: random initialisation."""
     revival_threshold: float = 0.05
-    """Share of the mean count below which a code is dead and revived; 0 turns revival off."""
+    """Share of the mean count below which a code is dead and revived; 0 turns revival off. `simvq` has none."""
     normalize: Normalization = "none"
     """Encoder outputs before quantisation: 'layer' (zero mean, unit variance for each vector) or 'none'."""
 
@@ -148,12 +87,13 @@ class QuantizerConfig:
         for name in ("commitment_cost", "init_vectors", "revival_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.normalize not in get_args(Normalization):
-            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalization))}, got {self.normalize}")
+        for name, kind in (("codebook", Codebook), ("estimator", Estimator), ("normalize", Normalization)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)}")
 
 
 class VectorQuantizer(nn.Module):
-    """Replace vectors by their nearest code; the codebook is a moving average of what was assigned to it.
+    """Replace vectors by their nearest code; by default a code is a moving average of what was assigned to it.
 
     Passes in training mode, with gradients, are noted, and `update`, called after each step of the optimiser, moves the
     codebook by all that was noted since the last one. It computes in fp32 (fp64 for an fp64 model), whatever the
@@ -169,6 +109,11 @@ class VectorQuantizer(nn.Module):
     inputs, drawn without replacement with probability proportional to their squared quantisation error. All draws
     depend on the number of updates alone, so a resumed run makes them again.
 
+    A ``gradient`` codebook is a parameter that the optimiser moves by the codebook loss; start, N_i and revival are as
+    above. A ``simvq`` codebook is e_i = c_i W + b, with c_i random and frozen and with W and b parameters: all codes
+    move together, those that are not used as well. So none is revived, which would be to change its c_i. The W and b of
+    the start give the codes the mean and the covariance of the encoder outputs. `update` refreshes its ``embedding``.
+
     Args:
         num_embeddings: K, at least 1.
         embedding_dim: D, at least 1.
@@ -176,8 +121,9 @@ class VectorQuantizer(nn.Module):
         rate_weight: lambda of the entropy-constrained choice: a code i costs ``|x - e_i|^2 - lambda log p_i``, with p_i
             its share of N. Codes that are rare, and so long to write, are chosen where they gain enough alone.
 
-    Source: van den Oord et al. 2017, appendix A.1; revival after Jukebox (Dhariwal et al. 2020, section 3.1);
-    `rate_weight` after Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
+    Source: van den Oord et al. 2017, appendix A.1, `gradient` equation 3; `simvq` Zhu et al. 2024 (arXiv 2411.02038),
+    with b as in its authors' code; revival after Jukebox (Dhariwal et al. 2020, section 3.1); `rate_weight` after Chou,
+    Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989.
 
     Example:
         >>> quantizer = VectorQuantizer(num_embeddings=8, embedding_dim=4).eval()
@@ -189,6 +135,7 @@ class VectorQuantizer(nn.Module):
     embedding: Tensor
     cluster_size: Tensor
     embedding_sum: Tensor
+    frozen: Tensor
     updates: Tensor
 
     def __init__(
@@ -206,9 +153,19 @@ class VectorQuantizer(nn.Module):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.config, self.rate_weight = config or QuantizerConfig(), rate_weight
         self.init_vectors = max(self.config.init_vectors, num_embeddings) if self.config.init_vectors else 0
-        self.register_buffer("embedding", torch.randn(num_embeddings, embedding_dim))
+        start = torch.randn(num_embeddings, embedding_dim)
+        if self.config.codebook == "gradient":
+            self.embedding = nn.Parameter(start)
+        else:
+            self.register_buffer("embedding", start)
         self.register_buffer("cluster_size", torch.ones(num_embeddings))
-        self.register_buffer("embedding_sum", self.embedding.clone())
+        if self.config.codebook == "ema":
+            self.register_buffer("embedding_sum", start.clone())
+        elif self.config.codebook == "simvq":
+            # Short, as in the authors' code: the longer they are, the further a step of W moves the codes.
+            self.register_buffer("frozen", start / embedding_dim**0.5)
+            self.embedding_map = nn.Parameter(torch.eye(embedding_dim) * embedding_dim**0.5)
+            self.embedding_shift = nn.Parameter(torch.zeros(embedding_dim))
         # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
         self._updates = -1 if self.init_vectors else 0
         self.register_buffer("updates", torch.tensor(self._updates))
@@ -228,16 +185,17 @@ class VectorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the settings in ``print(model)``."""
-        decay, beta = self.config.decay, self.config.commitment_cost
-        return f"K={self.num_embeddings}, D={self.embedding_dim}, decay={decay}, beta={beta}"
+        config = self.config
+        how = f"codebook={config.codebook}, decay={config.decay}, beta={config.commitment_cost}"
+        return f"K={self.num_embeddings}, D={self.embedding_dim}, {how}"
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Embed codes: (...) int64 in [0, K) -> (..., D)."""
-        return F.embedding(codes, self.embedding)
+        return F.embedding(codes, self.embedding.detach())
 
     def mean_embedding(self) -> Tensor:
         """Return the usage-weighted mean code (D,), which stands for a level that is absent."""
-        return (self.cluster_size[:, None] * self.embedding).sum(0) / self.cluster_size.sum()
+        return (self.cluster_size[:, None] * self.embedding.detach()).sum(0) / self.cluster_size.sum()
 
     def forward(self, x: Tensor) -> Quantized:
         """Quantise vectors; in training mode, with gradients, also note them for the next `update`.
@@ -246,7 +204,7 @@ class VectorQuantizer(nn.Module):
             x: (..., D), any floating type.
 
         Returns:
-            Quantized vectors in the type of ``x``, codes and commitment loss.
+            Quantized vectors in the type of ``x``, codes and loss.
 
         Raises:
             ValueError: the last dimension is not D.
@@ -263,14 +221,31 @@ class VectorQuantizer(nn.Module):
             if learning and not self.initialized:
                 codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
                 self._note(_Assigned(flat, codes.flatten(), flat.new_zeros(len(flat))))
-                return Quantized(wide.to(x.dtype), codes, wide.new_zeros(()))
-            codes, errors = nearest_codes(flat, self.embedding, cost=self._code_cost())
+                return Quantized(wide.to(x.dtype), codes, self._nothing())
+            codes, errors = nearest_codes(flat, self.embedding.detach(), cost=self._code_cost())
             if learning:
                 self._note(_Assigned(flat, codes, errors))
-            vectors = self.lookup(codes).view_as(wide)
-            loss = self.config.commitment_cost * F.mse_loss(wide, vectors) if flat.numel() else wide.sum() * 0
-            vectors = wide + (vectors - wide).detach()
-            return Quantized(vectors.to(x.dtype), codes.view(x.shape[:-1]), loss)
+            codes = codes.view(x.shape[:-1])
+            vectors = self.lookup(codes)
+            loss = self._loss(wide, vectors, codes) if flat.numel() else wide.sum() * 0 + self._nothing()
+            vectors = (rotated if self.config.estimator == "rotation" else straight_through)(wide, vectors)
+            return Quantized(vectors.to(x.dtype), codes, loss)
+
+    def _loss(self, x: Tensor, vectors: Tensor, codes: Tensor) -> Tensor:
+        loss = self.config.commitment_cost * F.mse_loss(x, vectors)
+        if self.config.codebook == "ema":
+            return loss
+        return loss + F.mse_loss(F.embedding(codes, self._learned()), x.detach())
+
+    def _learned(self) -> Tensor:
+        """Compute the codebook (K, D) from the parameters, with their gradient."""
+        if self.config.codebook == "simvq":
+            return torch.addmm(self.embedding_shift, self.frozen, self.embedding_map)
+        return self.embedding
+
+    def _nothing(self) -> Tensor:
+        """Return a loss of 0 with a gradient for each parameter: DistributedDataParallel waits for all of them."""
+        return self._learned().sum() * 0
 
     def _note(self, assigned: _Assigned) -> None:
         if len(self.pending) >= _MOST_PENDING:
@@ -295,12 +270,13 @@ class VectorQuantizer(nn.Module):
         one large batch that they are. In a distributed run all processes call it, after as many passes each.
         """
         passes, self.pending = self.pending, []
-        if not passes:
-            return
-        if self.initialized:
-            self._follow(passes)
-        else:
-            self._gather(passes)
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            if self.config.codebook == "simvq":
+                self.embedding.copy_(self._learned())
+            if passes and self.initialized:
+                self._follow(passes)
+            elif passes:
+                self._gather(passes)
 
     def _gather(self, passes: list[_Assigned]) -> None:
         seen = [distributed.all_gather_rows(part.vectors) for part in passes]
@@ -309,21 +285,32 @@ class VectorQuantizer(nn.Module):
             return
         rows, self.gathered = torch.cat(self.gathered), []
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: self.init_vectors]
-        centres, counts = kmeans(rows[pick.to(rows.device)], self.num_embeddings)
+        rows = rows[pick.to(rows.device)]
         # Sums may round otherwise on another GPU, and then another start would be drawn.
+        if self.config.codebook == "simvq":
+            root, mean = (distributed.tensor_from_main(part) for part in affine_of(rows))
+            self.embedding_map.copy_(root * self.embedding_dim**0.5)
+            self.embedding_shift.copy_(mean)
+            centres = self._learned()
+            counts = torch.bincount(nearest_codes(rows, centres)[0], minlength=self.num_embeddings).to(rows.dtype)
+        else:
+            centres, counts = kmeans(rows, self.num_embeddings)
         centres, counts = distributed.tensor_from_main(centres), distributed.tensor_from_main(counts)
         # Counts in the scale of one update, and nobody starts as dead.
         counts = counts * (sum(len(rows) for rows in seen) / counts.sum())
         self.cluster_size.copy_(counts.clamp_min(float(self._revived_size(counts))))
         self.embedding.copy_(centres)
-        self.embedding_sum.copy_(centres * self.cluster_size[:, None])
+        if self.config.codebook == "ema":
+            self.embedding_sum.copy_(centres * self.cluster_size[:, None])
         self._advance()
 
     def _follow(self, passes: list[_Assigned]) -> None:
         vectors, codes, _ = (torch.cat(parts) for parts in zip(*passes, strict=True))
         # Where bincount would make the device wait for the host.
         counts = vectors.new_zeros(self.num_embeddings).scatter_add_(0, codes, vectors.new_ones(1).expand(len(codes)))
-        sums = torch.zeros_like(self.embedding).index_add_(0, codes, vectors)
+        sums = torch.zeros_like(self.embedding)
+        if self.config.codebook == "ema":
+            sums.index_add_(0, codes, vectors)
         both = distributed.all_reduce_sum(torch.cat([counts[:, None], sums], 1))
         counts, sums = both[:, 0], both[:, 1:]
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
@@ -331,11 +318,12 @@ class VectorQuantizer(nn.Module):
         growing = min(self.config.decay, (1 + self._updates) / (10 + self._updates))
         weight = (counts.sum() / (_LEAST_WINDOW * self.num_embeddings)).clamp(1 - self.config.decay, 1 - growing)
         self.cluster_size.lerp_(counts, weight)
-        self.embedding_sum.lerp_(sums, weight)
-        total, epsilon = self.cluster_size.sum(), self.config.epsilon
-        smoothed = (self.cluster_size + epsilon) / (total + self.num_embeddings * epsilon) * total
-        self.embedding.copy_(self.embedding_sum / smoothed[:, None])
-        if self.config.revival_threshold:
+        if self.config.codebook == "ema":
+            self.embedding_sum.lerp_(sums, weight)
+            total, epsilon = self.cluster_size.sum(), self.config.epsilon
+            smoothed = (self.cluster_size + epsilon) / (total + self.num_embeddings * epsilon) * total
+            self.embedding.copy_(self.embedding_sum / smoothed[:, None])
+        if self.config.revival_threshold and self.config.codebook != "simvq":
             self._revive(passes)
         self._advance()
 
@@ -353,7 +341,8 @@ class VectorQuantizer(nn.Module):
         size = self._revived_size(self.cluster_size)
         self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
         self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
-        self.embedding_sum.copy_(torch.where(dead[:, None], candidates * size, self.embedding_sum))
+        if self.config.codebook == "ema":
+            self.embedding_sum.copy_(torch.where(dead[:, None], candidates * size, self.embedding_sum))
 
     def _revived_size(self, counts: Tensor) -> Tensor:
         """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99; the mean at most."""

@@ -37,7 +37,7 @@ class Reconstruction(NamedTuple):
     Attributes:
         images: (B, C, H, W) reconstructions, not clamped.
         codes: by level, top first, (B, h, w) int64.
-        commitment: scalar, the commitment losses of all levels.
+        commitment: scalar, the commitment losses of all levels, and their codebook losses where there are any.
     """
 
     images: Tensor
