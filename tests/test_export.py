@@ -83,6 +83,10 @@ def test_exported_models_score_other_images(models, tmp_path, call, refused):
         "--anomaly", tmp_path / "slices" / "0.png", "--draws", 2,
     )  # fmt: skip
     assert told.code == 0, told.err
+    told = call(evaluate.main, "--run", out, "--data", "phantom", "--out", tmp_path / "report")
+    assert told.code == 0, told.err
+    missing = json.loads((tmp_path / "report" / "report.json").read_text())["missing"]
+    assert any("exported models have none" in line for line in missing)
     assert "other files" in refused(export.main, "--run", out, "--out", out)
     (out / "prior-top" / "model.safetensors").write_bytes((out / "vqvae" / "model.safetensors").read_bytes())
     assert "not those that were exported" in refused(sample.main, "--run", out)

@@ -72,6 +72,9 @@ def measure_samples(
     """
     if not models.complete:
         return [], None
+    if models.store is None:
+        models.missing.append("samples, which are compared with the run's codes: exported models have none")
+        return [], None
     if not (evaluated.own and evaluated.held_out and evaluated.train is not None):
         models.missing.append(
             f"samples, which are compared with the run's own held-out images: {command('evaluate', '--run', run.path)}"
@@ -95,7 +98,6 @@ def measure_samples(
         what = "samples, which other models made" if others else "samples"
         models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
         return sets, None
-    assert models.store is not None
     whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
     sets[0] = found_set
     images, real, again = report.decode(model, found_set.codes), beside.real, beside.again
