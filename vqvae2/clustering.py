@@ -28,17 +28,14 @@ def nearest_codes(
     Returns:
         ``(codes, errors)``: (N,) int64 indices and (N,) squared Euclidean distances, never negative.
     """
-    num_vectors, num_codes = x.shape[0], codebook.shape[0]
-    chunk = chunk or max(1, (_CPU_ELEMENTS if x.device.type == "cpu" else _ELEMENTS) // num_codes)
+    chunk = chunk or max(1, (_CPU_ELEMENTS if x.device.type == "cpu" else _ELEMENTS) // len(codebook))
     squares = codebook.square().sum(1)
     squares = squares if cost is None else squares + cost
-    codes = torch.empty(num_vectors, dtype=torch.int64, device=x.device)
-    errors = torch.empty(num_vectors, dtype=x.dtype, device=x.device)
-    for start in range(0, num_vectors, chunk):
-        part = slice(start, start + chunk)
-        # ||x - e||^2 = ||x||^2 + (||e||^2 - 2 x.e); the first term does not decide.
-        least, index = torch.addmm(squares, x[part], codebook.t(), alpha=-2).min(1)
-        codes[part], errors[part] = index, least
+    # An exported program takes any number of vectors: it cannot loop over them.
+    parts = [x] if torch.compiler.is_exporting() else x.split(chunk)
+    # ||x - e||^2 = ||x||^2 + (||e||^2 - 2 x.e); the first term does not decide.
+    found = [torch.addmm(squares, part, codebook.t(), alpha=-2).min(1) for part in parts]
+    errors, codes = (torch.cat(each) for each in zip(*found, strict=True))
     errors = errors + x.square().sum(1)
     return codes, (errors if cost is None else errors - cost[codes]).clamp_min_(0)
 

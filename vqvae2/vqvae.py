@@ -205,17 +205,23 @@ class VQVAE(checkpoint.Pretrained):
             codebook.update()
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Encode images (B, C, H, W) in [-1, 1] to codes, top first: list of (B, h, w) int64; in any mode.
+    def encode(self, images: Tensor, coarser: list[Tensor] | None = None) -> list[Tensor]:
+        """Encode images to codes, in any mode: without gradients nothing is noted for the codebooks.
 
-        Without gradients there is no training pass: nothing is noted for the codebooks.
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            coarser: codes as returned, by which each level's finer ones are conditioned in place of those found here.
+
+        Returns:
+            Codes by level, top first, (B, h, w) int64.
         """
         decoded, codes = None, []
         for i, feature in enumerate(self.features(images)):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
             if i + 1 < len(self.encoders):
-                decoded = self._condition(i, quantized.vectors, decoded)
+                vectors = quantized.vectors if coarser is None else self.codebooks[i].lookup(coarser[i])
+                decoded = self._condition(i, vectors, decoded)
         return codes
 
     @torch.no_grad()

@@ -1,7 +1,11 @@
 """Copy the models of a run into a small folder of their own, from which others sample, evaluate and train on."""
 
 import json
+import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -15,12 +19,14 @@ from torch import Tensor
 from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
+from vqvae2.programs import Kind, require, write_programs
 from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sampled import MODELS
+from vqvae2.stages.model_card import model_card
+from vqvae2.stages.sampled import MODELS, check_exported, exported
 from vqvae2.version import __version__
-from vqvae2.vqvae import level_names
+from vqvae2.vqvae import VQVAE, VQVAEConfig, level_names
 
 _TENTHS = 10
 _LEAST = 4096  # values of a tensor that is worth storing in fewer bits
@@ -33,6 +39,8 @@ _STAGES = (
     "outcome",
     "imported",
 )  # of what a training says of itself
+_README = "README.md"
+_MAY_LIE_THERE = (_README, "LICENSE", "LICENSE.txt", "LICENSE.md")  # as in a new repository of a hub
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,24 @@ class Arguments:
 
     The folder is a run folder without codes, data and states of training: sample.py and evaluate.py --data take it as
     --run, train_vqvae.py and train_prior.py as --init. It holds no image and no name, but the labels of the training
-    images, counted; numbers are rounded to tenths of their range.
+    images, counted; numbers are rounded to tenths of their range. A model card, README.md, is written where there is
+    none.
     """
 
     run: Path
-    """Run folder with a VQ-VAE and the priors of all its levels."""
+    """Run folder with a VQ-VAE and the priors of all its levels, or a folder of exported models."""
     out: Path
-    """The folder; it must be empty or absent."""
+    """The folder; it must be empty or absent, but for README.md, LICENSE and hidden files, which stay as they are."""
     weights: Literal["fp32", "fp16", "int8"] = "fp16"
     """How weights are stored; int8: those of the priors in 8 bits with a scale for each row, the VQ-VAE's in fp16. The
     priors' guides are stored in 8 bits with fp16, too."""
+    programs: tuple[Kind, ...] = ()
+    """Also write the VQ-VAE's encoder and decoder as programs that run without this package, in float32, into vqvae/:
+    onnx: encoder.onnx and decoder.onnx; torch: encoder.pt2 and decoder.pt2, for torch.export.load. Each is checked
+    against the exported model."""
 
 
-_GROUPS = {"running": ("run", "out", "weights")}
+_GROUPS = {"running": ("run", "out", "weights", "programs")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,42 +77,140 @@ def main(argv: list[str] | None = None) -> int:
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
     refuse_torchrun("export")
-    run, out = RunFolder(arguments.run), RunFolder(arguments.out)
+    run, out = RunFolder(arguments.run), arguments.out
     record = run.read()
-    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
-        raise UserError("this folder holds other files", out.path, "Give --out a folder of its own")
+    kinds = tuple(dict.fromkeys(arguments.programs))
+    require(kinds)
+    _check_out(out)
     if not checkpoint.has_model(run.vqvae):
         raise UserError("there is no VQ-VAE yet", run.vqvae, "Train it first")
     config = checkpoint.load_config(run.vqvae, kind="vqvae")
     levels = level_names(len(config["strides"]))
+    labels = _labels(run, levels)
+    with _whole(out) as made:
+        vqvae_weights = "fp32" if arguments.weights == "fp32" else "fp16"
+        hashes = {"vqvae": _copy(run.vqvae, made.vqvae, vqvae_weights)}
+        for level in levels:
+            hashes[level] = _copy(run.prior(level), made.prior(level), arguments.weights)
+            if checkpoint.has_model(run.guide(level)):
+                _copy(run.guide(level), made.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
+        model = VQVAE.from_pretrained(made.vqvae)
+        programs = write_programs(model, made.vqvae, kinds)
+        files.write_json(
+            made.path / MODELS,
+            {
+                "format": checkpoint.FORMAT,
+                "kind": "models",
+                "version": __version__,
+                "weights": arguments.weights,
+                "sha256": hashes,
+                "programs": programs,
+                "labels": labels,
+            },
+        )
+        kept = _kept(record)
+        files.write_json(made.path / "run.json", kept)
+        if not (out / _README).exists():
+            card = _card(run, out, made, model.config, labels, kept, arguments.weights, programs)
+            files.write_atomic(made.path / _README, card)
+        size = sum(path.stat().st_size for path in made.path.rglob("*") if path.is_file())
+    for kind, found in programs.items():
+        print(f"{kind:<10} {_checked(found)}")
+    print(f"wrote {out}: VQ-VAE and priors of {', '.join(levels)}, {size / 1e6:.1f} MB, {arguments.weights}")
+
+
+def _check_out(out: Path) -> None:
+    """Raise UserError for a folder that holds what may be another's."""
+    if not out.exists():
+        return
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+    if others := [name for name in there if not (name.startswith(".") or name in _MAY_LIE_THERE)]:
+        raise UserError(f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own")
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[RunFolder]:
+    """Give a folder for a ``with`` block, whose files then move into ``out``; after an error nothing is left of it."""
+    fresh = not out.exists()
+    made = RunFolder(out / ".unfinished")
+    try:
+        shutil.rmtree(made.path, ignore_errors=True)  # of a process that was killed
+        files.make_folder(made.path)
+        yield made
+        with files.told_as("cannot write", out, "Choose another folder"):
+            for path in sorted(made.path.iterdir(), key=lambda path: path.name == "run.json"):  # what makes it a run
+                os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
+        if fresh and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _labels(run: RunFolder, levels: Sequence[str]) -> list[list[Any]]:
+    """The labels of the training images, each combination with its number; models must belong together.
+
+    Raises:
+        UserError: two do not belong together.
+    """
+    if exported(run):
+        check_exported(run, levels)
+        found: list[list[Any]] = files.read_json(run.path / MODELS)["labels"]
+        return found
     store = CodeStore(run.codes)
     check_fingerprints(run, store, [level for level in levels if checkpoint.has_model(run.prior(level))])
-    hashes = {"vqvae": _copy(run.vqvae, out.vqvae, "fp32" if arguments.weights == "fp32" else "fp16")}
-    for level in levels:
-        hashes[level] = _copy(run.prior(level), out.prior(level), arguments.weights)
-        if checkpoint.has_model(run.guide(level)):
-            _copy(run.guide(level), out.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
     labels = Counter(map(tuple, _coarse(store.labels[store.indices("train")], store).tolist()))
-    files.write_json(
-        out.path / MODELS,
-        {
-            "format": checkpoint.FORMAT,
-            "kind": "models",
-            "version": __version__,
-            "weights": arguments.weights,
-            "sha256": hashes,
-            "labels": [[list(row), count] for row, count in sorted(labels.items())],
-        },
-    )
+    return [[list(row), count] for row, count in sorted(labels.items())]
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What others may know of run.json."""
     first = ("format", "version", "preset", "levels", "seed")
     kept: dict[str, Any] = {name: record[name] for name in first if name in record}
     for name, value in record.items():
         if isinstance(value, dict) and name.startswith("train_"):
             kept[name] = {part: value[part] for part in _STAGES if part in value}
     kept["train_vqvae"]["data"] = _without_paths(record["train_vqvae"]["data"])
-    files.write_json(out.path / "run.json", kept)
-    size = sum(path.stat().st_size for path in out.path.rglob("*") if path.is_file())
-    print(f"wrote {out.path}: VQ-VAE and priors of {', '.join(levels)}, {size / 1e6:.1f} MB, {arguments.weights}")
+    return kept
+
+
+def _card(
+    run: RunFolder,
+    out: Path,
+    made: RunFolder,
+    config: VQVAEConfig,
+    labels: Sequence[Sequence[Any]],
+    kept: Mapping[str, Any],
+    weights: str,
+    programs: Mapping[str, Mapping[str, Any]],
+) -> bytes:
+    """The model card; that of models that had been exported before says what only their owner knows, and is kept."""
+    if exported(run) and (run.path / _README).is_file():
+        return (run.path / _README).read_bytes()
+    data = checkpoint.load_config(made.vqvae)["data"]
+    images = sum(count for _, count in labels)
+    return model_card(
+        out.resolve().name, config, data, images, kept, _report(run, config.levels), weights, programs
+    ).encode()
+
+
+def _report(run: RunFolder, levels: Sequence[str]) -> dict[str, Any] | None:
+    """The run's report, where it is of the present models."""
+    path = run.path / "report" / "report.json"
+    if not path.is_file():
+        return None
+    report: dict[str, Any] = files.read_json(path)
+    hashes = report.get("hashes", {})
+    same = hashes.get("vqvae_sha256") == checkpoint.sha256_of(run.vqvae)
+    same &= hashes.get("prior_sha256") == {level: checkpoint.sha256_of(run.prior(level)) for level in levels}
+    return report if same else None
+
+
+def _checked(found: Mapping[str, Any]) -> str:
+    """Say in one line how programs compare with the model."""
+    return (
+        f"{', '.join(found['sha256'])}: {found['codes_that_differ']:,} of {found['codes']:,} codes differ from the "
+        f"model's, images by at most {found['largest_difference']:.2g} ({found['images']} images)"
+    )
 
 
 def _copy(source: Path, target: Path, weights: str) -> str:

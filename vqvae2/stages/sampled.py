@@ -19,6 +19,7 @@ from vqvae2.vqvae import VQVAE
 
 __all__ = [
     "MODELS",
+    "check_exported",
     "describe",
     "exported",
     "labels_to_sample",
@@ -38,7 +39,7 @@ def exported(run: RunFolder) -> bool:
     return (run.path / MODELS).is_file() and not (run.codes / "data.mdb").exists()
 
 
-def _check_exported(run: RunFolder, model: VQVAE) -> None:
+def check_exported(run: RunFolder, levels: Sequence[str]) -> None:
     """Refuse models that were not exported together.
 
     Raises:
@@ -46,7 +47,7 @@ def _check_exported(run: RunFolder, model: VQVAE) -> None:
     """
     record = files.read_json(run.path / MODELS)
     checkpoint.check_format(record.get("format", 0), run.path / MODELS, record.get("version"))
-    for name, folder in {"vqvae": run.vqvae, **{level: run.prior(level) for level in model.levels}}.items():
+    for name, folder in {"vqvae": run.vqvae, **{level: run.prior(level) for level in levels}}.items():
         if record["sha256"].get(name) != checkpoint.sha256_of(folder):
             raise UserError("these weights are not those that were exported", folder, "Export or download them again")
 
@@ -66,7 +67,7 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
                 f"Run {command('train-prior', '--run', run.path, '--level', level)}",
             )
     if exported(run):
-        _check_exported(run, model)
+        check_exported(run, model.levels)
     else:
         check_fingerprints(run, CodeStore(run.codes), model.levels)
     return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
