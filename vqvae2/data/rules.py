@@ -50,11 +50,63 @@ COHORTS = (
     Cohort(r"(MIRIAD_\d{3})", "miriad_188_AD_M_01_MR_1.nii.gz", "miriad_188", "MIRIAD"),
     Cohort(r"(?:PPMI|AIBL)_(\d+)", "PPMI_3102_MR_MPRAGE_br_20120912.nii", "3102", "PPMI, AIBL"),
     Cohort(r"(CC\d{4})(?=_[A-Z])", "CC0001_philips_15_55_M.nii.gz", "CC0001", "Calgary-Campinas"),
+    Cohort(
+        r"(?:Mass|Calc)-(?:Training|Test)_(P_\d{5})",
+        "Mass-Training_P_00001_LEFT_CC_1/1-1.png",
+        "P_00001",
+        "CBIS-DDSM: some have masses and calcifications",
+    ),
+    Cohort(
+        r"\d{8}_([0-9a-f]{16})_MG",
+        "20586908_6c613a14b80a8591_MG_R_CC_ANON.png",
+        "6c613a14b80a8591",
+        "INbreast: the first number is the image's",
+    ),
+    Cohort(
+        r"SOB_[BM]_[A-Z]{1,3}[-_](\d\d-\d+[A-Z]*)",
+        "SOB_B_A-14-22549AB-40-001.png",
+        "14-22549AB",
+        "BreakHis: year, slide, magnification, number",
+    ),
 )
 KNOWN = re.compile(
     "(?<![A-Za-z0-9])(?:" + "|".join(dict.fromkeys(c.pattern for c in COHORTS)) + ")(?![0-9])", re.IGNORECASE
 )
 
+
+class Caution(NamedTuple):
+    """What the names of a cohort do not tell; the pattern is searched in a path."""
+
+    pattern: str
+    example: str
+    cohort: str
+    sentence: str
+
+
+CAUTIONS = (
+    Caution(
+        r"(?:^|/)mdb\d{3}[lr]?[smlx]?\.[a-z]+$",
+        "mdb001.pgm",
+        "MIAS",
+        "two films that follow each other, such as mdb001 and mdb002, are of one woman, and are read as two; a "
+        "slices.csv with the columns file,subject tells whose they are",
+    ),
+    Caution(
+        r"(?:Mass|Calc)-(?:Training|Test)_P_\d{5}_(?:LEFT|RIGHT)_(?:CC|MLO)_\d",
+        "Mass-Training_P_00001_LEFT_CC_1/1-1.png",
+        "CBIS-DDSM",
+        "those that end in a number hold crops of a finding and its mask; --exclude '*_CC_[0-9]*' '*_MLO_[0-9]*' "
+        "leaves them out",
+    ),
+)
+_COPY = r"(?:copy|kopie|copie|c[oó]pia|kopi[ae]?|duplicate|duplikat)"
+COPIES = (  # what file managers call a copy of P01, in several languages; the first that fits is taken off
+    re.compile(rf"(?i:{_COPY} ?(?:\(\d+\) ?|\d+ )?(?:of|von|de|di|van|av|af) )(?P<name>.+)"),  # Copy (2) of P01
+    re.compile(rf"(?P<name>.*[^\W_]\)?)(?i:(?: - | |_|-){_COPY}(?:[ _]?\(?\d+\)?)?)"),  # P01 - Kopie (2), P01_copy_2
+    re.compile(rf"(?P<name>.*[^\W_]\)?)(?i: ?\((?:another )?(?:\d+(?:st|nd|rd|th) )?{_COPY}\))"),  # P01 (3rd copy)
+)
+COPY_BESIDE = re.compile(r"(?P<name>.*\w)(?: ?\([1-9]\)|[ _-]+(?i:backup|bak|old|new))")
+"""A copy only where that of which it was made is there: a browser's ``P01 (1)`` is else a counter, as ``benign (1)``."""
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     r"nov(?:ember)?|dec(?:ember)?)"
@@ -89,7 +141,7 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|msk|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
+        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
         r"(?:ground)?truth|labels?|labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|"
         r"ribbon|consensus",
         r"mask|seg|label|roi|gt",
@@ -97,8 +149,8 @@ WORDS = (  # the first that fits decides
     ),
     Word(
         "copy",
-        r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|copy|"
-        r"kopie|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
+        r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|"
+        r"copy|kopie|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
         r"aug[a-z]*|flip|rot[a-z]*|copy|noise|zoom|shift",
         "case_004_slice_3_aug_2.png",
     ),
@@ -181,6 +233,35 @@ ATTRIBUTES = (
     ),
 )
 """Names for what a level of folders above the people tells; else it is the ``class``."""
+VISIT_CODE = re.compile(rf"bl|base(?:line)?|sc|[mvtwy]\d{{1,3}}|{DATE}|{YEAR_MONTH}|(?:19|20)\d\d", re.IGNORECASE)
+"""Folders that may be visits, if the same people are in several of them: ``M00/AD/001``, ``2019/001``."""
+MONTH_0 = {"bl", "sc", "base", "baseline", "m0", "m00"}
+MONTHS = MONTH_0 | {f"m{month:0{digits}}" for month in range(0, 241, 3) for digits in (1, 2)}
+"""Those of them that are nothing else: ADNI's."""
+
+
+class Recurring(NamedTuple):
+    """How a name is read that several folders of a level have.
+
+    Attributes:
+        level: an attribute.
+        one: whether it is one person, who must not be torn over two splits, or another in each folder.
+        example: two folders of such a name.
+        why: this is likelier, or does less harm.
+    """
+
+    level: str
+    one: bool
+    example: tuple[str, str]
+    why: str
+
+
+RECURRING = (  # the first whose level is there decides; either way the report asks
+    Recurring(
+        "site", False, ("Center_01/Patient_01", "Center_07/Patient_01"), "centres count their people: MSSEG 2016"
+    ),
+    Recurring("class", True, ("AD/P01", "CN/P01"), "held-out figures are right either way; MURA has people in both"),
+)
 CLASS_STEMS = {
     *("", "class", "label", "grade", "stage", "type", "group", "category", "c"),
     *("cdr", "kl", "klg", "birads", "bi-rads", "bi_rads", "pirads", "pi-rads", "pi_rads", "gleason", "isup", "who"),

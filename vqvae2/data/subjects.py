@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from vqvae2.data.scans import processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
+    "copy_of",
     "guess_subjects",
     "is_mask",
     "kind_of",
@@ -111,6 +112,25 @@ def stem_of(name: str) -> str:
     return re.sub(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)  # .rf.HASH: an export's copy
 
 
+def copy_of(name: str, others: Collection[str] = ()) -> str:
+    """Return the name of what a copy was made of, by that which a file manager calls it; the name itself if it is none.
+
+    Args:
+        name: of a folder, or of a file without its suffix.
+        others: what lies beside it.
+
+    >>> [copy_of(name) for name in ("Kopie von P01", "P01 - Copy (2)", "P01 copy", "P01 (1)")]
+    ['P01', 'P01', 'P01', 'P01 (1)']
+    >>> copy_of("P01 (1)", ["P01"])
+    'P01'
+    """
+    for pattern in rules.COPIES:
+        if match := pattern.fullmatch(name):
+            return copy_of(match["name"], others)
+    match = rules.COPY_BESIDE.fullmatch(name)
+    return match["name"] if match and match["name"] in others else name
+
+
 def person_of(stem: str, volume: bool = False) -> str:
     """Tell whom a name shows: what is left without visit, kind of image, slice, side and signs of a copy; "" for none.
 
@@ -120,8 +140,12 @@ def person_of(stem: str, volume: bool = False) -> str:
     """
     if known := known_subject(stem):
         return known
+    stem = copy_of(stem)
     tokens = words_of(stem)
+    counted = volume and not re.search(r"\d.*\(", stem)  # P (1): no copy, but one of several
     while len(tokens) > 1 and tokens[-1].role == "copy":
+        if counted and tokens[-1].text.startswith("("):
+            return stem
         tokens = tokens[:-1]
     named = _apart_from_groups(tokens)
     if not volume and len(tokens) > 1 and _is_slice(tokens) and named != [tokens[-1]]:
@@ -196,6 +220,12 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
     told = without_counters([names[i] for i in free], own, doubts)
     for i, name in zip(free, under_heads(told, own, doubts), strict=True):
         names[i] = name
+    beside: dict[str, dict[str, int]] = defaultdict(dict)
+    for i, (key, stem) in enumerate(zip(keys, stems, strict=True)):
+        beside[key.rpartition("/")[0]][stem] = i
+    for held in beside.values():
+        for stem, i in held.items():
+            names[i] = names[held.get(copy_of(stem, held), i)]
     return names
 
 
@@ -263,13 +293,13 @@ def is_mask(name: str, folder: bool = False) -> bool:
     >>> [is_mask(name, folder=True) for name in ("labelsTr", "keras_png_slices_seg_train", "with_mask", "label_3")]
     [True, True, False, False]
     """
-    tokens = words_of(spaced(name))
-    for place, token in enumerate(tokens):
-        if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
-            continue
-        numbered = token.text[-1].isdecimal() or (place + 1 < len(tokens) and tokens[place + 1].role == "number")
-        if not (folder and numbered and token.text.lower().startswith("label")):
-            return True
+    for tokens in (words_of(name), words_of(spaced(name))):  # 1stHO, labelsTr
+        for place, token in enumerate(tokens):
+            if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
+                continue
+            numbered = token.text[-1].isdecimal() or (place + 1 < len(tokens) and tokens[place + 1].role == "number")
+            if not (folder and numbered and token.text.lower().startswith("label")):
+                return True
     return False
 
 
