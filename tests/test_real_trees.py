@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from case_trees import slices
 
-from vqvae2.data import DataConfig, open_data, rules
+from vqvae2.data import DataConfig, mask_rules, open_data, rules
 from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.subjects import copy_of, guess_subjects
@@ -216,3 +216,110 @@ def test_copies_are_said_with_the_flag_that_leaves_them_out(tmp_path):
     assert "2 images" in note
     pattern = re.search(r"--exclude '(.+)'", note)[1]
     assert {key.split("/")[0] for key in lay(tmp_path, [], exclude=(pattern,)).keys} == {"P01", "P02", "P03"}
+
+
+BESIDE = {
+    # name: images, what lies beside them
+    "findings": (["P{p:02}_{k}.png"], [f"P{{p:02}}_{{k}}_{word}.png" for word in ("lesion", "tumour", "manual1")]),
+    "several findings": (["P{p:02}_{k}.png"], ["P{p:02}_{k}_lesion_1.png", "P{p:02}_{k}_lesion_2.png"]),
+    "two words": (["P{p:02}_{k}.png"], ["P{p:02}_{k}_whole_tumor.png", "P{p:02}_{k}_tumorCore.png"]),
+    "folders": (["images/P{p:02}_{k}.png"], ["lesion/P{p:02}_{k}.png", "Tumor/P{p:02}_{k}.png"]),
+    "folders in splits": (["train/original/P{p:02}_{k}.png"], ["train/manual1/P{p:02}_{k}.png"]),
+    "a folder below": (["P{p:02}_{k}.png"], ["tumor/P{p:02}_{k}.png"]),
+    "volumes of a kind": (["P{p:02}/{p:02}_T1.nii.gz"], ["P{p:02}/{p:02}_lesion.nii.gz", "P{p:02}/{p:02}_T1_GTV.nii.gz"]),
+    "volumes": (["P{p:02}/FLAIR.nii.gz"], ["P{p:02}/lesion.nii.gz", "P{p:02}/infarct.nii.gz"]),
+    "ATLAS": (
+        ["Site1/{p:06}/t01/{p:06}_t1w_deface_stx.nii.gz"],
+        ["Site1/{p:06}/t01/{p:06}_LesionSmooth_stx.nii.gz", "Site1/{p:06}/t01/{p:06}_LesionSmooth_1_stx.nii.gz"],
+    ),
+    "PH2": (["I{p:03}/I{p:03}_Dermoscopic_Image/I{p:03}.bmp"], ["I{p:03}/I{p:03}_lesion/I{p:03}_lesion.bmp"]),
+    "ISIC": (["ISIC-2017_Training_Data/ISIC_{p:07}.jpg"], ["ISIC-2017_Training_Data/ISIC_{p:07}_superpixels.png"]),
+    "ISLES 2015": (["{p:02}/VSD.Brain.XX.O.MR_T1.{p}.nii"], ["{p:02}/VSD.Brain.XX.O.OT.{p}.nii"]),
+    "DRIVE": (["training/images/{p}_training.png"], ["training/1st_manual/{p}_training.png"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_an_image_by_a_word_is_left_out_and_said(tmp_path, name):
+    names = ({text.format(p=p, k=k) for text in texts for p in P for k in (0, 1)} for texts in BESIDE[name])
+    images, masks = map(sorted, names)
+    layout = lay(tmp_path, images + masks)
+    assert sorted(layout.keys) == images
+    ((what, reason),) = [entry for entry in layout.skipped if "masks" in entry[0]]
+    assert what == f"{len(masks)} masks"
+    assert "--include-masks takes them" in reason
+    assert len(set(layout.subjects)) == 8
+    assert len(lay(tmp_path, [], include_masks=True).keys) == len(images + masks)
+
+
+@pytest.mark.parametrize("rule", mask_rules.BESIDE, ids=lambda rule: rule.example[1])
+def test_the_example_of_every_rule_of_what_lies_beside_an_image_is_left_out(tmp_path, rule):
+    layout = lay(tmp_path, [*rule.example, "P02_3.png"])
+    assert sorted(layout.keys) == sorted([rule.example[0], "P02_3.png"])
+    assert any(what == f"1 {rule.what}" for what, _ in layout.skipped)
+    assert ("--include-masks" in doubts(layout)) == (not rule.sure)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{c}/{p:03}.png" for c in ("tumor", "normal") for p in P],
+        [f"{c}/P{p:02}_{k}.png" for p in P for c in ("tumor", "no_tumor")[p % 2 :][:1] for k in (0, 1)],
+        [f"P{p:02}_{c}_{k}.png" for c in ("tumor", "normal") for p in P for k in (0, 1)],
+        [f"{c}/patch_{p:03}_x{k}_y9.png" for c in ("lesion", "background") for p in P for k in (0, 7)],
+        [f"{c}-nodule/N{p:03}.png" for c in ("with", "non") for p in P],
+        [f"P{p:02}_{kind}_{k}.png" for kind in ("brain", "T1") for p in P for k in (0, 1)],
+        [f"{'lung', 'colon'[p % 2]}/{p:03}.png" for p in P],
+        [f"{s}/{c}_tumor/image ({k}).jpg" for s in ("Training", "Testing") for c in ("glioma", "no") for k in P],
+    ],
+)
+def test_classes_that_speak_of_findings_are_images(tmp_path, names):
+    layout = lay(tmp_path, names)
+    assert sorted(layout.keys) == sorted(names)
+    assert layout.skipped == []
+
+
+def test_a_data_set_whose_own_name_speaks_of_masks_is_not_asked_about(tmp_path):
+    names = [f"MoNuSeg/Tissue Images/TCGA-18-{p:04}-01Z-00-DX1.tif" for p in P]
+    layout = lay(tmp_path, names)
+    assert sorted(layout.keys) == names
+    assert doubts(layout) == ""
+
+
+PICTURES = {
+    # name: volumes, pictures beside them, whether the report asks
+    "by a word": (["P{p:02}_T1.nii.gz"], ["P{p:02}_T1_qc.png"], False),
+    "in a folder": (["P{p:02}_T1.nii.gz"], ["QC/P{p:02}.png", "QC/P{p:02}_b.png", "QC/P{p:02}_c.png"], False),
+    "of a report": (["P{p:02}.nii.gz"], ["html/figures/{p}.png", "docs/logo.png"], False),
+    "of each person": (["P{p:02}/T1.nii.gz"], ["P{p:02}/T1.png"], True),
+    "one": (["P{p:02}/T1.nii.gz"], ["scanner.jpg"], True),
+    "BIDS": (["sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz"], ["sub-{p:02}/x/{k}.png" for k in range(3)], False),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_beside_volumes_are_left_out_and_said(tmp_path, name):
+    volumes, pictures, asked = PICTURES[name]
+    volumes, pictures = (sorted({text.format(p=p, k=0) for text in texts for p in P}) for texts in (volumes, pictures))
+    layout = lay(tmp_path, volumes + pictures)
+    assert sorted(layout.keys) == volumes
+    assert f"{len(pictures)} images" in dict(layout.skipped)
+    assert ("--exclude '*.nii.gz' takes the images" in doubts(layout)) == asked
+    assert sorted(lay(tmp_path, [], exclude=("*.nii.gz",)).keys) == pictures
+
+
+@pytest.mark.parametrize("beside", ["template.nii.gz", "P01_seg.nii.gz", "atlas/MNI152_T1_1mm.nii.gz"])
+def test_a_volume_beside_many_images_is_left_out_and_said(tmp_path, beside):
+    names = [f"P{p:02}_{k}.png" for p in P for k in range(4)]
+    layout = lay(tmp_path, [*names, beside])
+    assert sorted(layout.keys) == names
+    assert "1 volumes" in dict(layout.skipped)
+
+
+def test_images_are_taken_where_no_dicom_file_beside_them_can_be_read(tmp_path):
+    names = [f"P{p:02}_0.png" for p in P]
+    for k in range(20):
+        (tmp_path / f"{k}.dcm").touch()
+    layout = lay(tmp_path, names)
+    assert sorted(layout.keys) == names
+    assert "DICOM" in doubts(layout)

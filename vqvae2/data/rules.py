@@ -1,7 +1,7 @@
 """What names mean: the tables by which people, visits, masks, folders and columns are told apart.
 
-Every rule of the package that reads a name is here, with an example and, where it belongs to one, its cohort.
-`subjects` and `layout` apply them.
+Every rule of the package that reads a name is here or, of masks and pictures, in `mask_rules`, with an example and,
+where it belongs to one, its cohort. `subjects`, `levels` and `layout` apply them.
 """
 
 import re
@@ -106,7 +106,7 @@ COPIES = (  # what file managers call a copy of P01, in several languages; the f
     re.compile(rf"(?P<name>.*[^\W_]\)?)(?i: ?\((?:another )?(?:\d+(?:st|nd|rd|th) )?{_COPY}\))"),  # P01 (3rd copy)
 )
 COPY_BESIDE = re.compile(r"(?P<name>.*\w)(?: ?\([1-9]\)|[ _-]+(?i:backup|bak|old|new))")
-"""A copy only where that of which it was made is there: a browser's ``P01 (1)`` is else a counter, as ``benign (1)``."""
+"""A copy only where what it was made of is there: a browser's ``P01 (1)`` is else a counter, as ``benign (1)``."""
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     r"nov(?:ember)?|dec(?:ember)?)"
@@ -159,7 +159,7 @@ WORDS = (  # the first that fits decides
         r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map)*|(?:t2)?flair|mp2?rage|mpr?|rage|spgr|"
         r"bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
         r"reg(?:istered)?|coreg|aligned|warp(?:ed)?|mni(?:152)?[a-z0-9]*|to|on|in|space|native|middle|template|bias|n[34]|"
-        r"correct(?:ed|ion)|gradwarp|scaled|norm[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
+        r"correct(?:ed|ion)|gradwarp|scaled|norm(?!al$)[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
         r"\d+mm|masked|gfc|defaced?|anon|gd|enhanced|contrast",
         r"mpr|mprage",
         "OAS1_0028_MR1_mpr-1_100.jpg",
@@ -202,8 +202,6 @@ PART = re.compile(r"(?:\D*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?
 """Folders that count parts of the data: ``images_001``, ``fold_2``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
-CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
-"""Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""
 SPLITS = {
     "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
     "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|dev"),

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from vqvae2.data import rules
+from vqvae2.data import mask_rules, rules
 from vqvae2.data.scans import processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
@@ -293,6 +293,8 @@ def is_mask(name: str, folder: bool = False) -> bool:
     >>> [is_mask(name, folder=True) for name in ("labelsTr", "keras_png_slices_seg_train", "with_mask", "label_3")]
     [True, True, False, False]
     """
+    if mask_rules.MASK_FILES.match(name):
+        return True
     for tokens in (words_of(name), words_of(spaced(name))):  # 1stHO, labelsTr
         for place, token in enumerate(tokens):
             if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
