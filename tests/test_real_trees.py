@@ -9,6 +9,7 @@ from case_trees import slices
 from vqvae2.data import DataConfig, mask_rules, open_data, rules
 from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.splits import assign, overlap
 from vqvae2.data.subjects import copy_of, guess_subjects
 from vqvae2.errors import UserError
 
@@ -226,7 +227,7 @@ BESIDE = {
     "folders": (["images/P{p:02}_{k}.png"], ["lesion/P{p:02}_{k}.png", "Tumor/P{p:02}_{k}.png"]),
     "folders in splits": (["train/original/P{p:02}_{k}.png"], ["train/manual1/P{p:02}_{k}.png"]),
     "a folder below": (["P{p:02}_{k}.png"], ["tumor/P{p:02}_{k}.png"]),
-    "volumes of a kind": (["P{p:02}/{p:02}_T1.nii.gz"], ["P{p:02}/{p:02}_lesion.nii.gz", "P{p:02}/{p:02}_T1_GTV.nii.gz"]),
+    "volumes of a kind": (["P{p:02}/{p}_T1.nii.gz"], ["P{p:02}/{p}_lesion.nii.gz", "P{p:02}/{p}_T1_GTV.nii.gz"]),
     "volumes": (["P{p:02}/FLAIR.nii.gz"], ["P{p:02}/lesion.nii.gz", "P{p:02}/infarct.nii.gz"]),
     "ATLAS": (
         ["Site1/{p:06}/t01/{p:06}_t1w_deface_stx.nii.gz"],
@@ -323,3 +324,159 @@ def test_images_are_taken_where_no_dicom_file_beside_them_can_be_read(tmp_path):
     layout = lay(tmp_path, names)
     assert sorted(layout.keys) == names
     assert "DICOM" in doubts(layout)
+
+
+FACES = {
+    "Aaron_Eckhart": 1,
+    "George_W_Bush": 12,
+    "Colin_Powell": 7,
+    "Abdullah": 4,
+    "Zhang_Ziyi": 3,
+    "Yao_Ming": 1,
+    "AJ_Cook": 1,
+}
+NAMED = {
+    # name: folders and how many images each has, whether they are people
+    "LFW": (FACES, True),
+    "many": ({f"{a}_{b}": 9 for a in ("Al", "Bo", "Cy", "Di", "Ed") for b in ("Abel", "Bo", "Cox", "Dee", "Ek")}, True),
+    "codes": (dict.fromkeys(["A0S9V9", "A1D0Q7", "A1D9Z7", "A1E9Q1"], 1), True),
+    "stages": (dict.fromkeys(["Mild_Demented", "Very_Mild_Demented", "Non_Demented"], 9), False),
+    "land": ({"AnnualCrop": 9, "Forest": 8, "HerbaceousVegetation": 9, "SeaLake": 9}, False),
+    "findings": ({"COVID": 9, "Lung_Opacity": 9, "Normal": 9, "Viral Pneumonia": 9}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_folders_that_are_called_as_people_are_people_and_no_classes(tmp_path, name):
+    counts, people = NAMED[name]
+    layout = lay(tmp_path, [f"{who}/{who}_{k:04}.jpg" for who, count in counts.items() for k in range(count)])
+    assert (set(layout.subjects) == set(counts)) == people
+    assert ("class" in layout.attributes) == (not people)
+    assert doubts(layout) == ""
+
+
+def test_a_few_folders_that_may_be_called_as_people_are_asked_about(tmp_path):
+    names = [f"{who}/{who}_{k:04}.jpg" for who in ("Aaron_Eckhart", "George_W_Bush", "Colin_Powell") for k in range(9)]
+    layout = lay(tmp_path, names)
+    assert set(layout.attributes) == {"class"}
+    assert "--layout subjects" in doubts(layout)
+    assert len(set(lay(tmp_path, [], layout="subjects").subjects)) == 3
+
+
+UNPAIRED = {
+    "counted": "img_{k:05}.jpg",
+    "horse2zebra": "n0238{d}460_{k}.jpg",
+    "people": "P{k:02}_0.png",
+    "times": "20{k:02}-11-08 10_00_{k:02}.jpg",
+}
+
+
+@pytest.mark.parametrize("form", ["{s}{d}/{name}", "{s}_{d}/{name}", "x/{d}/{s}/{name}"])
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_domains_of_unpaired_images_are_classes_in_splits(tmp_path, name, form):
+    parts = {"train": range(10, 18), "test": range(20, 23)}
+    images = [(s, "AB"[d], k, UNPAIRED[name].format(d=d, k=k)) for s, r in parts.items() for d in (0, 1) for k in r]
+    layout = lay(tmp_path, [form.format(s=s, d=d, name=own) for s, d, _, own in images])
+    assert set(layout.splits) == {"train", "test"}
+    assert set(layout.attributes["class"]) == {"A", "B"}
+    assert overlap(layout.subjects, assign(layout.subjects, layout.splits, 0)) == {}
+    assert len(set(layout.subjects)) == (22 if name in ("counted", "horse2zebra") else 11)
+
+
+BREAKHIS = [
+    (f"{kind}/SOB/{what}", f"SOB_{kind[0].upper()}_{short}", person, power, k)
+    for kind, what, short, people in (
+        ("benign", "adenosis", "A", ("14-22549AB", "14-22549CD", "14-29960CD")),
+        ("malignant", "ductal_carcinoma", "DC", ("14-2523", "14-2773")),
+        ("malignant", "papillary_carcinoma", "PC", ("14-9146", "15-190EF")),
+    )
+    for person in people
+    for power in (40, 400)
+    for k in (1, 2)
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "attributes"),
+    [
+        (
+            "BreaKHis_v1/breast/{place}/{sort}_{person}/{power}X/{sort}-{person}-{power}-{k:03}.png",
+            {"class", "subclass"},
+        ),
+        ("{sort}-{person}-{power}-{k:03}.png", set()),
+        ("{power}X/{kind}/{sort}-{person}-{power}-{k:03}.png", {"magnification", "class"}),
+    ],
+)
+def test_slides_of_breakhis_are_people_at_any_magnification(tmp_path, form, attributes):
+    names = [
+        form.format(place=place, sort=sort, person=person, power=power, k=k, kind=place.split("/")[0])
+        for place, sort, person, power, k in BREAKHIS
+    ]
+    layout = lay(tmp_path, names)
+    assert set(layout.subjects) == {person for _, _, person, _, _ in BREAKHIS}
+    assert set(layout.attributes) == attributes
+    for key, who in whom(layout).items():
+        assert who in key
+    if "class" in attributes:
+        assert set(layout.attributes["class"]) == {"benign", "malignant"}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
+def test_channels_of_nnu_net_are_of_one_case(tmp_path, suffix, channels):
+    cases = {"Tr": P, "Ts": range(9, 12)}
+    names = [f"images{s}/la_{p:03}_{c:04}{suffix}" for s, r in cases.items() for p in r for c in range(channels)]
+    layout = lay(tmp_path, names + [f"labelsTr/la_{p:03}{suffix}" for p in P])
+    assert sorted(layout.keys) == sorted(names)
+    assert set(layout.subjects) == {f"la_{p:03}" for p in range(1, 12)}
+    assert doubts(layout) == ""
+    assert any("0001 (11)" in note for note in layout.notes) == (suffix != ".png" and channels > 1)
+
+
+ISLES = [f"VSD.Brain.XX.O.MR_{kind}" for kind in ("T1", "Flair", "DWI")]
+OCT = [f"OCT2017/{s}/{{c}}/{{c}}-{p}-{{k}}.jpeg" for s, p in (("train", 1016042), ("test", 1016099))]
+MURA = [f"{s}/{{b}}/patient{p:05}/study1_positive/image{{k}}.png" for s, p in (("train", 1), ("valid", 11185))]
+WORLD = {
+    # name: files, how many people, attributes, splits
+    "HAM10000": ([f"HAM10000_images_part_{1 + p // 5}/ISIC_{24305 + p:07}.jpg" for p in P], 8, {}, {None}),
+    "Messidor": ([f"Base{b}/20051020_{90 * b + k}_0100_PP.tif" for b in (11, 12, 21) for k in (1, 2)], 6, {}, {None}),
+    "IDRiD": (
+        [f"1. Original Images/a. Training Set/IDRiD_{p:02}.jpg" for p in P]
+        + [f"1. Original Images/b. Testing Set/IDRiD_{p:02}.jpg" for p in (9, 10)],
+        10,
+        {},
+        {"train", "test"},
+    ),
+    "OCTDL": (
+        [f"AMD/amd_{p}_{k}.jpg" for p in range(1, 5) for k in (1, 2)]
+        + [f"NO/no_{p}_{k}.jpg" for p in range(91, 95) for k in (1, 2)],
+        8,
+        {"class": {"AMD", "NO"}},
+        {None},
+    ),
+    "ISLES 2015": ([f"Training/{p}/{one}.{9 * p + len(one)}.nii" for p in P for one in ISLES], 8, {}, {"train"}),
+    "APTOS": ([f"train_images/{p:09}{c}1{c}.png" for p in (1, 2, 3) for c in "abc"], 9, {}, {"train"}),
+    "Kermany": (
+        [name.format(c=c, k=k) for name in OCT for c in ("CNV", "DRUSEN") for k in (1, 2)],
+        4,
+        {"class": {"CNV", "DRUSEN"}},
+        {"train", "test"},
+    ),
+    "ChestX-ray14": ([f"images_{1 + p // 5:03}/images/{p:08}_{k:03}.png" for p in P for k in (0, 1)], 8, {}, {None}),
+    "MURA": (
+        [name.format(b=b, k=k) for name in MURA for b in ("XR_HAND", "XR_HUMERUS") for k in (1, 2)],
+        2,
+        {"class": {"XR_HAND", "XR_HUMERUS"}},
+        {"train", "val"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_public_trees_are_read_as_their_makers_mean_them(tmp_path, name):
+    names, people, attributes, splits = WORLD[name]
+    layout = lay(tmp_path, names)
+    assert len(layout.keys) == len(set(names))
+    assert len(set(layout.subjects)) == people
+    assert {name: set(values) for name, values in layout.attributes.items()} == attributes
+    assert set(layout.splits) == splits

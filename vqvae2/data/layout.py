@@ -51,7 +51,7 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
 
 def _split_of(name: str) -> str | None:
     """The split that a folder is: ``train``, ``keras_png_slices_validate``, ``imagesTr``; None for none."""
-    words = re.split(r"[_\-. ]+", spaced(name).lower())
+    words = re.split(r"[_\-. ]+", spaced(rules.ENUMERATED.sub("", name, count=1)).lower())
     found = [(word, split) for word in words for split, pattern in rules.SPLITS.items() if pattern.fullmatch(word)]
     rest = [word for word in words if not any(pattern.fullmatch(word) for pattern in rules.SPLITS.values())]
     plain = all(map(rules.NEUTRAL.fullmatch, rest))
@@ -175,10 +175,14 @@ def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
 
 
 def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
-    """Whether folders count parts of the data, and what lies in them tells people: ``fold_1/AD/P01``."""
+    """Whether folders count parts of the data: what is in them tells people, ``fold_1/AD/P01``, or is one list."""
     here = [i for i, parts in enumerate(folders) if len(parts) > depth]
-    if not all(rules.PART.fullmatch(folders[i][depth]) for i in here):
+    names = {folders[i][depth] for i in here}
+    if not all(map(rules.PART.fullmatch, names)) or len({re.sub(r"\d+$", "", name) for name in names}) > 1:
         return False
+    files = {(folders[i][depth], layout.keys[i].rsplit("/", 1)[-1]) for i in here}
+    if len({file for _, file in files}) == len(files) and all(len(folders[i]) == depth + 1 for i in here):
+        return True
     keys = [layout.keys[i] for i in here if len(folders[i]) == depth + 1]
     return all(who != key for who, key in zip(guess_subjects(keys, layout.volumes), keys, strict=True))
 
@@ -249,8 +253,13 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
             return people_of(layout, names)
         if not told:
             return None
-        if told in layout.attributes:  # the class is the innermost
-            layout.attributes["source"] = layout.attributes.pop(told)
+        if told in layout.attributes:
+            outer = layout.attributes[told]
+            within = len(set(names)) == len(set(zip(names, outer, strict=True)))
+            if told == "class" and within:  # benign/adenosis, malignant/lobular_carcinoma
+                told = "subclass"
+            else:  # original/AD, augmented/AD: the class is the innermost
+                layout.attributes["source"] = layout.attributes.pop(told)
         layout.attributes[told] = names
         if lacking := Counter(split for split, name in zip(layout.splits, names, strict=True) if not name):
             shown = ", ".join(f"{count:,} of {split}" for split, count in lacking.items())

@@ -9,7 +9,7 @@ from vqvae2.data import rules
 from vqvae2.data.people import Folders, numbered
 from vqvae2.data.scans import under_heads, without_counters
 from vqvae2.data.selection import Layout
-from vqvae2.data.subjects import known_subject, person_of, spaced, stem_of, words_of
+from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
 
 
 def tells_no_person(name: str) -> bool:
@@ -49,6 +49,11 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return named
     if _look_like_people(distinct):
         return "people"
+    if _are_called_by_names(layout, names, stems):
+        return "people"
+    kinds = Counter((name, kind_of(stem)) for name, stem in zip(names, stems, strict=True)) if layout.volumes else {}
+    if numbered(distinct) and len({kind for _, kind in kinds}) > 1 and max(kinds.values()) == 1:
+        return "people"  # 1/VSD.Brain.XX.O.MR_T1.54512.nii, 1/VSD.Brain.XX.O.MR_Flair.54513.nii
     shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
     if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
         return attribute  # the same names in several folders: original/AD, augmented/AD
@@ -146,6 +151,32 @@ def are_chunks(keys: list[str], names: list[str]) -> bool:
     starts = sorted({int(name) for name in names})
     step = min(b - a for a, b in pairwise(starts))
     return step >= 10 and all(int(stem) // step * step == int(name) for stem, name in zip(stems, names, strict=True))
+
+
+def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[str]) -> bool:
+    """Whether folders are called as people are, and hold too few images each or are too many for classes: LFW's."""
+    counts = Counter(name for name in names if name)
+    starts = {re.split(r"(?<=[_ ])", name)[0] for name in counts}
+    begin = min(starts) if len(starts) == 1 else ""  # pins_Adriana Lima
+    words = {name: re.split(r"[ _]+", name.removeprefix(begin)) for name in counts}
+    personal = [
+        name
+        for name, own in words.items()
+        if rules.PERSONAL_NAME.fullmatch(name.removeprefix(begin)) and all(word[:1].isupper() for word in own)
+    ]
+    few = sum(count < 3 for count in counts.values())
+    repeated = all(stem.startswith(name) for stem, name in zip(stems, names, strict=True) if name)
+    if 5 * len(personal) >= 4 * len(counts) and (4 * few >= len(counts) > 3 or len(counts) > 20):
+        return True
+    if repeated and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
+        return True
+    every = [word for own in words.values() for word in own]
+    if len(personal) == len(counts) > 2 and len(every) == len(set(every)):
+        layout.subject_doubts.append(
+            f"folders like {min(personal)} may be people; they are read as classes; --layout subjects takes them for "
+            "people"
+        )
+    return False
 
 
 def _look_like_people(names: set[str]) -> bool:

@@ -77,7 +77,7 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
 
 
 def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, tuple[mask_rules.Beside, str]]:
-    """Which files have a word of `mask_rules.BESIDE` and lie beside an image of their name without it, and that image."""
+    """Which files have a word of `mask_rules.BESIDE` and lie beside an image of the name without it, and this."""
     images: dict[Place, str] = {}
     wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
     for i, key in enumerate(keys):

@@ -11,7 +11,7 @@ from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
 
-SAME_PEOPLE = {"visit", "kind", "source", "plane"}
+SAME_PEOPLE = {"visit", "kind", "source", "plane", "magnification"}
 """Attributes under whose folders the same people are found again."""
 
 
@@ -146,7 +146,7 @@ def pattern_of(keys: list[str], subjects: list[str]) -> str:
     folders = [
         f"{begin}({own})/{end}"
         for own in ("[^/]+", "[^/]+/[^/]+")
-        for begin, end in (("", "[^/]+$"), ("^", ""), ("^[^/]+/", ""), ("^[^/]+/[^/]+/", ""))
+        for begin, end in (("", "[^/]+$"), ("", "[^/]+/[^/]+$"), ("^", ""), ("^[^/]+/", ""), ("^[^/]+/[^/]+/", ""))
     ]
     for pattern in (*folders, *((f"/({name})", f"^(.*?{name})") if len(forms) < 5 else ())):
         try:

@@ -114,7 +114,8 @@ _MONTH = (
 YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
 """A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
 DATE = (
-    r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])(?:[T_-]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
+    r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[T_ -]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
     r"|(?:0[1-9]|[12]\d|3[01])[-.](?:0[1-9]|1[0-2])[-.](?:19|20)\d\d"
     rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d)"
     rf"|(?i:(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
@@ -198,8 +199,12 @@ GROUP_WORDS = re.compile(
 )
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
-PART = re.compile(r"(?:\D*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?)[\W_]*\d+", re.IGNORECASE)
-"""Folders that count parts of the data: ``images_001``, ``fold_2``."""
+PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?|base)[\W_]*\d+", re.IGNORECASE)
+"""Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
+ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
+"""What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
+CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*?(_(?P<channel>\d{4}))\.[^/]+$")
+"""The channel of nnU-Net's images: ``imagesTr/BRATS_001_0000.nii.gz``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
 SPLITS = {
@@ -214,6 +219,7 @@ NEUTRAL = re.compile(
 )
 """Words of folders that tell nothing."""
 ATTRIBUTES = (
+    ("magnification", re.compile(r"\d{2,3}x")),
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -258,6 +264,7 @@ RECURRING = (  # the first whose level is there decides; either way the report a
     Recurring(
         "site", False, ("Center_01/Patient_01", "Center_07/Patient_01"), "centres count their people: MSSEG 2016"
     ),
+    Recurring("subclass", True, ("benign/adenosis/P01", "benign/fibroadenoma/P01"), "as of classes"),
     Recurring("class", True, ("AD/P01", "CN/P01"), "held-out figures are right either way; MURA has people in both"),
 )
 CLASS_STEMS = {
@@ -267,7 +274,9 @@ CLASS_STEMS = {
 }
 """Folders of these words and a number are classes."""
 WORDNET = re.compile(r"n\d{8}")
-"""Folders of ImageNet's classes."""
+"""Folders of ImageNet's classes, and what its images begin with."""
+PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-]*){1,4}")
+"""Folders that may be called after people, if each word begins with a capital: ``George_W_Bush``."""
 
 FILE_COLUMNS = ("file", "filename", "path", "image")
 """Columns that name images."""

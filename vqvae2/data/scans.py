@@ -14,6 +14,7 @@ _SIDE = re.compile(r"(?P<who>.*\d)[A-Za-z]")
 _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
 _GAP = re.compile(r"[_\-. ]+|(?<=\d)(?=[A-Z][a-z]{2,}\d)")
 _LONG = re.compile(r"\d{5,}$")
+_HASH = re.compile(r"(?=.*[a-f])[0-9a-f]{10,}")
 _PERSON = re.compile(
     r"(?:twin|sib|child|mother|father|brother|sister|son|daughter|giver|receiver|sub|subj|subject|patient|pat|pt|case|"
     r"person|participant|volunteer|id|p|hv|hc|pd|ad|nc|cn|mci|mdd|sz|ms|ctrl|control|mouse|mice|rat|animal|pup|monkey)s?"
@@ -48,7 +49,7 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
     names = _without_sides(names)
     alone = set(names)
     for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
-        matches = [pattern.fullmatch(name) for name in names]
+        matches = [None if _HASH.fullmatch(name) else pattern.fullmatch(name) for name in names]
         counters: dict[str, set[str]] = defaultdict(set)
         for match in matches:
             if match and not rules.GROUP_WORDS.search(re.split(r"\d", match["who"])[0]):

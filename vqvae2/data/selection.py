@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.data import decoding, volume_files
+from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
 from vqvae2.data.masks import is_picture, left_out
 from vqvae2.data.scans import processed
@@ -230,7 +230,16 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
         layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
     keep(layout, rows)
     _choose_entities(layout, choice)
-    kinds = Counter(filter(None, (kind_of(stem_of(key.rsplit("/", 1)[-1])) for key in layout.keys)))
+    channels = [rules.CHANNEL.search(key) for key in layout.keys]
+    kinds = Counter(
+        filter(
+            None,
+            (
+                found["channel"] if found else kind_of(stem_of(key.rsplit("/", 1)[-1]))
+                for key, found in zip(layout.keys, channels, strict=True)
+            ),
+        )
+    )
     if not tree and len(kinds) > 1:
         told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
         layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")

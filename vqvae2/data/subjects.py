@@ -39,6 +39,7 @@ _ROLES = [
     (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
     for word in rules.WORDS
 ]
+_BEGINNING = re.compile(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]|(?i:n[or])")
 _SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
 
@@ -78,8 +79,8 @@ def words_of(name: str) -> tuple[Token, ...]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]", text) and _begins(tokens):
-            role, taken = "", ""  # a letter that begins a name is the person's
+        elif role and re.fullmatch(_BEGINNING, text) and _begins(tokens):
+            role, taken = "", ""  # a letter that begins a name is the person's, and no_1000 an image of a class
         elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number" and not digits_follow:  # 12 months
             role, tokens[-1] = "visit", tokens[-1]._replace(role="visit")
         of_number = taken
@@ -214,7 +215,12 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         made = processed(places)
         stems = [made.get(place, (place[1],))[0] for place in places]
     known = [known_subject(key) for key in keys]
-    names = [k or _by_name(stem, key, volumes) for k, stem, key in zip(known, stems, keys, strict=True)]
+    channels = [rules.CHANNEL.search(key) for key in keys]
+    stems = [stem.removesuffix(found[1]) if found else stem for stem, found in zip(stems, channels, strict=True)]
+    names = [
+        k or _by_name(stem, key, volumes or found is not None)
+        for k, stem, key, found in zip(known, stems, keys, channels, strict=True)
+    ]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
     own = [keys[i] for i in free]
     told = without_counters([names[i] for i in free], own, doubts)
@@ -233,6 +239,8 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
     if not volume and re.fullmatch(r"\d+(?: ?\(\d+\))?", stem):
         return key  # a bare number is counted anew in every folder
     who = person_of(stem, volume)
+    if rules.WORDNET.fullmatch(who):  # n02381460_20.jpg
+        return key
     if who and not (volume and re.fullmatch(r"[vmwdyt]\d+", stem, re.IGNORECASE)):
         return who
     scans = [token for token in words_of(stem) if token.role == "visit"]
