@@ -3,12 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 from vqvae2.data import mask_rules, rules
 from vqvae2.data.subjects import is_mask, spaced, stem_of, words_of
 
 __all__ = ["is_picture", "left_out"]
 
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 Place = tuple[tuple[str, ...], tuple[str, ...]]  # folders, and the parts of a name
 
 
@@ -78,6 +80,9 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
 
 def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, tuple[mask_rules.Beside, str]]:
     """Which files have a word of `mask_rules.BESIDE` and lie beside an image of the name without it, and this."""
+    words = {word.lower() for key in keys for word in _WORD.findall(key)}
+    if not any(_rule((word,)) for word in words):
+        return {}
     images: dict[Place, str] = {}
     wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
     for i, key in enumerate(keys):
@@ -86,8 +91,9 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             continue
         here = tuple(folders)
         parts = _parts(stem_of(name))
-        at_word = next((at for at, part in enumerate(parts) if _rule([part])), None)
-        rest = tuple(part for part in parts if not _rule([part]))
+        told = [_rule((part,)) is not None for part in parts]
+        at_word = told.index(True) if any(told) else None
+        rest = tuple(part for part, word in zip(parts, told, strict=True) if not word)
         above = next((at for at in range(len(here) - 1, -1, -1) if _rule(_parts(here[at]))), None)
         if at_word is not None and (rule := _rule(parts)):
             begun = tuple(part for part in parts[:at_word] if part not in mask_rules.QUALIFIERS)
@@ -110,16 +116,19 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
     return {i: (rule, beside[0]) for i, (rule, beside) in found.items() if beside}
 
 
+@lru_cache(maxsize=100_000)
 def _parts(name: str) -> tuple[str, ...]:
     """The parts of a name in lower case, without those that tell the kind of image or that it is one."""
     words = [word for word in words_of(spaced(name)) if word.role not in ("kind", "thing")]
     return tuple(word.text.lower() for word in words)
 
 
-def _rule(parts: Sequence[str]) -> mask_rules.Beside | None:
+@lru_cache(maxsize=100_000)
+def _rule(parts: tuple[str, ...]) -> mask_rules.Beside | None:
     return next((rule for rule in mask_rules.BESIDE if any(map(rule.words.fullmatch, parts))), None)
 
 
+@lru_cache(maxsize=100_000)
 def _is_plain(folder: str) -> bool:
     """Whether a folder's name says no more than that it holds images, or of which kind."""
     return all(

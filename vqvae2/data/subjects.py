@@ -303,7 +303,8 @@ def is_mask(name: str, folder: bool = False) -> bool:
     """
     if mask_rules.MASK_FILES.match(name):
         return True
-    for tokens in (words_of(name), words_of(spaced(name))):  # 1stHO, labelsTr
+    for text in {name, spaced(name)}:  # 1stHO, labelsTr
+        tokens = words_of(text)
         for place, token in enumerate(tokens):
             if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
                 continue
