@@ -70,7 +70,7 @@ def test_people_of_a_site_who_are_in_two_classes_are_not_torn(tmp_path):
         (10, [f"{'0123'[p % 2 * len(side) % 4]}/{p}_{side}.jpeg" for p in range(10, 20) for side in ("left", "right")]),
         (8, [f"{c}/P{p:02}_{v}.png" for p in P for v, c in (("bl", "CN"), ("m12", "AD" if p == 3 else "CN"))]),
         (8, [f"{v}/{c}/{p:03}/1.png" for v in ("M00", "M12") for c, r in GROUPS.items() for p in r]),
-        (2, [f"XR_{b}/patient{p:05}/study1_positive/image1.png" for b in ("ELBOW", "HAND") for p in (11184, 11190)]),
+        (2, [f"XR_{b}/patient{p:05}/study1_positive/image1.png" for b in ("ELBOW", "HAND") for p in (11184, 11890)]),
         (3, [f"{c}/{p}_{k}.jpeg" for p in (388206, 388217, 388300) for k in (78, 79) for c in ("AD", "NC")]),
     ],
     ids=["eyes", "converter", "visits above", "MURA", "ADNI"],
@@ -236,7 +236,7 @@ BESIDE = {
     "PH2": (["I{p:03}/I{p:03}_Dermoscopic_Image/I{p:03}.bmp"], ["I{p:03}/I{p:03}_lesion/I{p:03}_lesion.bmp"]),
     "ISIC": (["ISIC-2017_Training_Data/ISIC_{p:07}.jpg"], ["ISIC-2017_Training_Data/ISIC_{p:07}_superpixels.png"]),
     "ISLES 2015": (["{p:02}/VSD.Brain.XX.O.MR_T1.{p}.nii"], ["{p:02}/VSD.Brain.XX.O.OT.{p}.nii"]),
-    "DRIVE": (["training/images/{p}_training.png"], ["training/1st_manual/{p}_training.png"]),
+    "DRIVE": (["training/images/{p}_training.png"], ["training/1st_manual/{p}_manual1.png"]),
 }  # fmt: skip
 
 
@@ -463,6 +463,25 @@ WORLD = {
         {"train", "test"},
     ),
     "ChestX-ray14": ([f"images_{1 + p // 5:03}/images/{p:08}_{k:03}.png" for p in P for k in (0, 1)], 8, {}, {None}),
+    "AMOS": (
+        [f"images{s}/amos_{p:04}.nii.gz" for s, r in (("Tr", P), ("Va", (9,)), ("Ts", (10,))) for p in r],
+        10,
+        {},
+        {"train", "val", "test"},
+    ),
+    "Stanford dogs": (
+        [f"n0208562{i}-{name}/n0208562{i}_{k}.jpg" for i, name in enumerate(("Chihuahua", "Maltese_dog")) for k in P],
+        16,
+        {"class": {"n02085620-Chihuahua", "n02085621-Maltese_dog"}},
+        {None},
+    ),
+    "eyes": ([f"{side}/{p:03}.jpg" for side in ("left", "right") for p in P], 8, {"side": {"left", "right"}}, {None}),
+    "one volume each": (
+        [f"{c}/{p}/T1.nii.gz" for c, r in GROUPS.items() for p in r],
+        8,
+        {"class": {"AD", "CN"}},
+        {None},
+    ),
     "MURA": (
         [name.format(b=b, k=k) for name in MURA for b in ("XR_HAND", "XR_HUMERUS") for k in (1, 2)],
         2,

@@ -38,7 +38,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     cohort: dict[str, set[str]] = {}
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
-    named = next((role for role in ("visit", "kind") if _differ_by(distinct, role)), "")
+    named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
     named = named or next((name for name, pattern in rules.ATTRIBUTES if half(distinct, pattern)), "")
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
@@ -51,8 +51,9 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return "people"
     if _are_called_by_names(layout, names, stems):
         return "people"
-    kinds = Counter((name, kind_of(stem)) for name, stem in zip(names, stems, strict=True)) if layout.volumes else {}
-    if numbered(distinct) and len({kind for _, kind in kinds}) > 1 and max(kinds.values()) == 1:
+    kinds = Counter((*place, kind_of(stem)) for *place, stem in zip(above, names, stems, strict=True))
+    alike = len({kind for *_, kind in kinds}) > 1 or len(set(stems)) == 1 < len(distinct) - 2
+    if layout.volumes and numbered(distinct) and alike and max(kinds.values()) == 1:
         return "people"  # 1/VSD.Brain.XX.O.MR_T1.54512.nii, 1/VSD.Brain.XX.O.MR_Flair.54513.nii
     shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
     if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
@@ -168,7 +169,7 @@ def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[s
     repeated = all(stem.startswith(name) for stem, name in zip(stems, names, strict=True) if name)
     if 5 * len(personal) >= 4 * len(counts) and (4 * few >= len(counts) > 3 or len(counts) > 20):
         return True
-    if repeated and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
+    if repeated and numbered(set(counts)) and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
         return True
     every = [word for own in words.values() for word in own]
     if len(personal) == len(counts) > 2 and len(every) == len(set(every)):

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -11,7 +12,7 @@ from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
 
-SAME_PEOPLE = {"visit", "kind", "source", "plane", "magnification"}
+SAME_PEOPLE = {"visit", "kind", "side", "source", "plane", "magnification"}
 """Attributes under whose folders the same people are found again."""
 
 
@@ -91,7 +92,7 @@ def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list
 
 def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
-    if not {"visit", "kind", "plane"} & layout.attributes.keys() or any(layout.splits):
+    if not {"visit", "kind", "side", "plane"} & layout.attributes.keys() or any(layout.splits):
         return subjects
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
@@ -107,6 +108,7 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
     A name is left alone where of each visit, side, kind of image or source it is in one folder, as of a person whose
     diagnosis has changed, and where it is a cohort's or a number of a long list, which nobody else has.
     """
+    listed = _drawn_from_many(subjects)
     again = [values for name, values in layout.attributes.items() if name in SAME_PEOPLE]
     settings = list(zip(map(visit_of, layout.keys), map(_setting, layout.keys), *again, strict=True))
     for rule in rules.RECURRING:
@@ -115,7 +117,7 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
         names = layout.attributes[rule.level]
         homes: dict[tuple[str, tuple[object, ...]], dict[str, str]] = {}
         for key, who, setting, name in zip(layout.keys, subjects, settings, names, strict=True):
-            if not known_subject(key) and not any(int(number) >= 10_000 for number in re.findall(r"\d+", who)):
+            if not known_subject(key) and who not in listed:
                 homes.setdefault((who, setting), {}).setdefault(name, key)
         shared = {who: list(held.values())[:2] for (who, _), held in homes.items() if len(held) > 1}
         if not shared:
@@ -130,6 +132,16 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
         )
         subjects = subjects if rule.one else apart
     return subjects
+
+
+def _drawn_from_many(subjects: list[str]) -> set[str]:
+    """Names whose numbers count nothing that begins anew, but were drawn from a long list: 103918 of two folders."""
+    held = {who: [int(number) for number in re.findall(r"\d+", who)] for who in set(subjects)}
+    long = {who: max(own) for who, own in held.items() if own and max(own) >= 10_000}
+    numbers = sorted(set(long.values()))
+    neighbours = sum(b - a == 1 for a, b in pairwise(numbers))
+    drawn = bool(numbers) and numbers[-1] - numbers[0] > 9 * len(numbers) > 90 * neighbours
+    return set(long) if drawn else set()
 
 
 def _setting(key: str) -> tuple[str, ...]:

@@ -203,13 +203,13 @@ PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?|
 """Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
 ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
 """What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
-CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*?(_(?P<channel>\d{4}))\.[^/]+$")
+CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\d))\.[^/]+$")
 """The channel of nnU-Net's images: ``imagesTr/BRATS_001_0000.nii.gz``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
 SPLITS = {
     "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
-    "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|dev"),
+    "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|va|dev"),
     "test": re.compile(r"test(?:ing)?(?:20\d\d)?|ts"),
 }
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
@@ -232,7 +232,7 @@ ATTRIBUTES = (
         "site",
         re.compile(
             r"site\d*|cent(?:er|re)\d*|hospital\d*|scanner\d*|ge(?:1t5|3t)?|siemens|philips|toshiba|canon|(?:1\.?5|1p5|3|7)t|"
-            r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
+            r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|berlin|london|paris|vienna|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
         ),
     ),
 )
@@ -273,7 +273,7 @@ CLASS_STEMS = {
     *("dr", "tnm", "nyha", "asa", "ecog", "gmfcs", "fazekas", "mta", "braak", "thal", "level", "score", "severity"),
 }
 """Folders of these words and a number are classes."""
-WORDNET = re.compile(r"n\d{8}")
+WORDNET = re.compile(r"n\d{8}(?:-.+)?")
 """Folders of ImageNet's classes, and what its images begin with."""
 PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-]*){1,4}")
 """Folders that may be called after people, if each word begins with a capital: ``George_W_Bush``."""
