@@ -12,6 +12,7 @@ from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode
 from vqvae2.data.layout import read_layout
+from vqvae2.data.people import pattern_of
 from vqvae2.data.pixel_file import PixelFile, Source
 from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.data.reading import Place, Reading
@@ -340,12 +341,14 @@ def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:
     if shared:
         example = min(shared)
         anew = "--layout flat" + (" --subject-pattern '([^/]+)/[^/]+$'" if layout.told_by == "the folders" else "")
+        other = pattern_of(layout.keys, [f"{split}/{who}" for split, who in zip(layout.splits, subjects, strict=True)])
         raise UserError(
             f"{len(shared):,} subjects are in more than one split, such as {example} "
             f"({', '.join(sorted(shared[example]))}), so that held-out figures would be too good",
             layout.folder,
-            f"Give {anew}, which splits anew by subject; or, if these are not people, --subject-pattern ('.+' "
-            "counts each image as a subject)",
+            f"Give {anew}, which splits anew by subject; or, if each split has other people of these names, "
+            f"--subject-pattern {other}; or, if these are not people, --subject-pattern '.+', which counts each image "
+            "as a subject",
         )
 
 

@@ -2,14 +2,17 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
+from vqvae2.data import rules
 from vqvae2.data.selection import Layout
-from vqvae2.data.subjects import spaced, stem_of, words_of
+from vqvae2.data.subjects import copy_of, known_subject, spaced, stem_of, subjects_by_pattern, visit_of, words_of
+from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
 
-SAME_PEOPLE = {"visit", "kind", "source", "plane"}
+SAME_PEOPLE = {"visit", "kind", "side", "source", "plane", "magnification"}
 """Attributes under whose folders the same people are found again."""
 
 
@@ -89,19 +92,87 @@ def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list
 
 def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
-    if not {"visit", "kind", "plane"} & layout.attributes.keys() or any(layout.splits):
+    if not {"visit", "kind", "side", "plane"} & layout.attributes.keys() or any(layout.splits):
         return subjects
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
-    classes = layout.attributes.get("class") or [""] * len(stems)
     return [
-        f"{name}/{stem}".strip("/") if who == key and stem.isdecimal() and often[stem] > 1 else who
-        for who, key, stem, name in zip(subjects, layout.keys, stems, classes, strict=True)
+        stem if who == key and stem.isdecimal() and often[stem] > 1 else who
+        for who, key, stem in zip(subjects, layout.keys, stems, strict=True)
     ]
 
 
+def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
+    """Read names that several sites or classes have as `rules.RECURRING` tells, and say so.
+
+    A name is left alone where of each visit, side, kind of image or source it is in one folder, as of a person whose
+    diagnosis has changed, and where it is a cohort's or a number of a long list, which nobody else has.
+    """
+    listed = _drawn_from_many(subjects)
+    again = [values for name, values in layout.attributes.items() if name in SAME_PEOPLE]
+    settings = list(zip(map(visit_of, layout.keys), map(_setting, layout.keys), *again, strict=True))
+    for rule in rules.RECURRING:
+        if rule.level not in layout.attributes:
+            continue
+        names = layout.attributes[rule.level]
+        homes: dict[tuple[str, tuple[object, ...]], dict[str, str]] = {}
+        for key, who, setting, name in zip(layout.keys, subjects, settings, names, strict=True):
+            if not known_subject(key) and who not in listed:
+                homes.setdefault((who, setting), {}).setdefault(name, key)
+        shared = {who: list(held.values())[:2] for (who, _), held in homes.items() if len(held) > 1}
+        if not shared:
+            continue
+        apart = [f"{name}/{who}" if who in shared else who for who, name in zip(subjects, names, strict=True)]
+        who, shown = next(iter(shared.items()))
+        read, other = ("one person", "several people") if rule.one else ("several people", "one person")
+        layout.subject_doubts.append(
+            f"{len(shared):,} names such as {who} are in several {rule.level} folders ({', '.join(shown)}), and each "
+            f"is read as {read}; if it is {other}, give --subject-pattern "
+            f"{pattern_of(layout.keys, apart if rule.one else subjects)}"
+        )
+        subjects = subjects if rule.one else apart
+    return subjects
+
+
+def _drawn_from_many(subjects: list[str]) -> set[str]:
+    """Names whose numbers count nothing that begins anew, but were drawn from a long list: 103918 of two folders."""
+    held = {who: [int(number) for number in re.findall(r"\d+", who)] for who in set(subjects)}
+    long = {who: max(own) for who, own in held.items() if own and max(own) >= 10_000}
+    numbers = sorted(set(long.values()))
+    neighbours = sum(b - a == 1 for a, b in pairwise(numbers))
+    drawn = bool(numbers) and numbers[-1] - numbers[0] > 9 * len(numbers) > 90 * neighbours
+    return set(long) if drawn else set()
+
+
+def _setting(key: str) -> tuple[str, ...]:
+    """What a file's name says of visit, kind of image and side."""
+    words = words_of(stem_of(key.rsplit("/", 1)[-1]))
+    return tuple(word.text.lower() for word in words if word.role in ("visit", "kind", "side"))
+
+
+def pattern_of(keys: list[str], subjects: list[str]) -> str:
+    """A regular expression for --subject-pattern, quoted, that tells files apart as these subjects do; "REGEX" if none
+    is known."""
+    forms = {re.sub(r"\d+", r"\\d+", re.escape(who.rpartition("/")[2])) for who in subjects}
+    name = f"(?:{'|'.join(sorted(forms))})" if len(forms) > 1 else min(forms)
+    folders = [
+        f"{begin}({own})/{end}"
+        for own in ("[^/]+", "[^/]+/[^/]+")
+        for begin, end in (("", "[^/]+$"), ("", "[^/]+/[^/]+$"), ("^", ""), ("^[^/]+/", ""), ("^[^/]+/[^/]+/", ""))
+    ]
+    for pattern in (*folders, *((f"/({name})", f"^(.*?{name})") if len(forms) < 5 else ())):
+        try:
+            told = subjects_by_pattern(keys, pattern)
+        except UserError:
+            continue
+        if len(set(zip(told, subjects, strict=True))) == len(set(told)) == len(set(subjects)):
+            return "REGEX" if "'" in pattern else f"'{pattern}'"
+    return "REGEX"
+
+
 def warn_of_copies(layout: Layout) -> None:
-    """Say that changed copies of images lie among them, where their names do not tell of whom they are."""
+    """Say that changed copies of images lie among them, where their names do not tell of whom they are, and copies
+    that a file manager made."""
     copies = [_copy_pattern(key) for key in layout.keys]
     originals = {who for who, copy in zip(layout.subjects, copies, strict=True) if not copy}
     loose = [i for i, copy in enumerate(copies) if copy and layout.subjects[i] not in originals]
@@ -111,16 +182,31 @@ def warn_of_copies(layout: Layout) -> None:
             "the names do not say of which image, so copies of held-out people may be in the training set; "
             f"--exclude '{copies[loose[0]]}' leaves them out"
         )
+    managed = [(key, part) for key in layout.keys for part in key.split("/") if copy_of(stem_of(part)) != stem_of(part)]
+    if managed:
+        key, part = managed[0]
+        layout.notes.append(
+            f"{len(managed):,} {layout.unit} are copies by their names or folders, such as {key}, and count as the "
+            f"same person's; --exclude '{part}' leaves these out"
+        )
 
 
 def _copy_pattern(key: str) -> str:
     """A pattern for the folders or names that tell a copy, as this one does; "" if it does not."""
     *folders, name = key.split("/")
     for part in (*folders, stem_of(name)):
-        for word in words_of(spaced(part)):
+        for word in words_of(spaced(copy_of(part))):
             if word.role == "copy" and not word.text.startswith("("):
                 return part if part in folders else f"*{word.text}*"
     return ""
+
+
+def warn_of_cohorts(layout: Layout) -> None:
+    """Say what is known of cohorts whose names do not tell all, where a tenth of the files at least is theirs."""
+    for caution in rules.CAUTIONS:
+        matching = [key for key in layout.keys if re.search(caution.pattern, key)]
+        if 10 * len(matching) >= len(layout.keys) > 0:
+            layout.doubts.append(f"names like {matching[0]} are those of {caution.cohort}: {caution.sentence}")
 
 
 def warn_of_few(layout: Layout) -> None:

@@ -1,7 +1,7 @@
 """What names mean: the tables by which people, visits, masks, folders and columns are told apart.
 
-Every rule of the package that reads a name is here, with an example and, where it belongs to one, its cohort.
-`subjects` and `layout` apply them.
+Every rule of the package that reads a name is here or, of masks and pictures, in `mask_rules`, with an example and,
+where it belongs to one, its cohort. `subjects`, `levels` and `layout` apply them.
 """
 
 import re
@@ -50,11 +50,63 @@ COHORTS = (
     Cohort(r"(MIRIAD_\d{3})", "miriad_188_AD_M_01_MR_1.nii.gz", "miriad_188", "MIRIAD"),
     Cohort(r"(?:PPMI|AIBL)_(\d+)", "PPMI_3102_MR_MPRAGE_br_20120912.nii", "3102", "PPMI, AIBL"),
     Cohort(r"(CC\d{4})(?=_[A-Z])", "CC0001_philips_15_55_M.nii.gz", "CC0001", "Calgary-Campinas"),
+    Cohort(
+        r"(?:Mass|Calc)-(?:Training|Test)_(P_\d{5})",
+        "Mass-Training_P_00001_LEFT_CC_1/1-1.png",
+        "P_00001",
+        "CBIS-DDSM: some have masses and calcifications",
+    ),
+    Cohort(
+        r"\d{8}_([0-9a-f]{16})_MG",
+        "20586908_6c613a14b80a8591_MG_R_CC_ANON.png",
+        "6c613a14b80a8591",
+        "INbreast: the first number is the image's",
+    ),
+    Cohort(
+        r"SOB_[BM]_[A-Z]{1,3}[-_](\d\d-\d+[A-Z]*)",
+        "SOB_B_A-14-22549AB-40-001.png",
+        "14-22549AB",
+        "BreakHis: year, slide, magnification, number",
+    ),
 )
 KNOWN = re.compile(
     "(?<![A-Za-z0-9])(?:" + "|".join(dict.fromkeys(c.pattern for c in COHORTS)) + ")(?![0-9])", re.IGNORECASE
 )
 
+
+class Caution(NamedTuple):
+    """What the names of a cohort do not tell; the pattern is searched in a path."""
+
+    pattern: str
+    example: str
+    cohort: str
+    sentence: str
+
+
+CAUTIONS = (
+    Caution(
+        r"(?:^|/)mdb\d{3}[lr]?[smlx]?\.[a-z]+$",
+        "mdb001.pgm",
+        "MIAS",
+        "two films that follow each other, such as mdb001 and mdb002, are of one woman, and are read as two; a "
+        "slices.csv with the columns file,subject tells whose they are",
+    ),
+    Caution(
+        r"(?:Mass|Calc)-(?:Training|Test)_P_\d{5}_(?:LEFT|RIGHT)_(?:CC|MLO)_\d",
+        "Mass-Training_P_00001_LEFT_CC_1/1-1.png",
+        "CBIS-DDSM",
+        "those that end in a number hold crops of a finding and its mask; --exclude '*_CC_[0-9]*' '*_MLO_[0-9]*' "
+        "leaves them out",
+    ),
+)
+_COPY = r"(?:copy|kopie|copie|c[oó]pia|kopi[ae]?|duplicate|duplikat)"
+COPIES = (  # what file managers call a copy of P01, in several languages; the first that fits is taken off
+    re.compile(rf"(?i:{_COPY} ?(?:\(\d+\) ?|\d+ )?(?:of|von|de|di|van|av|af) )(?P<name>.+)"),  # Copy (2) of P01
+    re.compile(rf"(?P<name>.*[^\W_]\)?)(?i:(?: - | |_|-){_COPY}(?:[ _]?\(?\d+\)?)?)"),  # P01 - Kopie (2), P01_copy_2
+    re.compile(rf"(?P<name>.*[^\W_]\)?)(?i: ?\((?:another )?(?:\d+(?:st|nd|rd|th) )?{_COPY}\))"),  # P01 (3rd copy)
+)
+COPY_BESIDE = re.compile(r"(?P<name>.*\w)(?: ?\([1-9]\)|[ _-]+(?i:backup|bak|old|new))")
+"""A copy only where what it was made of is there: a browser's ``P01 (1)`` is else a counter, as ``benign (1)``."""
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     r"nov(?:ember)?|dec(?:ember)?)"
@@ -62,7 +114,8 @@ _MONTH = (
 YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
 """A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
 DATE = (
-    r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])(?:[T_-]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
+    r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[T_ -]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
     r"|(?:0[1-9]|[12]\d|3[01])[-.](?:0[1-9]|1[0-2])[-.](?:19|20)\d\d"
     rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d)"
     rf"|(?i:(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
@@ -89,7 +142,7 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|msk|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
+        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
         r"(?:ground)?truth|labels?|labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|"
         r"ribbon|consensus",
         r"mask|seg|label|roi|gt",
@@ -97,8 +150,8 @@ WORDS = (  # the first that fits decides
     ),
     Word(
         "copy",
-        r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|copy|"
-        r"kopie|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
+        r"aug[a-z]*|[hv]?flip(?:ped|lr|ud)?|rot(?:ated?|ation)?\d*|mirror(?:ed)?|nois[ey]|blur(?:red)?|bright[a-z]*|"
+        r"copy|kopie|duplicate|zoom(?:ed)?|shift(?:ed)?|shear(?:ed)?|elastic|jitter|translated?|\(\d+\)",
         r"aug[a-z]*|flip|rot[a-z]*|copy|noise|zoom|shift",
         "case_004_slice_3_aug_2.png",
     ),
@@ -107,7 +160,7 @@ WORDS = (  # the first that fits decides
         r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map)*|(?:t2)?flair|mp2?rage|mpr?|rage|spgr|"
         r"bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
         r"reg(?:istered)?|coreg|aligned|warp(?:ed)?|mni(?:152)?[a-z0-9]*|to|on|in|space|native|middle|template|bias|n[34]|"
-        r"correct(?:ed|ion)|gradwarp|scaled|norm[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
+        r"correct(?:ed|ion)|gradwarp|scaled|norm(?!al$)[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
         r"\d+mm|masked|gfc|defaced?|anon|gd|enhanced|contrast",
         r"mpr|mprage",
         "OAS1_0028_MR1_mpr-1_100.jpg",
@@ -146,15 +199,17 @@ GROUP_WORDS = re.compile(
 )
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
-PART = re.compile(r"(?:\D*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?)[\W_]*\d+", re.IGNORECASE)
-"""Folders that count parts of the data: ``images_001``, ``fold_2``."""
+PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?|base)[\W_]*\d+", re.IGNORECASE)
+"""Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
+ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
+"""What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
+CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\d))\.[^/]+$")
+"""The channel of nnU-Net's images: ``imagesTr/BRATS_001_0000.nii.gz``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
-CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
-"""Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""
 SPLITS = {
     "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
-    "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|dev"),
+    "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|va|dev"),
     "test": re.compile(r"test(?:ing)?(?:20\d\d)?|ts"),
 }
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
@@ -164,6 +219,7 @@ NEUTRAL = re.compile(
 )
 """Words of folders that tell nothing."""
 ATTRIBUTES = (
+    ("magnification", re.compile(r"\d{2,3}x")),
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -176,19 +232,51 @@ ATTRIBUTES = (
         "site",
         re.compile(
             r"site\d*|cent(?:er|re)\d*|hospital\d*|scanner\d*|ge(?:1t5|3t)?|siemens|philips|toshiba|canon|(?:1\.?5|1p5|3|7)t|"
-            r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
+            r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|berlin|london|paris|vienna|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
         ),
     ),
 )
 """Names for what a level of folders above the people tells; else it is the ``class``."""
+VISIT_CODE = re.compile(rf"bl|base(?:line)?|sc|[mvtwy]\d{{1,3}}|{DATE}|{YEAR_MONTH}|(?:19|20)\d\d", re.IGNORECASE)
+"""Folders that may be visits, if the same people are in several of them: ``M00/AD/001``, ``2019/001``."""
+MONTH_0 = {"bl", "sc", "base", "baseline", "m0", "m00"}
+MONTHS = MONTH_0 | {f"m{month:0{digits}}" for month in range(0, 241, 3) for digits in (1, 2)}
+"""Those of them that are nothing else: ADNI's."""
+
+
+class Recurring(NamedTuple):
+    """How a name is read that several folders of a level have.
+
+    Attributes:
+        level: an attribute.
+        one: whether it is one person, who must not be torn over two splits, or another in each folder.
+        example: two folders of such a name.
+        why: this is likelier, or does less harm.
+    """
+
+    level: str
+    one: bool
+    example: tuple[str, str]
+    why: str
+
+
+RECURRING = (  # the first whose level is there decides; either way the report asks
+    Recurring(
+        "site", False, ("Center_01/Patient_01", "Center_07/Patient_01"), "centres count their people: MSSEG 2016"
+    ),
+    Recurring("subclass", True, ("benign/adenosis/P01", "benign/fibroadenoma/P01"), "as of classes"),
+    Recurring("class", True, ("AD/P01", "CN/P01"), "held-out figures are right either way; MURA has people in both"),
+)
 CLASS_STEMS = {
     *("", "class", "label", "grade", "stage", "type", "group", "category", "c"),
     *("cdr", "kl", "klg", "birads", "bi-rads", "bi_rads", "pirads", "pi-rads", "pi_rads", "gleason", "isup", "who"),
     *("dr", "tnm", "nyha", "asa", "ecog", "gmfcs", "fazekas", "mta", "braak", "thal", "level", "score", "severity"),
 }
 """Folders of these words and a number are classes."""
-WORDNET = re.compile(r"n\d{8}")
-"""Folders of ImageNet's classes."""
+WORDNET = re.compile(r"n\d{8}(?:-.+)?")
+"""Folders of ImageNet's classes, and what its images begin with."""
+PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-]*){1,4}")
+"""Folders that may be called after people, if each word begins with a capital: ``George_W_Bush``."""
 
 FILE_COLUMNS = ("file", "filename", "path", "image")
 """Columns that name images."""

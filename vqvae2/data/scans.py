@@ -10,9 +10,11 @@ __all__ = ["processed", "under_heads", "without_counters"]
 
 _COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
 _LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D]|[_\-. ][A-Za-z])")
+_SIDE = re.compile(r"(?P<who>.*\d)[A-Za-z]")
 _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
-_GAP = re.compile(r"[_\-. ]+|(?<=\d)(?=[LRlr]$)|(?<=\d)(?=[A-Z][a-z]{2,}\d)")
+_GAP = re.compile(r"[_\-. ]+|(?<=\d)(?=[A-Z][a-z]{2,}\d)")
 _LONG = re.compile(r"\d{5,}$")
+_HASH = re.compile(r"(?=.*[a-f])[0-9a-f]{10,}")
 _PERSON = re.compile(
     r"(?:twin|sib|child|mother|father|brother|sister|son|daughter|giver|receiver|sub|subj|subject|patient|pat|pt|case|"
     r"person|participant|volunteer|id|p|hv|hc|pd|ad|nc|cn|mci|mdd|sz|ms|ctrl|control|mouse|mice|rat|animal|pup|monkey)s?"
@@ -44,9 +46,10 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
         keys: of the files, for the doubt.
         doubts: takes a sentence.
     """
+    names = _without_sides(names)
     alone = set(names)
     for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
-        matches = [pattern.fullmatch(name) for name in names]
+        matches = [None if _HASH.fullmatch(name) else pattern.fullmatch(name) for name in names]
         counters: dict[str, set[str]] = defaultdict(set)
         for match in matches:
             if match and not rules.GROUP_WORDS.search(re.split(r"\d", match["who"])[0]):
@@ -70,6 +73,19 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
             )
         return read
     return names
+
+
+def _without_sides(names: list[str]) -> list[str]:
+    """Strip the letters of left and right behind a number, ``Image_01L``, where most have both and none another."""
+    matches = [_SIDE.fullmatch(name) for name in names]
+    sides: dict[str, set[str]] = defaultdict(set)
+    for match in matches:
+        if match:
+            sides[match["who"]].add(match[0][-1].upper())
+    both = {who for who, held in sides.items() if len(held) == 2}
+    if 2 * len(both) < max(len(sides), 2) or set().union(*sides.values()) != {"L", "R"}:
+        return names
+    return [match["who"] if match else name for match, name in zip(matches, names, strict=True)]
 
 
 def processed(places: Sequence[Place]) -> dict[Place, tuple[str, bool]]:

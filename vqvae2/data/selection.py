@@ -8,6 +8,7 @@ from typing import Literal
 
 from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
+from vqvae2.data.masks import is_picture, left_out
 from vqvae2.data.scans import processed
 from vqvae2.data.sources import Found, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
@@ -76,9 +77,15 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
         for pattern in choice.exclude
         if pattern not in matched and not choice.again
     ]
-    series = (
-        read_series(dicom, folder, skipped) if dicom and (choice.layout in ("volumes", "bids") or not images) else {}
-    )
+    cut = choice.layout in ("volumes", "bids") or _are_data(folder, images, scans, dicom, doubts)
+    series = {}
+    if dicom and cut:
+        try:
+            series = read_series(dicom, folder, skipped)
+        except UserError as error:
+            if not images:
+                raise
+            doubts.append(f"the images are taken, as of the DICOM files beside them {error}")
     if scans and series:
         doubts.append(
             f"{len(series):,} DICOM series lie beside {len(scans):,} volumes of other formats, which may be the same "
@@ -88,8 +95,7 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
         skipped.append((f"{len(series):,} DICOM series", "left aside for the volumes of other formats"))
         series = {}
     scans += series
-    described = (folder / "dataset_description.json").is_file()  # pictures in a BIDS tree are of its quality control
-    cut = choice.layout in ("volumes", "bids") or bool(scans and (described or not images))
+    cut = choice.layout in ("volumes", "bids") or (cut and bool(scans))
     if not (scans if cut else images):
         raise nothing_found(
             folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volume_files.SUFFIXES
@@ -110,6 +116,27 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
         _leave_out_maps(layout)
         _of_freesurfer(layout)
     return layout
+
+
+def _are_data(folder: Path, images: list[Path], scans: list[Path], dicom: list[Path], doubts: list[str]) -> bool:
+    """Whether the volumes are the data, and not the images: there are none, or they show the volumes for a check."""
+    if not images or not (scans or dicom):
+        return not images
+    names = [key_of(path, folder) for path in scans]
+    if names and ((folder / "dataset_description.json").is_file() or is_bids(folder, names)):
+        return True  # pictures in a BIDS tree are of its quality control
+    keys = [key_of(path, folder) for path in images]
+    others = [key for key, picture in zip(keys, map(is_picture, keys), strict=True) if not picture]
+    volumes = sum(not is_mask(stem_of(path.name)) for path in scans) if scans else len(dicom)
+    if len(others) > volumes or not volumes:
+        return False
+    if others:
+        doubts.append(
+            f"{len(images):,} images such as {others[0]} lie beside {volumes:,} volumes such as "
+            f"{key_of((scans or dicom)[0], folder)}, which are taken; --exclude "
+            f"{' '.join(sorted(_patterns(scans))) or 'with the names of these'} takes the images"
+        )
+    return True
 
 
 def _of_freesurfer(layout: Layout) -> None:
@@ -134,6 +161,15 @@ def _of_freesurfer(layout: Layout) -> None:
         keep(layout, [i for i in range(len(layout.paths)) if i not in left])
 
 
+def _leave_out_masks(layout: Layout) -> None:
+    what = left_out(layout.keys, layout.volumes, layout.doubts)
+    for kind in sorted(set(what) - {""}):
+        left = [key for key, own in zip(layout.keys, what, strict=True) if own == kind]
+        told = f"left out by their names ({', '.join(left[:3])}); --include-masks takes them"
+        layout.skipped.append((f"{len(left):,} {kind}", told))
+    keep(layout, [i for i, own in enumerate(what) if not own])
+
+
 def _leave_out_maps(layout: Layout) -> None:
     """Leave out the maps that SPM and CAT12 made of the volumes that are there."""
     if not layout.volumes:
@@ -154,45 +190,6 @@ def _patterns(scans: list[Path]) -> set[str]:
 def keep(layout: Layout, rows: list[int]) -> None:
     layout.paths, layout.keys = [layout.paths[i] for i in rows], [layout.keys[i] for i in rows]
     layout.subjects = [layout.subjects[i] for i in rows]
-
-
-def _leave_out_masks(layout: Layout) -> None:
-    """Leave out what names tell to be masks; a folder that holds both, by the names in it, tells nothing."""
-    places = [key.split("/") for key in layout.keys]
-    masks = [is_mask(stem_of(parts[-1])) for parts in places]
-    either: dict[str, list[int]] = {}  # folders of masks, or of a class
-    for depth in range(max(map(len, places)) - 1, 0, -1):
-        inside: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for i, parts in enumerate(places):
-            if len(parts) > depth and is_mask(parts[depth - 1], folder=True):
-                inside[tuple(parts[:depth])].append(i)
-        for folder, rows in inside.items():
-            if any(masks[i] for i in rows):  # all are masks by name already, or the folder holds both
-                continue
-            if rules.CLASS_OR_MASK.fullmatch(folder[-1].lower()):
-                either.setdefault(folder[-1], []).extend(rows)
-                continue
-            for i in rows:
-                masks[i] = True
-    own = {i for rows in either.values() for i in rows}
-    others = {stem_of(parts[-1]) for i, parts in enumerate(places) if either and i not in own}
-    for name, rows in either.items():
-        if any(stem_of(places[i][-1]) in others for i in rows):  # masks are called as their images are
-            for i in rows:
-                masks[i] = True
-        else:
-            layout.doubts.append(
-                f"the folder {name} may hold masks, but no other folder has images of the same names, so it is read as "
-                f"images; --exclude {name} leaves it out"
-            )
-    if all(masks):
-        layout.doubts.append(f"all names say that these are masks, such as {layout.keys[0]}; they are taken as images")
-    elif any(masks):
-        shown = ", ".join([key for key, mask in zip(layout.keys, masks, strict=True) if mask][:3])
-        layout.skipped.append(
-            (f"{sum(masks):,} masks", f"left out by their names ({shown}); --include-masks takes them")
-        )
-        keep(layout, [i for i, mask in enumerate(masks) if not mask])
 
 
 def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
@@ -233,7 +230,16 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
         layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
     keep(layout, rows)
     _choose_entities(layout, choice)
-    kinds = Counter(filter(None, (kind_of(stem_of(key.rsplit("/", 1)[-1])) for key in layout.keys)))
+    channels = [rules.CHANNEL.search(key) for key in layout.keys]
+    kinds = Counter(
+        filter(
+            None,
+            (
+                found["channel"] if found else kind_of(stem_of(key.rsplit("/", 1)[-1]))
+                for key, found in zip(layout.keys, channels, strict=True)
+            ),
+        )
+    )
     if not tree and len(kinds) > 1:
         told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
         layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")

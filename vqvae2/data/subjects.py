@@ -3,16 +3,17 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from vqvae2.data import rules
+from vqvae2.data import mask_rules, rules
 from vqvae2.data.scans import processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
+    "copy_of",
     "guess_subjects",
     "is_mask",
     "kind_of",
@@ -38,6 +39,7 @@ _ROLES = [
     (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
     for word in rules.WORDS
 ]
+_BEGINNING = re.compile(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]|(?i:n[or])")
 _SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
 
@@ -77,8 +79,8 @@ def words_of(name: str) -> tuple[Token, ...]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role and re.fullmatch(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]", text) and _begins(tokens):
-            role, taken = "", ""  # a letter that begins a name is the person's
+        elif role and re.fullmatch(_BEGINNING, text) and _begins(tokens):
+            role, taken = "", ""  # a letter that begins a name is the person's, and no_1000 an image of a class
         elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number" and not digits_follow:  # 12 months
             role, tokens[-1] = "visit", tokens[-1]._replace(role="visit")
         of_number = taken
@@ -111,6 +113,25 @@ def stem_of(name: str) -> str:
     return re.sub(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)  # .rf.HASH: an export's copy
 
 
+def copy_of(name: str, others: Collection[str] = ()) -> str:
+    """Return the name of what a copy was made of, by that which a file manager calls it; the name itself if it is none.
+
+    Args:
+        name: of a folder, or of a file without its suffix.
+        others: what lies beside it.
+
+    >>> [copy_of(name) for name in ("Kopie von P01", "P01 - Copy (2)", "P01 copy", "P01 (1)")]
+    ['P01', 'P01', 'P01', 'P01 (1)']
+    >>> copy_of("P01 (1)", ["P01"])
+    'P01'
+    """
+    for pattern in rules.COPIES:
+        if match := pattern.fullmatch(name):
+            return copy_of(match["name"], others)
+    match = rules.COPY_BESIDE.fullmatch(name)
+    return match["name"] if match and match["name"] in others else name
+
+
 def person_of(stem: str, volume: bool = False) -> str:
     """Tell whom a name shows: what is left without visit, kind of image, slice, side and signs of a copy; "" for none.
 
@@ -120,8 +141,12 @@ def person_of(stem: str, volume: bool = False) -> str:
     """
     if known := known_subject(stem):
         return known
+    stem = copy_of(stem)
     tokens = words_of(stem)
+    counted = volume and not re.search(r"\d.*\(", stem)  # P (1): no copy, but one of several
     while len(tokens) > 1 and tokens[-1].role == "copy":
+        if counted and tokens[-1].text.startswith("("):
+            return stem
         tokens = tokens[:-1]
     named = _apart_from_groups(tokens)
     if not volume and len(tokens) > 1 and _is_slice(tokens) and named != [tokens[-1]]:
@@ -190,12 +215,23 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         made = processed(places)
         stems = [made.get(place, (place[1],))[0] for place in places]
     known = [known_subject(key) for key in keys]
-    names = [k or _by_name(stem, key, volumes) for k, stem, key in zip(known, stems, keys, strict=True)]
+    channels = [rules.CHANNEL.search(key) for key in keys]
+    stems = [stem.removesuffix(found[1]) if found else stem for stem, found in zip(stems, channels, strict=True)]
+    names = [
+        k or _by_name(stem, key, volumes or found is not None)
+        for k, stem, key, found in zip(known, stems, keys, channels, strict=True)
+    ]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
     own = [keys[i] for i in free]
     told = without_counters([names[i] for i in free], own, doubts)
     for i, name in zip(free, under_heads(told, own, doubts), strict=True):
         names[i] = name
+    beside: dict[str, dict[str, int]] = defaultdict(dict)
+    for i, (key, stem) in enumerate(zip(keys, stems, strict=True)):
+        beside[key.rpartition("/")[0]][stem] = i
+    for held in beside.values():
+        for stem, i in held.items():
+            names[i] = names[held.get(copy_of(stem, held), i)]
     return names
 
 
@@ -203,6 +239,8 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
     if not volume and re.fullmatch(r"\d+(?: ?\(\d+\))?", stem):
         return key  # a bare number is counted anew in every folder
     who = person_of(stem, volume)
+    if rules.WORDNET.fullmatch(who):  # n02381460_20.jpg
+        return key
     if who and not (volume and re.fullmatch(r"[vmwdyt]\d+", stem, re.IGNORECASE)):
         return who
     scans = [token for token in words_of(stem) if token.role == "visit"]
@@ -263,13 +301,16 @@ def is_mask(name: str, folder: bool = False) -> bool:
     >>> [is_mask(name, folder=True) for name in ("labelsTr", "keras_png_slices_seg_train", "with_mask", "label_3")]
     [True, True, False, False]
     """
-    tokens = words_of(spaced(name))
-    for place, token in enumerate(tokens):
-        if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
-            continue
-        numbered = token.text[-1].isdecimal() or (place + 1 < len(tokens) and tokens[place + 1].role == "number")
-        if not (folder and numbered and token.text.lower().startswith("label")):
-            return True
+    if mask_rules.MASK_FILES.match(name):
+        return True
+    for text in {name, spaced(name)}:  # 1stHO, labelsTr
+        tokens = words_of(text)
+        for place, token in enumerate(tokens):
+            if token.role != "mask" or (place and tokens[place - 1].text.lower() in rules.NO_MASK):
+                continue
+            numbered = token.text[-1].isdecimal() or (place + 1 < len(tokens) and tokens[place + 1].role == "number")
+            if not (folder and numbered and token.text.lower().startswith("label")):
+                return True
     return False
 
 

@@ -1,0 +1,195 @@
+"""What a level of folders tells: people, a class, a site, visits."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vqvae2.data import rules
+from vqvae2.data.people import Folders, numbered
+from vqvae2.data.scans import under_heads, without_counters
+from vqvae2.data.selection import Layout
+from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
+
+
+def tells_no_person(name: str) -> bool:
+    """Whether all parts of a folder's name are words of visits, kinds, sides and the like."""
+    return not known_subject(name) and all(word.role not in ("", "number") for word in words_of(name))
+
+
+def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> str:
+    """What a level of folders tells: "people", an attribute's name, or nothing ("").
+
+    Args:
+        layout: takes a doubt where two readings are possible.
+        folders: of each image, those that can tell something.
+        depth: of the level, from 0.
+        by_name: whom each image shows by its file's name alone.
+    """
+    names, below = ([parts[at] if len(parts) > at else "" for parts in folders] for at in (depth, depth + 1))
+    above = [parts[:depth] for parts in folders]
+    distinct = set(names) - {""}
+    if all(map(rules.WORDNET.fullmatch, distinct)):
+        return "class"
+    if _are_visits(layout, folders, depth, by_name):
+        return "visit"
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    whom = [known_subject(stem) or "" for stem in stems]
+    cohort: dict[str, set[str]] = {}
+    for name, who in zip(names, whom, strict=True):
+        cohort.setdefault(name, set()).update({who} - {""})
+    named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
+    named = named or next((name for name, pattern in rules.ATTRIBUTES if half(distinct, pattern)), "")
+    attribute = named or "class"
+    if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
+        return attribute
+    if all(map(known_subject, distinct)):
+        return "people"
+    if named:
+        return named
+    if _look_like_people(distinct):
+        return "people"
+    if _are_called_by_names(layout, names, stems):
+        return "people"
+    kinds = Counter((*place, kind_of(stem)) for *place, stem in zip(above, names, stems, strict=True))
+    alike = len({kind for *_, kind in kinds}) > 1 or len(set(stems)) == 1 < len(distinct) - 2
+    if layout.volumes and numbered(distinct) and alike and max(kinds.values()) == 1:
+        return "people"  # 1/VSD.Brain.XX.O.MR_T1.54512.nii, 1/VSD.Brain.XX.O.MR_Flair.54513.nii
+    shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
+    if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
+        return attribute  # the same names in several folders: original/AD, augmented/AD
+    if layout.volumes and not any(person_of(stem, volume=True) for stem in stems) and len(set(stems)) < len(stems):
+        if len(inside := set(below) - {""}) < len(distinct) or not all(below) or not numbered(inside):
+            return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} or those in them, like {min(inside)}, may be the subjects; the latter are "
+            "taken; --layout subjects takes the former"
+        )
+        return attribute  # Berlin/001/T1.nii.gz
+    within = set(zip(names, below, strict=True))
+    if (
+        all(below)
+        and not any(re.search(r"\d", name) for name in distinct)
+        and all(re.match(r"\d\d", name) for _, name in within)
+        and len({name for _, name in within}) == len(within) > len(distinct)
+        and not all(tells_no_person(name) for _, name in within)
+    ):
+        return attribute  # adenosis/14-22549AB: words above people
+    if above[0]:
+        return "" if layout.volumes else "people"
+    training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
+    held_out = {name for name, split in zip(names, layout.splits, strict=True) if split not in (None, "train")} - {""}
+    # Classes of a held-out split are classes of the training split; subjects are not.
+    return "people" if held_out and not held_out & training else attribute
+
+
+def half(names: set[str], pattern: re.Pattern[str]) -> bool:
+    """Whether a part of at least half of the names fits."""
+    parts = [re.split(r"[_\-. ]+", spaced(name).lower()) for name in names]
+    return 2 * sum(any(map(pattern.fullmatch, words)) for words in parts) >= len(names)
+
+
+def _differ_by(names: set[str], role: str) -> bool:
+    """Whether all names have a word of a role, and only that tells them apart: ``IXI-T1``, ``IXI-T2``."""
+    words = [words_of(name) for name in names]
+    rest = {tuple(word.text for word in one if word.role != role) for one in words}
+    return (
+        len(rest) == 1
+        and all(len(one) > len(next(iter(rest))) for one in words)
+        and (not any(map(rules.NO_VISIT.match, names)))
+    )
+
+
+def _are_visits(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> bool:
+    """Whether folders are called by codes of visits, and the same people are in several of them: ``M00/AD/001``."""
+    codes = [parts[depth].lower() if len(parts) > depth else "" for parts in folders]
+    distinct = set(codes) - {""}
+    if len(distinct) < 2 or not all(map(rules.VISIT_CODE.fullmatch, distinct)):
+        return False
+    months = rules.MONTHS.issuperset(distinct)
+    begun = months and not distinct.isdisjoint(rules.MONTH_0)  # M00/001.png: no mouse's first slice
+    visits_of: dict[str, set[str]] = {}
+    people_at: dict[str, set[str]] = {code: set() for code in distinct}
+    for code, parts, who, key in zip(codes, folders, by_name, layout.keys, strict=True):
+        inside = parts[depth + 1 :]
+        whom = [name for name in inside if re.search(r"\d", name) and not tells_no_person(name)][-1:]
+        if not whom and (inside or layout.volumes or months) and who.lower() != code and who != key:
+            whom = [who]  # V01/001_2.png may be of a volunteer, 01
+        elif not whom and begun:
+            whom = [stem_of(key.rsplit("/", 1)[-1])]
+        for name in whom:
+            visits_of.setdefault(name, set()).add(code)
+            people_at.setdefault(code, set()).add(name)
+    again = [name for name, held in visits_of.items() if len(held) > 1]
+    if len(visits_of) < max(len(distinct), 2) or 3 * len(again) < len(visits_of):
+        return False
+    if not months:
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} are read as visits, as those in them, like {again[0]}, are in several; if "
+            "the former are people, --layout subjects takes them"
+        )
+    return True
+
+
+def people_of(layout: Layout, names: Sequence[str]) -> list[str]:
+    """The people whom folders name, without visits."""
+    # Of FreeSurfer's P01_2.long.P01_template the latter is the person.
+    whom = {name: person_of(name.rpartition(".long.")[2], volume=True) or name for name in names}
+    order = [name for name in whom if not known_subject(name)]
+    told = without_counters([whom[name] for name in order], order, layout.subject_doubts)
+    whom |= zip(order, under_heads(told, order, layout.subject_doubts), strict=True)
+    return [whom[name] for name in names]
+
+
+def are_chunks(keys: list[str], names: list[str]) -> bool:
+    """Whether folders are nothing but blocks of one numbering: ``00000/00000.png`` to ``69000/69999.png``."""
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
+    if not all(
+        stem.isdecimal() and name.isdecimal() and len(stem) == len(name)
+        for stem, name in zip(stems, names, strict=True)
+    ):
+        return False
+    starts = sorted({int(name) for name in names})
+    step = min(b - a for a, b in pairwise(starts))
+    return step >= 10 and all(int(stem) // step * step == int(name) for stem, name in zip(stems, names, strict=True))
+
+
+def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[str]) -> bool:
+    """Whether folders are called as people are, and hold too few images each or are too many for classes: LFW's."""
+    counts = Counter(name for name in names if name)
+    starts = {re.split(r"(?<=[_ ])", name)[0] for name in counts}
+    begin = min(starts) if len(starts) == 1 else ""  # pins_Adriana Lima
+    words = {name: re.split(r"[ _]+", name.removeprefix(begin)) for name in counts}
+    personal = [
+        name
+        for name, own in words.items()
+        if rules.PERSONAL_NAME.fullmatch(name.removeprefix(begin)) and all(word[:1].isupper() for word in own)
+    ]
+    few = sum(count < 3 for count in counts.values())
+    repeated = all(stem.startswith(name) for stem, name in zip(stems, names, strict=True) if name)
+    if 5 * len(personal) >= 4 * len(counts) and (4 * few >= len(counts) > 3 or len(counts) > 20):
+        return True
+    if repeated and numbered(set(counts)) and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
+        return True
+    every = [word for own in words.values() for word in own]
+    if len(personal) == len(counts) > 2 and len(every) == len(set(every)):
+        layout.subject_doubts.append(
+            f"folders like {min(personal)} may be people; they are read as classes; --layout subjects takes them for "
+            "people"
+        )
+    return False
+
+
+def _look_like_people(names: set[str]) -> bool:
+    """Whether names are numbered as people are: padded with zeros, of three digits, above 20, or several of a stem."""
+    if not numbered(names):
+        return False
+    if len(names) > 20:
+        return True
+    if all(name.isdecimal() for name in names) and len({len(name) for name in names}) == 1 and len(min(names)) > 2:
+        return True  # 100206 of the Human Connectome Project
+    padded = any(re.search(r"(?<!\d)0\d", name) for name in names)
+    stems = Counter(re.sub(r"\d+", "", name).strip("_-. ").lower() for name in names)
+    if stems.keys() <= rules.CLASS_STEMS:
+        return padded and set(stems) == {""}
+    return padded or min(stems.values()) > 1

@@ -1,0 +1,83 @@
+"""What names mean, of masks and of pictures that show other images; `masks` and `subjects` apply these tables."""
+
+import re
+from typing import NamedTuple
+
+MASK_FILES = re.compile(
+    r"VSD\.Brain\w*\.XX\.O\.OT\.|(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)", re.IGNORECASE
+)
+"""Masks by how a name begins: ``VSD.Brain.XX.O.OT.70608.nii`` of BraTS 2015 and ISLES 2015, ``1st_manual`` of DRIVE."""
+
+
+class Beside(NamedTuple):
+    """Words that make a file or folder what lies beside an image, where that image is there: its name without the word.
+
+    Attributes:
+        what: is left out.
+        sure: else the report asks.
+        words: pattern of them.
+        example: the image, and what lies beside it.
+    """
+
+    what: str
+    sure: bool
+    words: re.Pattern[str]
+    example: tuple[str, str]
+
+
+BESIDE = (  # the first that fits decides
+    Beside(
+        "masks",
+        True,
+        re.compile(
+            r"lesions?|tumou?rs?|infarct(?:s|ions?)?|strokes?|o?edema|necrosis|core|enhancing|nodules?|polyps?|cysts?|"
+            r"ha?emorrhages?|ha?ematomas?|metastas[ei]s|mets|aneurysms?|thromb(?:us|i)|plaques?|[gcp]tv\d*|findings?|"
+            r"(?:manual|expert|rater|reader|observer|annotator|obs)\d*|anno|annotated|drawings?|outlines?|trimaps?|"
+            r"silhouettes?|superpixels?|matte|instances?|semantic|foreground"
+        ),
+        ("P01_3.png", "P01_3_lesion.png"),
+    ),
+    Beside(
+        "masks",
+        False,
+        re.compile(
+            r"liver|lungs?|heart|kidneys?|spleen|pancreas|prostate|bladder|breast|thyroid|bones?|spine|vertebrae?|hippocamp(?:us|i)|"
+            r"ventricles?|cortex|cerebellum|myocardium|lv|rv|vessels?|arter(?:y|ies)|veins?|airways?|disc|disk|cup|fovea|"
+            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts"
+        ),
+        ("P01_3.png", "P01_3_liver.png"),
+    ),
+    Beside(
+        "pictures made of others",
+        True,
+        re.compile(
+            r"overlay(?:s|ed)?|heat-?maps?|(?:grad)?cams?|bbox(?:es)?|previews?|thumb(?:nail)?s?|qc|qa|snapshots?|screenshots?|"
+            r"montages?|mosaics?|plots?|figures?"
+        ),
+        ("P01_3.png", "P01_3_overlay.png"),
+    ),
+)
+QUALIFIERS = {
+    "whole",
+    "total",
+    "all",
+    "left",
+    "right",
+    "l",
+    "r",
+    "lh",
+    "rh",
+    "optic",
+    "white",
+    "matter",
+    "binary",
+    "final",
+}
+"""Words that go with those: ``P01_whole_tumor``."""
+PICTURES = re.compile(
+    r"qc|qa|quality|checks?|slicesdir|snapshots?|screenshots?|shots?|thumb(?:nail)?s?|previews?|montages?|mosaics?|overlays?|"
+    r"figures?|figs?|plots?|reports?|docs?|html|logos?"
+)
+"""Pictures beside volumes that show these: ``P01_qc.png``, ``figures/P01.png``."""
+CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
+"""Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""

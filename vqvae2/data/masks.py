@@ -1,0 +1,143 @@
+"""Which files are masks, or pictures made of other images, by their names, folders and what lies beside them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+from vqvae2.data import mask_rules, rules
+from vqvae2.data.subjects import is_mask, spaced, stem_of, words_of
+
+__all__ = ["is_picture", "left_out"]
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+Place = tuple[tuple[str, ...], tuple[str, ...]]  # folders, and the parts of a name
+
+
+def left_out(keys: Sequence[str], volumes: bool, doubts: list[str]) -> list[str]:
+    """Tell what names say to be masks, or pictures made of others, and no images.
+
+    Args:
+        keys: paths of the files, with forward slashes.
+        volumes: the files are volumes.
+        doubts: takes a sentence where two readings are possible.
+
+    Returns:
+        Of each file what it is: of `mask_rules.BESIDE`, "" for an image.
+    """
+    masks = _masks(keys, doubts)
+    what = ["masks" if mask else "" for mask in masks]
+    if all(masks):
+        doubts.append(f"all names say that these are masks, such as {keys[0]}; they are taken as images")
+        return [""] * len(keys)
+    asked: dict[str, str] = {}
+    for i, (rule, image) in _beside(keys, masks, volumes).items():
+        what[i] = rule.what
+        if not rule.sure:
+            asked[keys[i]] = image
+    if asked:
+        mask, image = next(iter(asked.items()))
+        doubts.append(
+            f"{len(asked):,} files such as {mask} beside {image} are taken for masks and left out; if they are images, "
+            "give --include-masks"
+        )
+    return what
+
+
+def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
+    """Which files names tell to be masks; a folder that holds both, by the names in it, tells nothing."""
+    places = [key.split("/") for key in keys]
+    masks = [is_mask(stem_of(parts[-1])) for parts in places]
+    either: dict[str, list[int]] = {}  # folders of masks, or of a class
+    for depth in range(max(map(len, places)) - 1, 0, -1):
+        inside: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for i, parts in enumerate(places):
+            if len(parts) > depth and is_mask(parts[depth - 1], folder=True):
+                inside[tuple(parts[:depth])].append(i)
+        for folder, rows in inside.items():
+            if any(masks[i] for i in rows):  # all are masks by name already, or the folder holds both
+                continue
+            if len(rows) == len(places) and any(word.role == "" for word in words_of(spaced(folder[-1]))):
+                continue  # MoNuSeg: the data's own name
+            if mask_rules.CLASS_OR_MASK.fullmatch(folder[-1].lower()):
+                either.setdefault(folder[-1], []).extend(rows)
+                continue
+            for i in rows:
+                masks[i] = True
+    own = {i for rows in either.values() for i in rows}
+    others = {stem_of(parts[-1]) for i, parts in enumerate(places) if either and i not in own}
+    for name, rows in either.items():
+        if any(stem_of(places[i][-1]) in others for i in rows):  # masks are called as their images are
+            for i in rows:
+                masks[i] = True
+        else:
+            doubts.append(
+                f"the folder {name} may hold masks, but no other folder has images of the same names, so it is read as "
+                f"images; --exclude {name} leaves it out"
+            )
+    return masks
+
+
+def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, tuple[mask_rules.Beside, str]]:
+    """Which files have a word of `mask_rules.BESIDE` and lie beside an image of the name without it, and this."""
+    words = {word.lower() for key in keys for word in _WORD.findall(key)}
+    if not any(_rule((word,)) for word in words):
+        return {}
+    images: dict[Place, str] = {}
+    wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
+    for i, key in enumerate(keys):
+        *folders, name = key.split("/")
+        if masks[i]:
+            continue
+        here = tuple(folders)
+        parts = _parts(stem_of(name))
+        told = [_rule((part,)) is not None for part in parts]
+        at_word = told.index(True) if any(told) else None
+        rest = tuple(part for part, word in zip(parts, told, strict=True) if not word)
+        above = next((at for at in range(len(here) - 1, -1, -1) if _rule(_parts(here[at]))), None)
+        if at_word is not None and (rule := _rule(parts)):
+            begun = tuple(part for part in parts[:at_word] if part not in mask_rules.QUALIFIERS)
+            places = [(here, rest), (here, begun)]  # P01_3_left_lung, P01_3_lesion_1
+            if volumes:  # 030001_LesionSmooth_stx beside 030001_t1w_stx
+                places.append((here, (*begun, "*")))
+            if above == len(here) - 1 and set(_parts(here[-1])) & set(rest):  # IMD002/IMD002_lesion/IMD002_lesion
+                places.append(((*here[:-1], "*"), rest))
+            wanted[i] = (rule, places)
+        elif above is not None and (rule := _rule(_parts(here[above]))):  # lesion/P01_3 beside images/P01_3 or P01_3
+            around = (here[:above], here[above + 1 :])
+            wanted[i] = (rule, [((*around[0], "*plain", *around[1]), rest), ((*around[0], *around[1]), rest)])
+        else:
+            held = [(here, rest), ((*here[:-1], "*"), rest)]
+            held += [(here, (*rest[:end], "*")) for end in range(len(rest) + 1) if volumes]
+            held += [((*here[:at], "*plain", *here[at + 1 :]), rest) for at in range(len(here)) if _is_plain(here[at])]
+            for place in held:
+                images.setdefault(place, key)
+    found = {i: (rule, [images[place] for place in places if place in images]) for i, (rule, places) in wanted.items()}
+    return {i: (rule, beside[0]) for i, (rule, beside) in found.items() if beside}
+
+
+@lru_cache(maxsize=100_000)
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a name in lower case, without those that tell the kind of image or that it is one."""
+    words = [word for word in words_of(spaced(name)) if word.role not in ("kind", "thing")]
+    return tuple(word.text.lower() for word in words)
+
+
+@lru_cache(maxsize=100_000)
+def _rule(parts: tuple[str, ...]) -> mask_rules.Beside | None:
+    return next((rule for rule in mask_rules.BESIDE if any(map(rule.words.fullmatch, parts))), None)
+
+
+@lru_cache(maxsize=100_000)
+def _is_plain(folder: str) -> bool:
+    """Whether a folder's name says no more than that it holds images, or of which kind."""
+    return all(
+        rules.NEUTRAL.fullmatch(word.text.lower()) or word.role in ("kind", "thing", "slice")
+        for word in words_of(spaced(folder))
+    ) or folder.lower().startswith("original")
+
+
+def is_picture(key: str) -> bool:
+    """Tell by name or folder whether an image shows a volume for a check: ``P01_qc.png``, ``figures/P01.png``."""
+    words = re.split(r"[_\-. /]+", spaced(stem_of(key)).lower())
+    return any(map(mask_rules.PICTURES.fullmatch, words))
