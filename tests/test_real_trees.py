@@ -458,7 +458,7 @@ WORLD = {
     "APTOS": ([f"train_images/{p:09}{c}1{c}.png" for p in (1, 2, 3) for c in "abc"], 9, {}, {"train"}),
     "Kermany": (
         [name.format(c=c, k=k) for name in OCT for c in ("CNV", "DRUSEN") for k in (1, 2)],
-        4,
+        2,
         {"class": {"CNV", "DRUSEN"}},
         {"train", "test"},
     ),
