@@ -1,38 +1,28 @@
 """The nearest of many images, by the distance of their pixels.
 
-Shapes: N queries and M references.
+Shapes: N queries and M references, d pixels.
 """
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 4
-"""Side of the blocks whose means tell which references cannot be nearest."""
-
-_PAIRS = 256
-"""Pairs of images of which the differences are held at once."""
-
-_MOST = 1 / 64
-"""Share of the pairs that are compared one by one; with more in doubt all are compared, by a product of matrices."""
-
-_ROUNDING = 1e-5
-"""Squared distances from expanded squares in float32 are right to this share of the squares."""
+from vqvae2.device import resolve_precision
 
 
 def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Find each query's nearest reference in the Euclidean distance of pixels, in one pass over the references.
+    """Find each query's nearest reference in the Euclidean distance of pixels, in few passes over the references.
 
-    Two images are at least as far apart as the means of their blocks are, each counted once for each of its pixels. So
-    images are compared by these means first, and whole where that leaves a doubt. Vectors, and images of less than two
-    blocks a side, are compared whole.
+    Where the processor multiplies bfloat16 fast, products are rounded to it first: what rounding leaves in doubt is
+    compared exactly.
 
     Args:
-        queries: (N, ...) images (N, C, H, W) or vectors.
+        queries: (N, ...) images or vectors.
         references: (M, ...) of the same shape, M >= 1: an array, a tensor, or what gives rows of either.
         chunk: rows of either side compared at once.
 
@@ -46,21 +36,25 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     q, shape = torch.as_tensor(queries), tuple(references.shape)
     if tuple(q.shape[1:]) != shape[1:] or shape[0] == 0:
         raise ValueError(f"nearest takes (N, ...) and (M, ...), M >= 1, got {tuple(q.shape)} and {shape}")
-    least = torch.full((len(q),), math.inf)
+    q = q.reshape(len(q), math.prod(shape[1:])).float()
     index = torch.zeros(len(q), dtype=torch.int64)
-    starts = range(0, len(q), chunk)
-    parts = [q[start : start + chunk].float() for start in starts]
-    coarse = [_block_means(part) for part in parts]
-    for first in range(0, shape[0], chunk):
-        rows = take(references, slice(first, first + chunk))
-        means = _block_means(rows)
-        for start, part, own in zip(starts, parts, coarse, strict=True):
-            here = slice(start, start + len(part))
-            squares, place = _nearest_of(part, rows, own, means, least[here])
-            closer = squares < least[here]
-            least[here] = torch.where(closer, squares, least[here])
-            index[here] = torch.where(closer, place + first, index[here])
-    return index, least.sqrt()
+    doubtful = torch.arange(len(q))
+    fast = resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
+    if fast and len(q) and shape[0] > 4 * _MOST:
+        parts = [_by_candidates(part, references, chunk) for part in q.split(_QUERIES)]
+        index = torch.cat([part for part, _ in parts])
+        doubtful = torch.cat([n * _QUERIES + rows for n, (_, rows) in enumerate(parts)])
+    if len(doubtful):
+        index[doubtful] = _exhaustively(q[doubtful], references, chunk)
+    # Measured again as a difference: the expanded square cannot tell a copy from a near copy.
+    distance = torch.zeros(len(q))
+    for i, at in enumerate(index.tolist()):
+        distance[i] = (q[i] - take(references, at).flatten().float()).pow(2).sum().sqrt()
+    return index, distance
+
+
+_QUERIES = 2048  # compared in one pass over the references
+_MOST = 64  # references compared exactly for a query, at most; with more in doubt all are
 
 
 def take(array: Any, rows: Any) -> Tensor:
@@ -73,43 +67,71 @@ def take(array: Any, rows: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(found))
 
 
-def _nearest_of(
-    q: Tensor, rows: Tensor, own: Tensor | None, means: Tensor | None, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Squared distance (N,) and place (N,) of the nearest of some rows, where it is less than ``least``."""
-    if own is None or means is None:
-        place = _expanded(q.flatten(1), rows.flatten(1).float()).argmin(1)
-        return _squares(q, rows, torch.arange(len(q)), place), place
-    slack = _ROUNDING * (own.square().sum(1, keepdim=True) + means.square().sum(1))
-    bound = _expanded(own, means) + own.square().sum(1, keepdim=True) - slack  # no squared distance is below it
-    likely = bound.argmin(1)
-    most = torch.minimum(least, _squares(q, rows, torch.arange(len(q)), likely))
-    query, place = (bound <= most[:, None]).nonzero(as_tuple=True)
-    if len(query) > max(_MOST * bound.numel(), len(q)):
-        return _nearest_of(q, rows, None, None, least)
-    squares = _squares(q, rows, query, place)
-    found = torch.full((len(q),), math.inf).scatter_reduce_(0, query, squares, "amin")
-    first = torch.where(squares == found[query], place, len(rows))  # the first among equals
-    return found, torch.full((len(q),), len(rows)).scatter_reduce_(0, query, first, "amin")
+def _exhaustively(q: Tensor, references: Any, chunk: int) -> Tensor:
+    """The nearest reference (N,) of queries (N, d)."""
+    best = torch.full((len(q),), math.inf)
+    at = torch.zeros(len(q), dtype=torch.int64)
+    for j in range(0, len(references), chunk):
+        others = take(references, slice(j, j + chunk)).flatten(1).float()
+        squares = others.pow(2).sum(1)
+        for i in range(0, len(q), chunk):
+            part = slice(i, i + chunk)
+            value, where = torch.addmm(squares, q[part], others.T, alpha=-2).min(dim=1)  # but for |query|^2
+            closer = value < best[part]
+            best[part], at[part] = torch.where(closer, value, best[part]), torch.where(closer, where + j, at[part])
+    return at
 
 
-def _block_means(images: Tensor) -> Tensor | None:
-    """Means (N, d) of blocks, times the blocks' side; None where there are no blocks to speak of."""
-    if images.ndim != 4 or min(images.shape[2:]) < 2 * _BLOCK:
-        return None
-    h, w = (side // _BLOCK for side in images.shape[2:])
-    images = images[:, :, : h * _BLOCK, : w * _BLOCK].unflatten(2, (h, _BLOCK))
-    rows = images.sum(3, dtype=torch.int16) if images.dtype == torch.uint8 else images.float().sum(3)
-    return rows.float().unflatten(3, (w, _BLOCK)).sum(4).flatten(1) / _BLOCK
+def _by_candidates(q: Tensor, references: Any, chunk: int) -> tuple[Tensor, Tensor]:
+    """The nearest reference (N,) of queries (N, d), and the queries for which there are too many candidates to tell.
+
+    A product in bfloat16 of vectors of lengths a and b errs by at most 2^-8 a b: the vectors are rounded by 2^-9 of
+    themselves each, integers up to 256 not at all, and the product again.
+    """
+    narrow, lengths = q.to(torch.bfloat16), q.norm(dim=1, keepdim=True)
+    most = torch.full((len(q),), math.inf)  # largest possible squared distance of the nearest, but for |query|^2
+    doubtful = torch.zeros(len(q), dtype=torch.bool)
+    found = _Candidates(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    for j in range(0, len(references), chunk):
+        rows = take(references, slice(j, j + chunk)).flatten(1)
+        thin = rows.to(torch.bfloat16)
+        exact = rows.dtype == torch.uint8
+        norms = torch.linalg.vector_norm(thin if exact else rows.float(), dim=1, dtype=torch.float32)
+        error = lengths * norms * ((2 if exact else 3) * 2**-8 * 1.01)
+        least = torch.addcmul(norms.square() - error, (narrow @ thin.T).float(), error.new_tensor(-2.0))
+        most = torch.minimum(most, (least + 2 * error).amin(1))
+        query, place = ((least <= most[:, None]) & ~doubtful[:, None]).nonzero(as_tuple=True)
+        found = found.joined(_Candidates(query, place + j, least[query, place])).possible(most)
+        doubtful |= torch.bincount(found.query, minlength=len(q)) > _MOST
+        found = found.where(~doubtful[found.query])
+    index = torch.zeros(len(q), dtype=torch.int64)
+    order = torch.argsort(found.query, stable=True)  # by query, in the order of the references
+    count = torch.bincount(found.query, minlength=len(q)).tolist()
+    for i, chosen in enumerate(found.place[order].split(count)):
+        if len(chosen):
+            others = torch.stack([take(references, k).flatten().float() for k in chosen.tolist()])
+            index[i] = chosen[(others - q[i]).pow(2).sum(1).argmin()]
+    return index, doubtful.nonzero()[:, 0]
 
 
-def _expanded(q: Tensor, rows: Tensor) -> Tensor:
-    """Squared distances (N, M) less the squares of the queries."""
-    return torch.addmm(rows.square().sum(1), q, rows.T, alpha=-2)
+@dataclass(frozen=True)
+class _Candidates:
+    """What may be nearest: numbers of queries and of references, and the smallest possible squared distance."""
 
+    query: Tensor
+    place: Tensor
+    least: Tensor
 
-def _squares(q: Tensor, rows: Tensor, query: Tensor, place: Tensor) -> Tensor:
-    """Squared distances of pairs, by their differences: expanded squares cannot tell a copy from a near copy."""
-    pairs = zip(query.split(_PAIRS), place.split(_PAIRS), strict=True)
-    parts = [(q[i] - rows[j].float()).flatten(1).square().sum(1) for i, j in pairs]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    def joined(self, other: "_Candidates") -> "_Candidates":
+        both = (
+            torch.cat(pair)
+            for pair in ((self.query, other.query), (self.place, other.place), (self.least, other.least))
+        )
+        return _Candidates(*both)
+
+    def where(self, kept: Tensor) -> "_Candidates":
+        return _Candidates(self.query[kept], self.place[kept], self.least[kept])
+
+    def possible(self, most: Tensor) -> "_Candidates":
+        """Leave out those that can no longer be the nearest."""
+        return self.where(self.least <= most[self.query])
