@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae2 import report
 from vqvae2.classifier import ClassifierConfig, probabilities, train_classifier
 from vqvae2.data import DataConfig, ImageSet, open_data
-from vqvae2.report.followed import number_followed, recognised
+from vqvae2.report.followed import class_followed, number_followed
 from vqvae2.report.page import write_page
 
 
@@ -28,7 +28,7 @@ def alone(count: int) -> list[str]:
 def answer(judged: Tensor, asked: Tensor, real: dict) -> tuple[str, str]:
     """What the report says of samples that are judged so."""
     made = report.accuracies(judged, asked, alone(len(asked)))
-    return recognised({"attribute": "sex", "recognised": made, "held_out": real})
+    return class_followed({"attribute": "sex", "recognised": made, "held_out": real})
 
 
 GOOD = {"accuracy": 0.8, "chance": 0.5, "over_chance": [0.2, 0.4]}
@@ -156,6 +156,17 @@ def test_numbers_are_answered_likewise(made, real, way, told):
     found = number_followed("age", figures)
     assert found[0] == way
     assert told in found[1]
+
+
+def test_the_answer_on_a_number_stands_on_the_page(tmp_path):
+    side = {"slope": 0.5, "interval": [0.4, 0.6], "correlation": 0.7, "count": 64}
+    whole = good_report()
+    whole["samples"]["numbers"] = {"<age>": {**dict.fromkeys(("real", "reconstructions", "samples", "shuffled"), side)}}
+    whole["samples"]["numbers"]["<age>"]["ratio"] = 1.0
+    assert sum(line.startswith("Samples follow <age>: ") for line in report.summary(whole)) == 1
+    assert report.warnings(whole) == []
+    write_page(tmp_path / "index.html", whole, {})
+    assert "<p>Samples follow &lt;age&gt;: the &lt;age&gt; that they" in (tmp_path / "index.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-__all__ = ["label_warnings", "labels_followed", "number_followed", "recognised"]
+__all__ = ["class_followed", "label_warnings", "labels_followed", "number_followed"]
 
 Report = Mapping[str, Any]
 Answer = Literal["yes", "no", "against", "unknown"]
@@ -41,12 +41,12 @@ def label_warnings(report: Report) -> Iterator[str]:
 def _answers(report: Report) -> Iterator[tuple[Answer, str]]:
     judged = report.get("recognition", {})
     if "recognised" in judged:
-        yield recognised(judged)
+        yield class_followed(judged)
     for name, figures in report.get("samples", {}).get("numbers", {}).items():
         yield number_followed(name, figures)
 
 
-def recognised(found: Mapping[str, Any]) -> tuple[Answer, str]:
+def class_followed(found: Mapping[str, Any]) -> tuple[Answer, str]:
     """Say whether samples are recognised as their class more often than if labels were shuffled among them.
 
     Args:

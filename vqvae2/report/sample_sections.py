@@ -7,7 +7,7 @@ from typing import Any
 
 from vqvae2.report.anatomy import MEASURES
 from vqvae2.report.captions import SPACES
-from vqvae2.report.followed import number_followed, recognised
+from vqvae2.report.followed import class_followed, number_followed
 from vqvae2.report.markup import Figure, mean, num, pictures, spread, table
 from vqvae2.report.recognised import BINS
 from vqvae2.sampling import Sharpness
@@ -206,7 +206,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
     head = ["", "accuracy (95 %)", "by chance", "images", *found["classes"], "probability", "too sure by"]
     text = f"<h3>Recognition of {escape(found['attribute'])}</h3>"
     if "recognised" in found:
-        text += f"<p>{escape(recognised(found)[1])}</p>"
+        text += f"<p>{escape(class_followed(found)[1])}</p>"
     text += table(head, rows, naive="naming the most common class") + (
         '<p class="note">By chance: if the true classes, or those asked for, were shuffled among the images. '
         "Probability: the mean that the classifier gives to the class that is true, or was asked for.</p>"
