@@ -52,17 +52,8 @@ def sizes(name: str) -> list[list[str]]:
         assert vqvae.decode(codes).shape == image.shape
     maps = [f"{level.shape[1]}x{level.shape[2]} of {k}" for level, k in zip(codes, config.num_embeddings, strict=True)]
     bits = sum(level.numel() * (k - 1).bit_length() for level, k in zip(codes, config.num_embeddings, strict=True))
-    found = [
-        [
-            "VQ-VAE",
-            ", ".join(maps),
-            f"{8 * image.numel() / bits:.1f}",
-            parameters(vqvae),
-            millions(vqvae_by_hand(config)),
-            "",
-            "",
-        ]
-    ]
+    ratio = f"{8 * image.numel() / bits:.1f}"
+    found = [["VQ-VAE", "", ratio, parameters(vqvae), millions(vqvae_by_hand(config)), "", ""]]
     for i, (prior, level) in enumerate(zip(priors, maps, strict=True)):
         with torch.device("meta"):
             logits = prior(codes[i], codes[:i])
