@@ -6,7 +6,8 @@ import torch
 from vqvae2 import Prior
 from vqvae2.classifier import Classifier, ClassifierConfig, probabilities, train_classifier
 from vqvae2.errors import UserError
-from vqvae2.stages.recognition import accuracies, kept_share_figures
+from vqvae2.report import accuracies
+from vqvae2.stages.recognition import kept_share_figures
 from vqvae2.stages.sample_folder import Rejection
 
 CONFIG = ClassifierConfig("kind", ("dark", "bright"), 1)

@@ -1,12 +1,20 @@
 """What the pages promise is there: messages, flags, commands."""
 
+import functools
+import importlib
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from vqvae2 import PriorConfig, VQVAEConfig
+from vqvae2.presets import PRESETS, Preset
+from vqvae2.sampling import Sharpness
 from vqvae2.stages.commands import STAGES, TOOLS
+from vqvae2.training import TrainingConfig
+from vqvae2.vqvae_config import UpperDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -69,6 +77,45 @@ def test_the_flag_reference_names_every_command(helps):
     assert data["--data DATA"].endswith("FashionMNIST. Required.")
     page = (ROOT / "docs" / "flags.md").read_text()
     assert re.findall(r"```\{flags\} ([a-z-]+)", page) == [*STAGES, *TOOLS]
+
+
+def looked_up(name: str) -> object:
+    """The object of a dotted name below vqvae2; None where there is no such module."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath("vqvae2", *parts[:count])
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            module = importlib.import_module(".".join(["vqvae2", *parts[:count]]))
+            return functools.reduce(getattr, parts[count:], module)
+    return None
+
+
+def test_names_of_code_on_the_paper_page_are_alive():
+    page = (ROOT / "docs" / "paper-to-code.md").read_text()
+    names = set(re.findall(r"`([a-z_0-9]+(?:\.[A-Za-z_]\w*)+)`", page))
+    names = {name for name in names if not name.endswith(".py")}
+    assert len(names) > 25
+    for name in sorted(names):
+        assert looked_up(name) is not None, name
+    configs = (VQVAEConfig, PriorConfig, TrainingConfig, Preset, Sharpness)
+    known = {name for config in configs for name in dir(config)} | set(PRESETS) | set(get_args(UpperDecoder))
+    words = set(re.findall(r"`([a-z_0-9]+)`", page)) - {"n01440764", "train", "val", "vqvae2"}
+    assert len(words) > 25
+    assert words <= known, words - known
+
+
+def test_each_row_of_the_paper_names_its_code_and_each_deviation_its_effect():
+    page = (ROOT / "docs" / "paper-to-code.md").read_text()
+    rows = re.search(r"^\| In the paper .*\n\|---.*\n((?:\|.*\n)+)", page, re.M)[1].splitlines()
+    assert len(rows) > 15
+    for row in rows:
+        assert re.search(r"`[a-z_]+\.[\w.]+`", row), row
+    beyond = re.split(r"\n\n(?=[^:\s])", page.split("## Where we go beyond it")[1].split("\nPriors: Gated")[0].strip())
+    deviations = [text for text in beyond if "\n: " in text]
+    assert len(deviations) > 12
+    for text in deviations:
+        assert re.search(r"`[a-z_]+(\.[\w.]+)?`", text), text
+        assert re.search(r"[Mm]easured", text), text
 
 
 def test_pages_do_not_link_into_nothing():

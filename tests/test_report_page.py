@@ -58,9 +58,14 @@ def good_report() -> dict:
             "attribute": "diagnosis", "classes": ["<healthy>", "atrophy"], "majority": 0.5, "score_count": 64,
             **{
                 name: {
-                    "accuracy": 0.9, "interval": [0.8, 0.95], "count": 64, "by_class": [0.85, 0.95], "calibration": 0.02
+                    "accuracy": 0.9, "interval": [0.8, 0.95], "count": 64, "by_class": [0.85, 0.95],
+                    "calibration": 0.02, "chance": 0.51, "over_chance": [0.3, 0.45], "probability": 0.85,
                 }
                 for name in ("held_out", "recognised", "score", "real_score")
+            },
+            "reliability": {
+                "error": 0.04, "expected": 0.03, "naive": 0.01,
+                "bins": [{"low": 0.8, "high": 0.9, "count": 64, "probability": 0.86, "accuracy": 0.9}],
             },
             "curve": {"encoder": [{"share": 1.0, "precision": 0.8, "recall": 0.7, "frechet": 3.0, "compared": 16}]},
         },
@@ -122,6 +127,7 @@ DEFECTS = {
     "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
     "samples.memorisation.correlated_share": (0.2, "shifted or mirrored, more with a training image"),
     "phantom.ventricle_difference_ratio": (0.2, "Labels have too little effect"),
+    "recognition.recognised.over_chance": ([-0.1, 0.2], "cannot be told from chance: 0.90 recognised"),
     "phantom.labels.atrophy.nan": (3, "no head could be found"),
 }
 
@@ -140,6 +146,7 @@ def test_a_good_report_has_no_warning_and_its_summary_tells_each_part():
         "Diversity",
         "none of 64",
         "100%",
+        "Samples follow diagnosis: 0.90 recognised, 0.51 by chance (interval of the difference 0.30 to 0.45)",
     ):
         assert word in text
 

@@ -6,6 +6,8 @@
 - ``anatomy``: plain measures of heads.
 - ``regions``: whether samples hold regions of training images.
 - ``numbers``: whether samples show the numbers that were asked for.
+- ``recognised``: whether a classifier recognises classes better than by chance, and knows how sure it is.
+- ``followed``: whether samples follow their labels, in sentences.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
 - ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
@@ -31,6 +33,7 @@ from vqvae2.report.measures import (
 )
 from vqvae2.report.numbers import number_figures
 from vqvae2.report.page import write_page
+from vqvae2.report.recognised import accuracies, calibration_figures
 from vqvae2.report.regions import region_figures
 from vqvae2.report.samples import (
     Neighbours,
@@ -46,7 +49,7 @@ from vqvae2.report.samples import (
     ventricle_figures,
     ventricles,
 )
-from vqvae2.report.verdict import summary, verdict, warnings
+from vqvae2.report.verdict import sample_summary, summary, verdict, warnings
 
 __all__ = [
     "CodeScores",
@@ -55,9 +58,11 @@ __all__ = [
     "SampleSet",
     "Scan",
     "Ventricles",
+    "accuracies",
     "anatomy_figures",
     "background_of",
     "bits_per_dim",
+    "calibration_figures",
     "comparison",
     "decode",
     "diversity_figures",
@@ -74,6 +79,7 @@ __all__ = [
     "read_samples",
     "reconstruction_figures",
     "region_figures",
+    "sample_summary",
     "scan",
     "score_codes",
     "set_distances",

@@ -100,5 +100,7 @@ WORDS = {
     "ones that have one near (Naeem et al. 2020).",
     "Told apart": "How often the nearest neighbour of an image is of its own set: 0.5 where sets cannot be told apart, "
     "1 where they can always be (Lopez-Paz and Oquab 2017).",
+    "Expected calibration error": "How far a classifier's probability is from the share that is right, on average (Guo "
+    "et al. 2017): 0 if it is right as often as it says.",
 }
 """The glossary."""

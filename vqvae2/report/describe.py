@@ -1,7 +1,7 @@
 """Figures that stand for many: evenly spaced rows, distributions, and intervals of means."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,28 +40,45 @@ def spread(values: NDArray[Any], subjects: Sequence[str] | None = None) -> dict[
     return described if len(finite) == len(values) else {**described, "infinite": len(values) - len(finite)}
 
 
-def subject_interval(values: NDArray[Any], subjects: Sequence[str], draws: int = 2000) -> list[float] | None:
-    """Estimate the 95 % interval of a mean over images of several subjects, by a bootstrap over subjects.
+def subject_interval(values: NDArray[Any], subjects: Sequence[str]) -> list[float] | None:
+    """Estimate the 95 % interval of a mean over images of several subjects, as `resampled_interval` does.
+
+    Args:
+        values: (N,); values that are not finite are left out.
+        subjects: N names.
+    """
+    kept = np.isfinite(values)
+    columns = np.stack([values[kept], np.ones(kept.sum())], 1)
+    return resampled_interval(columns, np.asarray(subjects)[kept], lambda sums: sums[:, 0] / sums[:, 1])
+
+
+def resampled_interval(
+    columns: NDArray[Any],
+    subjects: Sequence[str] | NDArray[Any],
+    figure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    draws: int = 2000,
+) -> list[float] | None:
+    """Estimate the 95 % interval of a figure of sums over images of several subjects, by a bootstrap over subjects.
 
     Images of one person are alike, so that many images of few people say less than their number promises: subjects are
     drawn with replacement, each with all of its images.
 
     Args:
-        values: (N,); values that are not finite are left out.
+        columns: (N, C) what is summed over the images.
         subjects: N names.
+        figure: the figure of sums: (draws, C) -> (draws,); NaN where a draw has none.
         draws: of the bootstrap, always the same ones.
 
     Returns:
         ``[low, high]``; None for fewer than five subjects, of whom it would promise too much.
     """
-    kept = np.isfinite(values)
-    names, row = np.unique(np.asarray(subjects)[kept], return_inverse=True)
+    names, row = np.unique(np.asarray(subjects), return_inverse=True)
     if len(names) < 5:
         return None
-    sums, counts = np.bincount(row, values[kept]), np.bincount(row)
-    generator, even, means = np.random.default_rng(0), np.full(len(names), 1 / len(names)), []
+    sums = np.stack([np.bincount(row, column) for column in columns.T], 1)
+    generator, even, drawn = np.random.default_rng(0), np.full(len(names), 1 / len(names)), []
     at_once = max(1, 10_000_000 // len(names))  # 80 MB of numbers
     for start in range(0, draws, at_once):
-        drawn = generator.multinomial(len(names), even, size=min(at_once, draws - start))
-        means.append(drawn @ sums / (drawn @ counts))
-    return [float(edge) for edge in np.percentile(np.concatenate(means), [2.5, 97.5])]
+        counts = generator.multinomial(len(names), even, size=min(at_once, draws - start)).astype(np.float64)
+        drawn.append(figure(counts @ sums))
+    return [float(edge) for edge in np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])]

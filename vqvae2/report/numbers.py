@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from vqvae2.report.describe import resampled_interval
+
 __all__ = ["apparent", "number_figures"]
 
 _FOLDS = 5
 _PENALTIES = np.geomspace(1e-3, 1e3, 13)  # times the number of images
-_RESAMPLED = 500
 
 
 def number_figures(
@@ -99,24 +100,18 @@ def _known(
 
 def _slope(given: NDArray[np.float64], shown: NDArray[np.float64], subjects: list[str]) -> dict[str, Any]:
     """Slope of what is shown over what was given, with an interval by resampling subjects."""
-    _, own = np.unique(subjects, return_inverse=True)
-    # Sums by subject, so that a resampling is a sum of rows.
     x, y = given - given.mean(), shown - shown.mean()
-    columns = np.stack([np.ones_like(x), x, y, x**2, x * y])
-    sums = np.stack([np.bincount(own, column) for column in columns], 1)
+    columns = np.stack([np.ones_like(x), x, y, x**2, x * y], 1)
 
-    def slope(n: float, x: float, y: float, xx: float, xy: float) -> float:
+    def slope(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        n, x, y, xx, xy = sums.T
         spread = xx - x * x / n
-        return (xy - x * y / n) / spread if spread > 1e-9 * max(xx, 1e-30) else float("nan")
+        spread[spread <= 1e-9 * np.maximum(xx, 1e-30)] = np.nan  # a draw of one number has no slope
+        return (xy - x * y / n) / spread
 
-    people, interval = len(sums), None
-    if people >= 5:
-        counts = np.random.default_rng(0).multinomial(people, np.full(people, 1 / people), size=_RESAMPLED)
-        drawn = np.array([slope(*row) for row in counts @ sums])
-        interval = [float(end) for end in np.nanpercentile(drawn, [2.5, 97.5])]
     return {
-        "slope": slope(*sums.sum(0)),
-        "interval": interval,
+        "slope": float(slope(columns.sum(0, keepdims=True))[0]),
+        "interval": resampled_interval(columns, subjects, slope),
         "correlation": float(np.corrcoef(given, shown)[0, 1]) if np.std(shown) else 0.0,
         "count": len(given),
     }

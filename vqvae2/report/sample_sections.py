@@ -7,7 +7,9 @@ from typing import Any
 
 from vqvae2.report.anatomy import MEASURES
 from vqvae2.report.captions import space_words
+from vqvae2.report.followed import class_followed, number_followed
 from vqvae2.report.markup import Figure, mean, num, pictures, spread, table
+from vqvae2.report.recognised import BINS
 from vqvae2.sampling import Sharpness
 
 __all__ = ["labels_section", "samples_section"]
@@ -164,7 +166,7 @@ def _numbers(report: Report) -> str:
             for side in [figures[kind]]
         ]
         head = [f"{name} that images show, over that given", "slope (95 %)", "correlation", "images"]
-        text += table(head, rows, naive=sides["shuffled"])
+        text += f"<p>{escape(number_followed(name, figures)[1])}</p>" + table(head, rows, naive=sides["shuffled"])
         text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of reconstructions.</p>"
     return (
         "<h3>Numbers asked for</h3>"
@@ -189,17 +191,25 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
         [
             words,
             mean({"mean": f["accuracy"], **f}, 3),
+            num(f["chance"], 3),
             f"{f['count']:,}",
             *(num(value, 2) for value in f["by_class"]),
+            num(f["probability"], 2),
             num(f["calibration"], 2),
         ]
         for name, words in kinds.items()
         if (f := found.get(name))
     ]
-    rows.append(["naming the most common class", num(found["majority"], 3), "", *("" for _ in found["classes"]), ""])
-    head = ["", "accuracy (95 %)", "images", *found["classes"], "too sure by"]
-    text = f"<h3>Recognition of {escape(found['attribute'])}</h3>" + table(
-        head, rows, naive="naming the most common class"
+    rows.append(
+        ["naming the most common class", *[num(found["majority"], 3)] * 2, "", *("" for _ in found["classes"]), "", ""]
+    )
+    head = ["", "accuracy (95 %)", "by chance", "images", *found["classes"], "probability", "too sure by"]
+    text = f"<h3>Recognition of {escape(found['attribute'])}</h3>"
+    if "recognised" in found:
+        text += f"<p>{escape(class_followed(found)[1])}</p>"
+    text += table(head, rows, naive="naming the most common class") + (
+        '<p class="note">By chance: if the true classes, or those asked for, were shuffled among the images. '
+        "Probability: the mean that the classifier gives to the class that is true, or was asked for.</p>"
     )
     if "score" in found:
         ratio = found["score"]["accuracy"] / (found["real_score"]["accuracy"] or math.nan)
@@ -212,7 +222,31 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
             [f"samples kept, in {space_words(space)}", "precision", "recall", "Fréchet distance"],
             [[f"{p['share']:.0%}", num(p["precision"], 3), num(p["recall"], 3), num(p["frechet"], 2)] for p in curve],
         )
-    return text + pictures(["rejection"], known)
+    return text + pictures(["rejection"], known) + _reliability(found)
+
+
+def _reliability(found: Mapping[str, Any]) -> str:
+    """Whether the classifier is right as often as its probabilities say."""
+    known = found["reliability"]
+    rows = [
+        [
+            f"{one['low']:.1f} to {one['high']:.1f}",
+            f"{one['count']:,}",
+            num(one["probability"], 3),
+            num(one["accuracy"], 3),
+        ]
+        for one in known["bins"]
+    ]
+    head = ["highest probability, held-out images", "images", "mean probability", "share that is right"]
+    return (
+        f"<h3>Does the classifier of {escape(found['attribute'])} know how sure it may be?</h3>"
+        f"<p>Its expected calibration error on held-out images is <b>{num(known['error'], 3)}</b>. Probabilities that "
+        f"are exactly right have about {num(known['expected'], 3)} on as many images, by chance; the frequencies of "
+        f"the classes in place of its probabilities, which tell no image from another, have {num(known['naive'], 3)}."
+        "</p>" + table(head, rows) + '<p class="note">After Guo et al. (2017): the mean over images of the difference '
+        f"between the last two columns, in {BINS} bins of equal width. Images of one person are alike, so that chance "
+        "does more than is said here.</p>"
+    )
 
 
 def _phantom(report: Report, known: Mapping[str, Figure]) -> str:

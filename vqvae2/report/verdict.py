@@ -7,9 +7,10 @@ from typing import Any
 from scipy.stats import binom
 
 from vqvae2.report.captions import SETS, space_words
+from vqvae2.report.followed import label_warnings, labels_followed
 from vqvae2.report.measures import upper_name
 
-__all__ = ["nearest_features", "summary", "verdict", "warnings"]
+__all__ = ["nearest_features", "sample_summary", "summary", "verdict", "warnings"]
 
 Report = Mapping[str, Any]
 
@@ -152,10 +153,13 @@ def summary(report: Report) -> list[str]:
         *_other_data(report),
         *_levels(report),
         *_priors(report),
-        *_diversity(report),
-        *_privacy(report),
-        *_label(report),
+        *sample_summary(report),
     ]
+
+
+def sample_summary(report: Report) -> list[str]:
+    """Return the sentences of the summary on samples: diversity, memorisation, labels."""
+    return [*_diversity(report), *_privacy(report), *labels_followed(report)]
 
 
 def warnings(report: Report) -> list[str]:
@@ -171,7 +175,7 @@ def warnings(report: Report) -> list[str]:
         *_level_warnings(report),
         *_prior_warnings(report),
         *_sample_warnings(report),
-        *_label_warnings(report),
+        *label_warnings(report),
     ]
 
 
@@ -265,15 +269,6 @@ def _privacy(report: Report) -> Iterator[str]:
             f"Memorisation: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image "
             f"as held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
             f"{copies or 'none'} of {found['count']} looks like a copy."
-        )
-
-
-def _label(report: Report) -> Iterator[str]:
-    found = report.get("phantom", {})
-    if "ventricle_difference_ratio" in found:
-        yield (
-            f"Labels: the difference in ventricle area between samples of the two labels is "
-            f"{found['ventricle_difference_ratio']:.0%} of the true one."
         )
 
 
@@ -387,16 +382,6 @@ def _sample_warnings(report: Report) -> Iterator[str]:
                     f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of held-out people's images "
                     "and reconstructions do."
                 )
-
-
-def _label_warnings(report: Report) -> Iterator[str]:
-    found = report.get("phantom", {})
-    ratio = found.get("ventricle_difference_ratio")
-    if ratio is not None and not ratio >= 0.5:
-        yield f"Labels have too little effect: the difference in ventricle area is {ratio:.0%} of the true one."
-    for name, figures in found.get("labels", {}).items():
-        if figures["nan"]:
-            yield f"In {figures['nan']} of {figures['samples']} samples labelled {name} no head could be found."
 
 
 def _be(count: int) -> str:

@@ -374,7 +374,7 @@ def _print_figures(found: dict[str, Any]) -> None:
         for doubt in other["doubts"]:
             print(f"beware: {doubt}")
     print()
-    for line in found["summary"][-3:] if "samples" in found else ():
+    for line in report.sample_summary(found):
         print(line)
     for line in found["verdict"]:
         print(f"{line['band']:<13}{line['question']} {line['reason']}")

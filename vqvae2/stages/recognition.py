@@ -20,7 +20,7 @@ from vqvae2.stages.common import RunFolder
 from vqvae2.stages.evaluated import Evaluated
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["accuracies", "check", "kept_share_figures", "recognition"]
+__all__ = ["check", "kept_share_figures", "recognition"]
 
 STEPS = 400
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -48,10 +48,11 @@ def recognition(
         seed: of the trainings.
 
     Returns:
-        ``attribute``, ``classes``, ``held_out`` (`accuracies` of the scored images), ``majority`` (the accuracy of
-        naming the most common class of the training images), and of samples ``recognised`` (`accuracies`), ``score``
-        and ``real_score`` (held-out accuracies of classifiers trained on samples and on as many real images, with
-        ``score_count``), and ``curve``: figures by share kept.
+        ``attribute``, ``classes``, ``held_out`` (`report.accuracies` of the scored images), ``reliability`` (their
+        `report.calibration_figures`), ``majority`` (the accuracy of naming the most common class of the training
+        images), and of samples ``recognised`` (`report.accuracies`), ``score`` and ``real_score`` (held-out accuracies
+        of classifiers trained on samples and on as many real images, with ``score_count``), and ``curve``: figures by
+        share kept.
 
     Raises:
         UserError: as of `check`.
@@ -69,24 +70,26 @@ def recognition(
         classifier = Classifier.from_pretrained(folder, device)
     else:
         classifier = _trained(config, _of(train), labels, seed, device, "training the classifier")
-    held_out = accuracies(_judged(classifier, evaluated.images), truth, evaluated.images.subjects)
+    judged = _judged(classifier, evaluated.images)
+    held_out = report.accuracies(judged, truth, evaluated.images.subjects)
     if not there:
         classifier.save_pretrained(
             folder, {"steps": STEPS, "seed": seed, "trained_on": trained_on, "held_out": held_out}
         )
-    usual = int(torch.bincount(labels[labels >= 0]).argmax())
+    counts = torch.bincount(labels[labels >= 0], minlength=len(config.classes))
     found: dict[str, Any] = {
         "attribute": attribute,
         "classes": list(config.classes),
         "held_out": held_out,
-        "majority": float((truth[truth >= 0] == usual).double().mean()),
+        "reliability": report.calibration_figures(judged, truth, counts / counts.sum()),
+        "majority": float((truth[truth >= 0] == counts.argmax()).double().mean()),
     }
     if found_set is None or found_set.how["label"] or found_set.how.get("reject"):
         return found  # a class that was chosen, or samples that a classifier has chosen, would say too much
     own = torch.from_numpy(found_set.labels[:, column])
     images = report.decode(model, found_set.codes)
     judged = probabilities(classifier, lambda rows: images[rows], len(images))
-    found["recognised"] = accuracies(judged, own, [str(i) for i in range(len(own))])
+    found["recognised"] = report.accuracies(judged, own, [str(i) for i in range(len(own))])
     found["curve"] = _curve(model, images, judged, own, evaluated.images)
     labelled = int((own >= 0).sum())
     real = (labels >= 0).nonzero()[:, 0]
@@ -101,7 +104,7 @@ def recognition(
         of_real = _trained(config, _of(train), some, seed, device, "training on as many real images")
         found["score_count"] = len(rows)
         for name, judge in (("score", of_samples), ("real_score", of_real)):
-            found[name] = accuracies(_judged(judge, evaluated.images), truth, evaluated.images.subjects)
+            found[name] = report.accuracies(_judged(judge, evaluated.images), truth, evaluated.images.subjects)
     return found
 
 
@@ -127,32 +130,6 @@ def check(evaluated: Evaluated, attribute: str) -> tuple[dict[str, Any], ImageSe
     if len(set(labels[labels >= 0].tolist())) < 2:
         raise UserError(f"the training images have one class of {attribute} alone", "--classifier")
     return known, train
-
-
-def accuracies(judged: Tensor, truth: Tensor, subjects: list[str]) -> dict[str, Any]:
-    """Measure how often the most probable class is the true one.
-
-    Args:
-        judged: (N, K) probabilities.
-        truth: (N,) int64, -1 missing.
-        subjects: N names.
-
-    Returns:
-        ``accuracy`` with its 95 % ``interval`` over subjects, ``count``, ``by_class`` (NaN for a class without images)
-        and ``calibration``: the mean probability of the most probable class minus the accuracy, 0 if it knows how sure
-        it may be.
-    """
-    rows = truth >= 0
-    right = (judged.argmax(1) == truth)[rows].double()
-    by_class = [float(right[truth[rows] == k].mean()) for k in range(judged.shape[1])]
-    interval = report.subject_interval(right.numpy(), [subjects[i] for i in rows.nonzero()[:, 0].tolist()])
-    return {
-        "accuracy": float(right.mean()),
-        "interval": interval,
-        "count": int(rows.sum()),
-        "by_class": by_class,
-        "calibration": float(judged[rows].amax(1).double().mean() - right.mean()),
-    }
 
 
 def kept_share_figures(
