@@ -4,8 +4,8 @@
     python benchmarks/ablations.py prior --run RUN --level top --json FILE
 
 A row is the preset brain128 with the change named. The time of a step is measured first (the median of some), and each
-row trains for as many steps as fit in --seconds, so that compiling and interruptions count for nothing. FILE is
-written after every training; a second call goes on where the first ended.
+row trains for as many steps as fit in --seconds, so that compiling and interruptions count for nothing; with --steps
+all rows train for as many. FILE is written after every training; a second call goes on where the first ended.
 
 Figures, on the `val` images:
 
@@ -102,7 +102,8 @@ def main() -> int:
             if any(run["seed"] == seed for run in runs.setdefault(row, [])):
                 continue
             if row not in steps:
-                steps[row] = max(2, int(arguments.seconds / bench.train(row, seed, None)[1]))
+                fit_in = arguments.steps or int(arguments.seconds / bench.train(row, seed, None)[1])
+                steps[row] = max(2, fit_in)
             figures, _ = bench.train(row, seed, steps[row])
             runs[row].append({"seed": seed, "steps": steps[row], **figures})
             print(f"{row}, seed {seed}, {steps[row]:,} steps: {told(figures)}", flush=True)
@@ -119,6 +120,7 @@ def parse() -> argparse.Namespace:
         part.add_argument("--json", required=True, type=Path, help="file for the figures")
         part.add_argument("--rows", nargs="*", choices=list(rows), help="default: all")
         part.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="default: 0 1 2")
+        part.add_argument("--steps", type=int, help="of every row, in place of --seconds")
         part.add_argument("--seconds", type=float, default=90, help="of training a row (default: %(default)s)")
         part.add_argument("--compile", choices=("auto", "on", "off"), default="on" if name == "vqvae" else "off")
     parts.choices["vqvae"].add_argument("--data", required=True, help="folder of images; see docs/data.md")

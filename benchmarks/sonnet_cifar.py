@@ -52,7 +52,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10_000, help="(default: %(default)s)")
     arguments = parser.parse_args()
     found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    wanted = [(seed, way) for seed in arguments.seeds for way in WAYS if f"{way}, seed {seed}" not in found]
+    last = max(step for step in NOTEBOOK if step <= arguments.steps)
+    wanted = [
+        (seed, way) for seed in arguments.seeds for way in WAYS if str(last) not in found.get(f"{way}, seed {seed}", {})
+    ]
     images = read(arguments.data) if wanted else torch.empty(0)
     for seed, way in wanted:
         name = f"{way}, seed {seed}"

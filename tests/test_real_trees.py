@@ -320,10 +320,63 @@ def test_a_volume_beside_many_images_is_left_out_and_said(tmp_path, beside):
 def test_images_are_taken_where_no_dicom_file_beside_them_can_be_read(tmp_path):
     names = [f"P{p:02}_0.png" for p in P]
     for k in range(20):
-        (tmp_path / f"{k}.dcm").touch()
+        (tmp_path / f"s{k}").mkdir()
+        (tmp_path / f"s{k}" / "0.dcm").touch()
     layout = lay(tmp_path, names)
     assert sorted(layout.keys) == names
     assert "DICOM" in doubts(layout)
+
+
+def test_images_are_taken_where_they_are_more_than_the_series_beside_them(tmp_path):
+    for k in range(20):
+        (tmp_path / f"{k}.dcm").touch()
+    assert len(lay(tmp_path, [f"P{p:02}_0.png" for p in P]).keys) == 8
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{c}_{p:03}.nii.gz" for c in ("stroke", "control") for p in P],
+        [f"site1_{c}_{p:03}.nii.gz" for c in ("stroke", "control") for p in P],
+        [f"{c}_{p:03}_T1.nii.gz" for c in ("tumor", "healthy") for p in P],
+    ],
+)
+def test_volumes_that_begin_with_a_finding_are_people(tmp_path, names):
+    layout = lay(tmp_path, names)
+    assert sorted(layout.keys) == sorted(names)
+
+
+@pytest.mark.parametrize("folders", [("tumor", "MRI"), ("plots", "photos"), ("lesion", "original_scans")])
+def test_folders_of_the_same_names_are_asked_about_unless_one_is_of_images(tmp_path, folders):
+    layout = lay(tmp_path, [f"{c}/P{p:02}_{k}.png" for c in folders for p in P for k in (0, 1)])
+    assert len(layout.keys) == 32 or "--include-masks" in doubts(layout)
+
+
+def test_one_person_s_eyes_are_together_where_few_have_both(tmp_path):
+    names = [f"{p:03}{side}.png" for p in range(1, 31) for side in ("LR" if p < 13 else "L")]
+    assert len(set(lay(tmp_path, names).subjects)) == 30
+
+
+def test_kinds_of_ixi_are_no_visits(tmp_path):
+    names = [f"{c}/IXI{p:03}-Guys-0{p:03}-{c}.nii.gz" for c in ("T1", "T2") for p in P]
+    layout = lay(tmp_path, names)
+    assert "visit" not in layout.attributes
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "valid/", "test/")])
+def test_kinds_of_birds_and_leaves_are_classes_or_asked_about(tmp_path, splits):
+    kinds = [
+        f"{first} {second}" for first in ("AMERICAN", "Tomato Early", "Red") for second in ("AVOCET", "Blight", "Oak")
+    ]
+    kinds += [f"Kind Of{chr(97 + k)}" for k in range(15)]
+    layout = lay(tmp_path, [f"{split}{kind}/{k:03}.jpg" for split in splits for kind in kinds for k in range(3)])
+    assert "class" in layout.attributes or "--layout classes" in doubts(layout)
+    assert len(splits) == 1 or "class" in layout.attributes
+
+
+def test_numbers_that_begin_anew_in_each_class_are_not_taken_for_oct2017(tmp_path):
+    layout = lay(tmp_path, [f"{c}/{c}-{p:03}-1.jpeg" for c in ("NORMAL", "DME") for p in P])
+    assert len(set(layout.subjects)) == 16 or doubts(layout)
 
 
 FACES = {

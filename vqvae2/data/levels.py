@@ -104,7 +104,7 @@ def _are_visits(layout: Layout, folders: Folders, depth: int, by_name: Sequence[
     """Whether folders are called by codes of visits, and the same people are in several of them: ``M00/AD/001``."""
     codes = [parts[depth].lower() if len(parts) > depth else "" for parts in folders]
     distinct = set(codes) - {""}
-    if len(distinct) < 2 or not all(map(rules.VISIT_CODE.fullmatch, distinct)):
+    if len(distinct) < 2 or not all(map(rules.VISIT_CODE.fullmatch, distinct)) or distinct == {"t1", "t2"}:
         return False
     months = rules.MONTHS.issuperset(distinct)
     begun = months and not distinct.isdisjoint(rules.MONTH_0)  # M00/001.png: no mouse's first slice
@@ -166,8 +166,15 @@ def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[s
         if rules.PERSONAL_NAME.fullmatch(name.removeprefix(begin)) and all(word[:1].isupper() for word in own)
     ]
     few = sum(count < 3 for count in counts.values())
-    repeated = all(stem.startswith(name) for stem, name in zip(stems, names, strict=True) if name)
+    repeated = all(stem.startswith(name.removeprefix(begin)) for stem, name in zip(stems, names, strict=True) if name)
+    training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
+    if any(split not in (None, "train") and name in training for name, split in zip(names, layout.splits, strict=True)):
+        return False  # classes of a held-out split are classes of the training split; people are not
     if 5 * len(personal) >= 4 * len(counts) and (4 * few >= len(counts) > 3 or len(counts) > 20):
+        if not repeated:
+            layout.subject_doubts.append(
+                f"folders like {min(personal)} are read as people; if they are classes, give --layout classes"
+            )
         return True
     if repeated and numbered(set(counts)) and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
         return True

@@ -30,10 +30,10 @@ BESIDE = (  # the first that fits decides
         "masks",
         True,
         re.compile(
-            r"lesions?|tumou?rs?|infarct(?:s|ions?)?|strokes?|o?edema|necrosis|core|enhancing|nodules?|polyps?|cysts?|"
+            r"lesions?|tumou?rs?|infarct(?:s|ions?)?|strokes?|o?edema|necrosis|enhancing|nodules?|polyps?|cysts?|"
             r"ha?emorrhages?|ha?ematomas?|metastas[ei]s|mets|aneurysms?|thromb(?:us|i)|plaques?|[gcp]tv\d*|findings?|"
             r"(?:manual|expert|rater|reader|observer|annotator|obs)\d*|anno|annotated|drawings?|outlines?|trimaps?|"
-            r"silhouettes?|superpixels?|matte|instances?|semantic|foreground"
+            r"silhouettes?|superpixels?|matte|instances?|semantic"
         ),
         ("P01_3.png", "P01_3_lesion.png"),
     ),
@@ -43,7 +43,7 @@ BESIDE = (  # the first that fits decides
         re.compile(
             r"liver|lungs?|heart|kidneys?|spleen|pancreas|prostate|bladder|breast|thyroid|bones?|spine|vertebrae?|hippocamp(?:us|i)|"
             r"ventricles?|cortex|cerebellum|myocardium|lv|rv|vessels?|arter(?:y|ies)|veins?|airways?|disc|disk|cup|fovea|"
-            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts"
+            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground"
         ),
         ("P01_3.png", "P01_3_liver.png"),
     ),
@@ -51,12 +51,17 @@ BESIDE = (  # the first that fits decides
         "pictures made of others",
         True,
         re.compile(
-            r"overlay(?:s|ed)?|heat-?maps?|(?:grad)?cams?|bbox(?:es)?|previews?|thumb(?:nail)?s?|qc|qa|snapshots?|screenshots?|"
-            r"montages?|mosaics?|plots?|figures?"
+            r"overlay(?:s|ed)?|heat-?maps?|gradcams?|bbox(?:es)?|previews?|thumb(?:nail)?s?|qc|qa|snapshots?|screenshots?|"
+            r"montages?|mosaics?"
         ),
         ("P01_3.png", "P01_3_overlay.png"),
     ),
+    Beside("pictures made of others", False, re.compile(r"cams?|plots?|figures?"), ("P01_3.png", "P01_3_plot.png")),
 )
+IMAGES = re.compile(
+    r"ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|scans?"
+)
+"""Folders that hold the images where another holds what was made of them."""
 QUALIFIERS = {
     "whole",
     "total",

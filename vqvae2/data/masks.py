@@ -85,6 +85,7 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
         return {}
     images: dict[Place, str] = {}
     wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
+    aside: dict[int, int] = {}  # how deep a folder of its own lies
     for i, key in enumerate(keys):
         *folders, name = key.split("/")
         if masks[i]:
@@ -97,8 +98,11 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
         above = next((at for at in range(len(here) - 1, -1, -1) if _rule(_parts(here[at]))), None)
         if at_word is not None and (rule := _rule(parts)):
             begun = tuple(part for part in parts[:at_word] if part not in mask_rules.QUALIFIERS)
-            places = [(here, rest), (here, begun)]  # P01_3_left_lung, P01_3_lesion_1
-            if volumes:  # 030001_LesionSmooth_stx beside 030001_t1w_stx
+            places = [(here, rest)]  # P01_3_left_lung
+            if begun:  # P01_3_lesion_1
+                places.append((here, begun))
+            # 030001_LesionSmooth_1_stx beside 030001_t1w_stx; stroke_001 and site1_stroke_001 are people of their own
+            if volumes and _has(r"\d", begun) and not _has(r"\d\d", parts[at_word + 1 :]):
                 places.append((here, (*begun, "*")))
             if above == len(here) - 1 and set(_parts(here[-1])) & set(rest):  # IMD002/IMD002_lesion/IMD002_lesion
                 places.append(((*here[:-1], "*"), rest))
@@ -106,14 +110,25 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
         elif above is not None and (rule := _rule(_parts(here[above]))):  # lesion/P01_3 beside images/P01_3 or P01_3
             around = (here[:above], here[above + 1 :])
             wanted[i] = (rule, [((*around[0], "*plain", *around[1]), rest), ((*around[0], *around[1]), rest)])
+            aside[i] = above
         else:
             held = [(here, rest), ((*here[:-1], "*"), rest)]
             held += [(here, (*rest[:end], "*")) for end in range(len(rest) + 1) if volumes]
             held += [((*here[:at], "*plain", *here[at + 1 :]), rest) for at in range(len(here)) if _is_plain(here[at])]
             for place in held:
                 images.setdefault(place, key)
-    found = {i: (rule, [images[place] for place in places if place in images]) for i, (rule, places) in wanted.items()}
-    return {i: (rule, beside[0]) for i, (rule, beside) in found.items() if beside}
+    found: dict[int, tuple[mask_rules.Beside, str]] = {}
+    for i, (rule, places) in wanted.items():
+        if image := next((images[place] for place in places if place in images), ""):
+            other = image.split("/")[aside[i] : -1] if i in aside else []
+            # Of tumor/ and MRI/ both may hold images, of lesion/ and images/ one does.
+            unsure = bool(other) and not mask_rules.IMAGES.fullmatch(other[0].lower())
+            found[i] = (rule._replace(sure=rule.sure and not unsure), image)
+    return found
+
+
+def _has(pattern: str, parts: Sequence[str]) -> bool:
+    return any(re.search(pattern, part) for part in parts)
 
 
 @lru_cache(maxsize=100_000)

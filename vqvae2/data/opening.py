@@ -347,8 +347,8 @@ def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:
             f"({', '.join(sorted(shared[example]))}), so that held-out figures would be too good",
             layout.folder,
             f"Give {anew}, which splits anew by subject; or, if each split has other people of these names, "
-            f"--subject-pattern {other}; or, if these are not people, --subject-pattern '.+', which counts each image "
-            "as a subject",
+            f"--subject-pattern {other}; or, if folders that were read as people are classes, --layout classes; or, if "
+            "these are not people, --subject-pattern '.+', which counts each image as a subject",
         )
 
 

@@ -62,7 +62,7 @@ COHORTS = (
         "6c613a14b80a8591",
         "INbreast: the first number is the image's",
     ),
-    Cohort(r"(?:CNV|DME|DRUSEN|NORMAL)-(\d{3,})(?=-\d)", "CNV-1016042-1.jpeg", "1016042", "OCT2017: a class before it"),
+    Cohort(r"(?:CNV|DME|DRUSEN|NORMAL)-(\d{4,})(?=-\d)", "CNV-1016042-1.jpeg", "1016042", "OCT2017: a class before it"),
     Cohort(
         r"SOB_[BM]_[A-Z]{1,3}[-_](\d\d-\d+[A-Z]*)",
         "SOB_B_A-14-22549AB-40-001.png",

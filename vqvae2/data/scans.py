@@ -76,14 +76,15 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
 
 
 def _without_sides(names: list[str]) -> list[str]:
-    """Strip the letters of left and right behind a number, ``Image_01L``, where most have both and none another."""
+    """Strip the letters of sides behind a number, ``Image_01L``, where three or most have both, and none another."""
     matches = [_SIDE.fullmatch(name) for name in names]
     sides: dict[str, set[str]] = defaultdict(set)
     for match in matches:
         if match:
             sides[match["who"]].add(match[0][-1].upper())
     both = {who for who, held in sides.items() if len(held) == 2}
-    if 2 * len(both) < max(len(sides), 2) or set().union(*sides.values()) != {"L", "R"}:
+    few = len(both) < _LEAST and 2 * len(both) < max(len(sides), 2)
+    if few or set().union(*sides.values()) != {"L", "R"}:
         return names
     return [match["who"] if match else name for match, name in zip(matches, names, strict=True)]
 

@@ -127,14 +127,15 @@ def _are_data(folder: Path, images: list[Path], scans: list[Path], dicom: list[P
         return True  # pictures in a BIDS tree are of its quality control
     keys = [key_of(path, folder) for path in images]
     others = [key for key, picture in zip(keys, map(is_picture, keys), strict=True) if not picture]
-    volumes = sum(not is_mask(stem_of(path.name)) for path in scans) if scans else len(dicom)
+    # A series is a folder of files.
+    volumes = sum(not is_mask(stem_of(path.name)) for path in scans) if scans else len({path.parent for path in dicom})
     if len(others) > volumes or not volumes:
         return False
     if others:
         doubts.append(
             f"{len(images):,} images such as {others[0]} lie beside {volumes:,} volumes such as "
             f"{key_of((scans or dicom)[0], folder)}, which are taken; --exclude "
-            f"{' '.join(sorted(_patterns(scans))) or 'with the names of these'} takes the images"
+            f"{' '.join(sorted(_patterns(scans))) or 'and a pattern of their names'} takes the images"
         )
     return True
 

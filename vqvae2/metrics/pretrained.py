@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,12 +111,11 @@ def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
     weights = models.get_model_weights(name).DEFAULT
     download = f"import torchvision; torchvision.models.get_model('{name}', weights='DEFAULT')"
     path = _cached(Path(weights.url).name)
-    state = _read(path, name, download)
+    _read(path, name, download)  # safely, before torchvision does
     with torch.random.fork_rng(devices=[]):
-        settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        network = models.get_model(name, weights=None, **settings)
-    network.load_state_dict(state)
-    network.eval().requires_grad_(False)
+        network = models.get_model(name, weights=weights).eval().requires_grad_(False)
+    if not any(isinstance(module, nn.Linear) for module in network.modules()):
+        raise UserError(f"{name} has no linear layer, whose input would be its features", "--features", "Give another")
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     taken: list[Tensor] = []
     last.register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
@@ -127,7 +128,7 @@ def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
         network.to(x.device)(x)
         return taken.pop()
 
-    return lambda images: _in_parts(compute, images, 32)
+    return _told(name, compute)
 
 
 def _inception() -> Callable[[Tensor], Tensor]:
@@ -147,14 +148,16 @@ def _inception() -> Callable[[Tensor], Tensor]:
         bytes_ = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return network.to(images.device)(bytes_.expand(-1, 3, -1, -1))[0]
 
-    return lambda images: _in_parts(compute, images, 32, 2048)
+    return _told("inception", compute)
 
 
 def _own(name: str) -> Callable[[Tensor], Tensor]:
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m has it
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of the user's code
         raise UserError(f"{name} cannot be imported ({error})", "--features", "Give module:function") from None
 
     def compute(images: Tensor) -> Tensor:
@@ -167,4 +170,21 @@ def _own(name: str) -> Callable[[Tensor], Tensor]:
             )
         return made
 
-    return lambda images: _in_parts(compute, images, 32)
+    return _told(name, compute)
+
+
+def _told(name: str, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function of images in parts; what goes wrong in it becomes one line."""
+
+    def compute(images: Tensor) -> Tensor:
+        try:
+            return _in_parts(network, images, 32)
+        except UserError:
+            raise
+        except Exception as error:  # of any network, such as one that takes another size alone
+            size = "x".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"{name} cannot compute features of images of {size} ({type(error).__name__}: {error})", "--features"
+            ) from None
+
+    return compute

@@ -52,6 +52,8 @@ class Compute:
             raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
         forbid_tf32()
         device = distributed.local_device(resolve_device(self.device))
+        if self.precision == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16 is for GPUs", how="Give fp32 or bf16")
         return device, resolve_precision(self.precision, device)
 
     def workers(self, decoding: bool) -> int:

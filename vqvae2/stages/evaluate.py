@@ -104,6 +104,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     line.refuse_alone("anomaly", ("draws", "false_positives", "overwrite"), "anomalies")
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
+    for features in further.values():  # before the work
+        features(evaluated.images.__getitems__([0])["image"])
     if arguments.classifier is not None:
         check(evaluated, arguments.classifier)
     out = _folder(arguments, run, evaluated)

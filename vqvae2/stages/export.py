@@ -110,6 +110,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         )
         kept = _kept(record)
         files.write_json(made.path / "run.json", kept)
+        if exported(run) and (run.path / _README).is_file() and not (out / _README).exists():
+            print(f"README.md is that of {run.path.name}: look at what it says of weights and programs")
         if not (out / _README).exists():
             card = _card(run, out, made, model.config, labels, kept, arguments.weights, programs)
             files.write_atomic(made.path / _README, card)
