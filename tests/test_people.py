@@ -136,6 +136,19 @@ def test_people_who_have_other_names_now_are_refused_however_few(tmp_path, renam
         check_subjects(ready(now), tmp_path)
 
 
+def test_images_that_are_gone_since_the_training_are_told(tmp_path, capsys):
+    people = {f"P{p:02}": "train" for p in range(9)} | {"P09": "val"}
+    (tmp_path / "subjects.csv").write_text(
+        "subject,split,images\n" + "".join(f"{who},{split},1\n" for who, split in people.items())
+    )
+    check_subjects(ready(people), tmp_path)
+    assert capsys.readouterr().out == ""
+    check_subjects(ready(dict(list(people.items())[2:])), tmp_path)
+    told = capsys.readouterr().out
+    assert "train has 7 images, 9 when the VQ-VAE was trained" in told
+    assert "val" not in told.split("VQ-VAE")[0]
+
+
 def test_a_missing_label_of_a_visit_is_not_that_of_another_visit(tmp_path):
     (tmp_path / "t.csv").write_text(
         "subject,visit,sex,diagnosis\nP1,,F,\nP1,V1,,NC\nP1,V2,,n/a\nP2,,M,\nP2,V1,,NC\nP2,V2,,AD\n"

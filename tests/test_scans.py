@@ -1,5 +1,6 @@
 """Endings, prefixes and folders that tell a scan: one person stays one, two stay two, in trees as people have them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,13 @@ def test_people_go_before_columns_that_might_name_images(tmp_path, head):
 
 def test_letters_join_over_gaps():
     assert join(["NDAR_INV007"], ["NDARINV007", "NDARINV008"])[0] == {"NDAR_INV007": "NDARINV007"}
+
+
+def test_raw_data_sets_that_a_tool_converted_are_sets_of_their_own(tmp_path):
+    made = {"DatasetType": "raw", "GeneratedBy": [{"Name": "dcm2bids"}]}
+    for site in ("siteA", "siteB"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "dataset_description.json").write_text(json.dumps({"Name": site, **made}))
+    layout = lay(tmp_path, [f"{site}/sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz" for site in ("siteA", "siteB") for p in P])
+    assert len(set(layout.subjects)) == 2 * len(P)
+    assert any("several BIDS data sets" in doubt for doubt in layout.subject_doubts)

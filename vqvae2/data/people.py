@@ -65,6 +65,8 @@ def _home(folder: Path, name: str) -> str:
         text = (folder / name / "dataset_description.json").read_text() if name else ""
     except (OSError, UnicodeDecodeError):
         return ""
+    if re.search(r'"DatasetType"\s*:\s*"raw"', text):  # GeneratedBy then names what converted the scans
+        return name
     return "" if re.search(r'"derivative"|PipelineDescription|GeneratedBy', text) else name if text else ""
 
 

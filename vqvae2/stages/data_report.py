@@ -88,7 +88,8 @@ def check_subjects(data: ImageData, folder: Path) -> None:
         return
     with files.told_as("cannot read the subjects of the training", path):
         text = path.read_bytes().decode("utf-8", "surrogatepass")
-    before = {row["subject"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    before = {row["subject"]: row["split"] for row in rows}
     now = {subject: split for split, images in data.splits.items() for subject in images.subjects}
     gone, new = before.keys() - now.keys(), now.keys() - before.keys()
     read = {split for split in before.values() if split in data.splits}
@@ -100,8 +101,16 @@ def check_subjects(data: ImageData, folder: Path) -> None:
             f"{len(new):,} are new, such as {other}; whether the new ones are training subjects under other names "
             "cannot be told",
             data.name,
-            "Keep the training files in place (adding files is fine) and the same --subject-pattern, or train it again",
+            "Keep the training files in place (adding files is fine) and the same --subject-pattern, give --layout if "
+            "this version reads the names otherwise, or train it again",
         )
+    for split, images in data.splits.items():
+        then = sum(int(row.get("images") or 0) for row in rows if row["split"] == split)
+        if len(images) < then:
+            print(
+                f"note       {split} has {len(images):,} images, {then:,} when the VQ-VAE was trained: files are gone, "
+                "or are now taken for masks (--include-masks)"
+            )
     moved = sorted(subject for subject, split in now.items() if before.get(subject, split) != split)
     if moved:
         one = moved[0]
