@@ -267,9 +267,7 @@ def _train(
         "seed": compute.seed,
         "num_workers": compute.workers(decoding=data.splits["train"].on_demand),
     }
-    train = None
-    if arguments.augmentation.changes:
-        train = AugmentedSet(data.splits["train"], arguments.augmentation, compute.seed)
+    train = AugmentedSet(data.splits["train"], arguments.augmentation, compute.seed)
     if not sharpening.sharpen_share:
         return fit(VQVAETask(model, data, train), arguments.training, run.vqvae, resume=arguments.resume, **settings)
     first, second = _parts(arguments)
@@ -292,7 +290,8 @@ def _train(
     resume = arguments.resume and checkpoint.has_state(folder / "state")
     how = "against a patch discriminator" if sharpening.adversarial_weight else "without a discriminator"
     print(f"training the image decoder alone, {how}; figures go to {folder}")
-    return fit(SharpeningTask(best, data, sharpening, run.vqvae, train), second, folder, resume=resume, **settings)
+    changing = train if arguments.augmentation.changes else None
+    return fit(SharpeningTask(best, data, sharpening, run.vqvae, changing), second, folder, resume=resume, **settings)
 
 
 def _settings(line: CommandLine[Arguments]) -> Arguments:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqvae2 import distributed, metrics
 from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
-from vqvae2.data import AugmentationConfig, AugmentedSet, ImageData, ImageSet
+from vqvae2.data import AugmentedSet, ImageData, ImageSet
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
@@ -34,7 +34,7 @@ class VQVAETask:
 
     def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
         self.model, self.data = model, data
-        self.dataset = train or AugmentedSet(data.splits["train"], AugmentationConfig(), 0)
+        self.dataset = train or data.splits["train"]
         self.device = next(model.parameters()).device
         self.window = [CodeCounts(k) for k in model.config.num_embeddings]
         self.used: dict[str, list[int]] = {}
@@ -46,7 +46,7 @@ class VQVAETask:
         return [*self.model.encoders, *self.model.decoders, *self.model.conditioners]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
-        images = self.dataset.unit(batch, self.device)
+        images = _images(self.dataset, batch, self.device)
         ready = self.model.initialized
         loss, terms, out = self.model.loss(images)
         if ready:  # before that, codes are zeros that mean nothing
@@ -179,6 +179,11 @@ def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
     }
 
 
+def _images(dataset: AugmentedSet | ImageSet, batch: dict[str, Any], device: torch.device) -> Tensor:
+    """The images of a batch, made of what is stored, or ready."""
+    return dataset.unit(batch, device) if isinstance(dataset, AugmentedSet) else batch["image"].to(device)
+
+
 @dataclass(frozen=True)
 class SharpeningConfig:
     """How the image's decoder is trained on alone: on near codes, against a patch discriminator, or both."""
@@ -271,7 +276,7 @@ class SharpeningTask(VQVAETask):
         return [self.model.decoders[-1]]
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
-        images = self.dataset.unit(batch, self.device).contiguous(memory_format=torch.channels_last)
+        images = _images(self.dataset, batch, self.device).contiguous(memory_format=torch.channels_last)
         rows = batch["index"].cpu()
         codes = [level[rows].to(self.device) for level in self.codes] if self.codes else self.model.encode(images)
         near = self.model.near_codes(codes, self.config.code_noise, neighbours=self.neighbours)
