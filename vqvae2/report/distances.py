@@ -12,6 +12,7 @@ from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
 Features = Callable[[Tensor], Tensor]
+"""From images (N, C, H, W) in [-1, 1] to features (N, d)."""
 
 
 def encoder_features(model: VQVAE, like: Tensor) -> Features:
