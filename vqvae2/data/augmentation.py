@@ -141,9 +141,8 @@ class AugmentedSet:
 
     def unit(self, batch: Mapping[str, Any], device: torch.device | None = None) -> Tensor:
         """Return the changed images of a batch, (B, C, H, W) in [-1, 1], made on a device; None: where the batch is."""
-        here = (
-            torch.device("cpu") if device is not None and device.type == "mps" else device
-        )  # has no bicubic grid_sample
+        on_mps = device is not None and device.type == "mps"  # which has no bicubic grid_sample
+        here = torch.device("cpu") if on_mps else device
         stored = batch["image"].to(here)
         changes = {name: value.to(stored.device) for name, value in batch["changes"].items()}
         return _changed(to_unit(stored, self.images.value_range), changes).to(device)

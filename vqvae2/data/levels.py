@@ -77,10 +77,16 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return attribute  # adenosis/14-22549AB: words above people
     if above[0]:
         return "" if layout.volumes else "people"
-    training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
-    held_out = {name for name, split in zip(names, layout.splits, strict=True) if split not in (None, "train")} - {""}
+    training, held_out = _by_split(layout, names)
     # Classes of a held-out split are classes of the training split; subjects are not.
     return "people" if held_out and not held_out & training else attribute
+
+
+def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The names of the training split, and those of held-out ones."""
+    told = set(zip(names, (split in (None, "train") for split in layout.splits), strict=True))
+    training, held_out = ({name for name, own in told if name and own == side} for side in (True, False))
+    return training, held_out
 
 
 def half(names: set[str], pattern: re.Pattern[str]) -> bool:
@@ -167,9 +173,9 @@ def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[s
     ]
     few = sum(count < 3 for count in counts.values())
     repeated = all(stem.startswith(name.removeprefix(begin)) for stem, name in zip(stems, names, strict=True) if name)
-    training = {name for name, split in zip(names, layout.splits, strict=True) if split in (None, "train")}
-    if any(split not in (None, "train") and name in training for name, split in zip(names, layout.splits, strict=True)):
-        return False  # classes of a held-out split are classes of the training split; people are not
+    training, held_out = _by_split(layout, names)
+    if held_out & training:
+        return False  # classes, as they are in both
     if 5 * len(personal) >= 4 * len(counts) and (4 * few >= len(counts) > 3 or len(counts) > 20):
         if not repeated:
             layout.subject_doubts.append(

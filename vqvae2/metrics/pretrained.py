@@ -4,7 +4,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,16 @@ def _read(path: Path, name: str, download: str) -> dict[str, Any]:
     """Weights from torch's cache."""
     if not path.is_file():
         raise UserError(f"{name}'s weights are not there", path, f'Download them: python -c "{download}"')
-    try:
+    with _readable(name, path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
+
+
+@contextmanager
+def _readable(name: str, path: Path) -> Iterator[None]:
+    """Tell in a line what goes wrong with a file of weights."""
+    try:
+        yield
+    except Exception as error:  # torch raises many kinds, of many lines
         raise UserError(f"{name}'s weights cannot be read ({type(error).__name__})", path, "Delete the file") from None
 
 
@@ -95,10 +103,8 @@ def _mobilenet(path: Path) -> nn.Module:
     weights = _read(path, "MobileNetV2", download)
     with torch.device("meta"):  # no random start, which would move the random numbers of the program
         network = mobilenet_v2()
-    try:
+    with _readable("MobileNetV2", path):
         network.load_state_dict(weights, assign=True)
-    except RuntimeError:
-        raise UserError("MobileNetV2's weights cannot be read (RuntimeError)", path, "Delete the file") from None
     return network.features.eval().requires_grad_(False)
 
 
@@ -112,13 +118,13 @@ def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
     download = f"import torchvision; torchvision.models.get_model('{name}', weights='DEFAULT')"
     path = _cached(Path(weights.url).name)
     _read(path, name, download)  # safely, before torchvision does
-    with torch.random.fork_rng(devices=[]):
+    with _readable(name, path), torch.random.fork_rng(devices=[]):
         network = models.get_model(name, weights=weights).eval().requires_grad_(False)
-    if not any(isinstance(module, nn.Linear) for module in network.modules()):
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
         raise UserError(f"{name} has no linear layer, whose input would be its features", "--features", "Give another")
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     taken: list[Tensor] = []
-    last.register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
+    layers[-1].register_forward_pre_hook(lambda _module, given: taken.append(given[0]))
     side = getattr(network, "image_size", None)
 
     def compute(images: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ def _inception() -> Callable[[Tensor], Tensor]:
     path = _cached(INCEPTION_WEIGHTS)
     download = f"import torch; torch.hub.load_state_dict_from_url('{URL_INCEPTION_V3}')"
     _read(path, "Inception", download)  # safely, before torch-fidelity does
-    with torch.random.fork_rng(devices=[]):
+    with _readable("Inception", path), torch.random.fork_rng(devices=[]):
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
 
     def compute(images: Tensor) -> Tensor:
