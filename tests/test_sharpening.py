@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import random_weights
 from tiny_runs import VQVAE_FLAGS, stats
 from torch import nn
+from torchvision.transforms.functional import normalize
 
 from vqvae2 import CodeStore, checkpoint
 from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discriminator_loss, gradient_penalty
 from vqvae2.data import DataConfig, open_data
+from vqvae2.metrics import perceptual_distance
 from vqvae2.optim import TrainingConfig
 from vqvae2.stages import extract_codes, train_vqvae
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask
@@ -68,6 +71,8 @@ def test_a_limit_is_divided():
     assert (first.max_steps, first.max_minutes, second.max_steps, second.max_minutes) == (75, 6, 25, 2)
     by_muon = TrainingConfig(max_steps=100, optimizer="muon")  # the decoder's part has a rate of its own
     assert [part.optimizer for part in SharpeningConfig(sharpen_share=0.25).divide(by_muon)] == ["muon", "adamw"]
+    first, second = SharpeningConfig(sharpen_share=1).divide(TrainingConfig(max_steps=100))
+    assert (first, second.max_steps) == (None, 100)
     with pytest.raises(ValueError, match="limit"):
         SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig())
 
@@ -108,7 +113,12 @@ def test_sharpening_is_resumed_where_it_stopped(tmp_path, call, monkeypatch):
 
 def test_settings_out_of_range_are_refused(tmp_path, call, refused):
     assert "--sharpen-share must be in" in refused(
-        train_vqvae.main, "--run", tmp_path / "a", "--data", "phantom", "--sharpen-share", 1
+        train_vqvae.main, "--run", tmp_path / "a", "--data", "phantom", "--sharpen-share", 1.1
+    )
+    nothing = [*VQVAE_FLAGS, "--max-steps", 4, "--sharpen-share", 1]
+    assert "Add --init RUN" in refused(train_vqvae.main, "--run", tmp_path / "a", *nothing)
+    assert "--perceptual-weight must be >= 0" in refused(
+        train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, "--perceptual-weight", -1
     )
     short = [*VQVAE_FLAGS, "--max-steps", 1]
     assert "longer limit" in refused(train_vqvae.main, "--run", tmp_path / "a", *short, "--sharpen-share", 0.3)
@@ -151,3 +161,92 @@ def test_codes_of_images_that_do_not_change_are_made_once(tiny_images, monkeypat
     monkeypatch.setattr(model, "encode", None)
     loss, _ = task.loss(data.splits["train"].__getitems__([3, 0, 2]))
     assert loss.item() > 0
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """A MobileNetV2 of random weights, in place of torchvision's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return random_weights(tmp_path / "torch")
+
+
+def test_the_perceptual_distance_is_of_unit_features_at_five_resolutions(network):
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.rand(2, 1, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
+
+    def maps(images):
+        found, x = [], normalize(((images + 1) / 2).repeat(1, 3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        for block in network.features[:18]:
+            before, x = x, block(x)
+            if found and x.shape[2:] == before.shape[2:]:
+                found[-1] = x
+            else:
+                found.append(x)
+        return found
+
+    assert [m.shape[2] for m in maps(x)] == [32, 16, 8, 4, 2]
+    expected = torch.zeros(2)
+    for a, b in zip(maps(y), maps(x), strict=True):
+        expected += 2 * (1 - nn.functional.cosine_similarity(a, b, dim=1, eps=1e-20)).mean((1, 2)) / 5
+    torch.testing.assert_close(perceptual_distance(y, x), expected, atol=1e-5, rtol=1e-4)
+    assert perceptual_distance(x, x).abs().max() == 0
+    leaf = y.clone().requires_grad_()
+    perceptual_distance(leaf, x).sum().backward()
+    assert leaf.grad.abs().sum() > 0
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_perceptual_term_joins_the_loss_of_the_decoder(tiny_images, network):
+    data, model = tiny_images
+    batch = data.splits["train"].__getitems__(range(4))
+    losses = [
+        SharpeningTask(model, data, SharpeningConfig(adversarial_weight=0, perceptual_weight=w), None).loss(batch)
+        for w in (0, 3)
+    ]
+    made = model.decoders[-1](model.decoder_input(model.encode(batch["image"])))
+    distance = perceptual_distance(made, batch["image"]).mean()
+    torch.testing.assert_close(losses[1][0] - losses[0][0], 3 * distance, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses[1][1]["train/perceptual"][0], distance.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, monkeypatch):
+    flags = ["--data", "phantom", "--phantom-images", 60, "--device", "cpu"]
+    assert call(train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, "--max-steps", 6).code == 0
+    flags += ["--run", tmp_path / "b", "--init", tmp_path / "a", "--sharpen-share", 1, "--max-steps", 6]
+    flags += ["--evaluations", 3, "--log-every", 1, "--perceptual-weight", 0.2, "--adversarial-weight", 0]
+    real = train_vqvae.SharpeningTask
+
+    class Broken(real):  # type: ignore[misc, valid-type]
+        def save(self, folder):
+            if self.steps == 4:
+                raise KeyboardInterrupt
+            super().save(folder)
+
+    monkeypatch.setattr(train_vqvae, "SharpeningTask", Broken)
+    ended = call(train_vqvae.main, *flags)
+    assert ended.code == 130
+    assert "--resume" in ended.err
+    monkeypatch.setattr(train_vqvae, "SharpeningTask", real)
+    assert "--resume" in call(train_vqvae.main, *flags).err  # there is a training already
+    assert call(train_vqvae.main, "--run", tmp_path / "b", "--resume").code == 0
+    sharp, plain = (checkpoint.load_tensors(tmp_path / name / "vqvae") for name in "ba")
+    changed = {name for name, value in sharp.items() if not torch.equal(value, plain[name])}
+    assert changed
+    assert all(name.startswith("decoders.1.") for name in changed), changed
+    lines = stats(tmp_path / "b" / "vqvae" / "sharpening")
+    assert any("train/perceptual" in line for line in lines)
+
+
+def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, call, refused, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    flags = [*VQVAE_FLAGS, "--preset", "brain128", "--max-steps", 40, "--dry-run", "--run", tmp_path / "a"]
+    flags += ["--strides", 2, 2, "--rate-weight", 0, "--num-embeddings", 8, 8]
+    ended = call(train_vqvae.main, *flags)
+    assert ended.code == 0
+    assert "sharpens the decoder, is left out: MobileNetV2's weights are not there" in ended.out
+    assert "for its decoder alone" not in ended.out
+    assert "weights are not there" in refused(train_vqvae.main, *flags, "--perceptual-weight", 1)
+    assert "left out" not in call(train_vqvae.main, *flags, "--sharpen-share", 0).out
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "some"))
+    random_weights(tmp_path / "some")
+    assert "2 steps for its decoder alone" in call(train_vqvae.main, *flags).out

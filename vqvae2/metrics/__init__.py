@@ -6,7 +6,7 @@
 - ``sets``: one set of images held against another: Frechet and kernel distance (KID), precision and recall.
 - ``neighbours``: the nearest images by pixels; ``copies``: those after shifts, mirrored and in another light;
   ``regions``: those of parts of images.
-- ``pretrained``: what a pretrained network makes of images, for distances between sets.
+- ``pretrained``: what a pretrained network makes of images, for distances between sets and of an image from another.
 
 Images are (B, C, H, W) in [-1, 1], so the data range is 2, always given and never guessed. Codes are integer maps
 (B, h, w). Likelihoods are in nats per code.
@@ -27,7 +27,7 @@ from vqvae2.metrics.codes import (
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.neighbours import nearest
-from vqvae2.metrics.pretrained import features, named_features
+from vqvae2.metrics.pretrained import features, named_features, perceptual_distance
 from vqvae2.metrics.regions import Regions, region_nearest
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, neighbourhoods
 from vqvae2.metrics.sharpness import (
@@ -64,6 +64,7 @@ __all__ = [
     "named_features",
     "nearest",
     "neighbourhoods",
+    "perceptual_distance",
     "perplexity",
     "positionwise_log_table",
     "positionwise_unigram_nll",

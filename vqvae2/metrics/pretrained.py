@@ -1,4 +1,4 @@
-"""Images as a pretrained network sees them, for distances between sets."""
+"""Images as a pretrained network sees them: distances between sets, and of an image from another."""
 
 import functools
 import importlib
@@ -20,6 +20,9 @@ WEIGHTS = "mobilenet_v2-b0353104.pth"
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's, converted from those that TensorFlow published."""
+
+_TAPS = (1, 3, 6, 13, 17)
+"""Blocks of MobileNetV2 compared by `perceptual_distance`: the last at each resolution, half to a thirty-second."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,6 +49,32 @@ def features(images: Tensor, chunk: int = 32) -> Tensor:
     return _in_parts(lambda part: network(_normalised(part)).mean((2, 3)), images, chunk, 1280)
 
 
+def perceptual_distance(y: Tensor, x: Tensor) -> Tensor:
+    """Compare images y with images x by MobileNetV2's features at five resolutions, through which gradients reach y.
+
+    Features are scaled to unit length at each position, their squared differences summed over channels, averaged over
+    positions, and over the five maps: LPIPS without its learned weights. 0 for equal images, at most 4.
+
+    Args:
+        y: (B, C, H, W) in [-1, 1], C 1 or 3.
+        x: like y.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        UserError: the weights are not in torch's cache. Nothing is downloaded.
+
+    Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018, equation 1.
+    """
+    network = _mobilenet(_cached(WEIGHTS)).to(y.device)
+    with torch.no_grad():
+        target = _at_taps(network, x)
+    return torch.stack(
+        [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(_at_taps(network, y), target, strict=True)]
+    ).mean(0)
+
+
 def named_features(name: str) -> Callable[[Tensor], Tensor]:
     """Return a function from images (N, C, H, W) in [-1, 1], C 1 or 3, to features (N, d), float32 on the CPU.
 
@@ -66,6 +95,18 @@ def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor, chunk: int, d
     with torch.inference_mode():
         parts = [network(part).flatten(1).float().cpu() for part in images.float().split(chunk) if len(part)]
     return torch.cat(parts) if parts else torch.zeros(0, dims)
+
+
+def _at_taps(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Features of unit length at each position, of each block of ``_TAPS``."""
+    maps, x = [], _normalised(images)
+    for index, block in enumerate(network.children()):
+        if index > _TAPS[-1]:
+            break
+        x = block(x)
+        if index in _TAPS:
+            maps.append(F.normalize(x.float(), dim=1, eps=1e-10))
+    return maps
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -244,13 +244,18 @@ def prepare_folder(folder: Path, line: CommandLine) -> None:
 
 def is_trained(folder: Path) -> bool:
     """Tell whether a folder holds a training: a model, or a state to resume from."""
-    return checkpoint.has_state(folder / "state") or (folder / "model.safetensors").exists()
+    return is_resumable(folder) or (folder / "model.safetensors").exists()
+
+
+def is_resumable(folder: Path) -> bool:
+    """Tell whether a folder holds a state to resume from, be it of the last part of a VQ-VAE's training alone."""
+    return any(checkpoint.has_state(part / "state") for part in (folder, folder / "sharpening"))
 
 
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", folder, "Give one of them")
-    if resume and (folder / "model.safetensors").exists() and not checkpoint.has_state(folder / "state"):
+    if resume and (folder / "model.safetensors").exists() and not is_resumable(folder):
         raise UserError(
             "this model has no state to resume from",
             folder,

@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import distributed
 from vqvae2.device import keep_freed_memory
 from vqvae2.errors import UserError
 from vqvae2.stages.commands import command, flags_of
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, is_resumable
 from vqvae2.stages.flags import CommandLine
 from vqvae2.training import Interrupted
 from vqvae2.version import __version__
@@ -93,7 +93,7 @@ def _continuation(line: CommandLine) -> str:
     earlier = "overwrite" in line.given and not line.prepared  # a state there is that of the training to be deleted
     if line.stage.startswith("train") and "run" in line.given and not earlier:
         run, level = RunFolder(line.given["run"]), line.given.get("level")
-        if checkpoint.has_state((run.prior(level) if level else run.vqvae) / "state"):
+        if is_resumable(run.prior(level) if level else run.vqvae):
             where = {name: value for name, value in line.given.items() if name in ("run", "level")}
             return command(line.stage, *flags_of({**where, "resume": True}))
     return command(line.stage, *flags_of(line.given))

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqvae2 import checkpoint, distributed
+from vqvae2 import checkpoint, distributed, metrics
 from vqvae2.batches import check_divides
 from vqvae2.budget import budget, table
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import least_perplexity
-from vqvae2.presets import PRESETS
+from vqvae2.presets import PRESETS, Preset
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
     Compute,
@@ -170,10 +169,17 @@ def _check(arguments: Arguments, side: int) -> None:
                 "--sharpen-share",
                 "Give 0, --adversarial-weight 0, or larger images",
             )
+        if arguments.sharpening.sharpen_share == 1 and arguments.init is None and not arguments.resume:
+            raise UserError(
+                "--sharpen-share 1 trains nothing but the decoder, and there is no VQ-VAE yet",
+                how="Add --init RUN, or give a smaller share",
+            )
         _parts(arguments)
+        if arguments.sharpening.perceptual_weight:
+            _check_perceptual()
 
 
-def _parts(arguments: Arguments) -> tuple[TrainingConfig, TrainingConfig]:
+def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig]:
     """Divide a training's limit into the VQ-VAE's part and the sharpening's; in a short run each is evaluated once."""
     training = arguments.training
     try:
@@ -183,15 +189,17 @@ def _parts(arguments: Arguments) -> tuple[TrainingConfig, TrainingConfig]:
             f"cannot share the limit with sharpening ({error})", "--sharpen-share", "Give a longer limit, or 0"
         ) from None
     if training.max_steps and training.evaluations <= 2:
-        return replace(parts[0], evaluations=1), replace(parts[1], evaluations=1)
+        return parts[0] and replace(parts[0], evaluations=1), replace(parts[1], evaluations=1)
     return parts
 
 
-def _shares(first: TrainingConfig, second: TrainingConfig) -> str:
-    amounts = [
-        f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes" for part in (first, second)
-    ]
-    return f"{amounts[0]} for the VQ-VAE, then {amounts[1]} for its decoder alone (--sharpen-share)"
+def _shares(first: TrainingConfig | None, second: TrainingConfig) -> str:
+    def amount(part: TrainingConfig) -> str:
+        return f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes"
+
+    if first is None:
+        return f"{amount(second)} for the decoder alone (--sharpen-share)"
+    return f"{amount(first)} for the VQ-VAE, then {amount(second)} for its decoder alone (--sharpen-share)"
 
 
 def _work(
@@ -244,7 +252,7 @@ def _next(arguments: Arguments, outcome: Outcome, run: RunFolder) -> str:
         return longer_training(run, 10 * batches)
     sizes = zip(model.levels, model.config.num_embeddings, strict=True)
     used = {level: outcome.best[f"{level}/perplexity_foreground"] for level in model.levels}
-    collapsed = [level for level, k in sizes if not used[level] >= least_perplexity(k)]
+    collapsed = [level for level, k in sizes if not used[level] >= metrics.least_perplexity(k)]
     for level in collapsed:
         print(f"warning: the codebook of level {level} has collapsed: extract-codes will refuse it")
     return longer_training(run) if collapsed else command("extract-codes", "--run", run.path)
@@ -275,10 +283,13 @@ def _train(
     folder = run.vqvae / "sharpening"
     start = folder / "start"  # the VQ-VAE before sharpening, which overwrites the run's own
     if not (arguments.resume and checkpoint.has_model(start)):
-        fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
-        best = VQVAE.from_pretrained(run.vqvae, device)
+        if first is None:
+            best = model.eval()
+        else:
+            fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
+            best = VQVAE.from_pretrained(run.vqvae, device)
         if not best.initialized:
-            batches = initial_batches(best.config, first.batch_size)
+            batches = initial_batches(best.config, second.batch_size)
             raise UserError(
                 f"training ended before the codebooks were initialised (after {batches} batches)",
                 run.vqvae,
@@ -288,8 +299,9 @@ def _train(
     else:
         best = VQVAE.from_pretrained(start, device)
     resume = arguments.resume and checkpoint.has_state(folder / "state")
-    how = "against a patch discriminator" if sharpening.adversarial_weight else "without a discriminator"
-    print(f"training the image decoder alone, {how}; figures go to {folder}")
+    by = ["by MobileNetV2's features"] if sharpening.perceptual_weight else []
+    by += ["against a patch discriminator" if sharpening.adversarial_weight else "without a discriminator"]
+    print(f"training the image decoder alone, {', '.join(by)}; figures go to {folder}")
     changing = train if arguments.augmentation.changes else None
     return fit(SharpeningTask(best, data, sharpening, run.vqvae, changing), second, folder, resume=resume, **settings)
 
@@ -315,7 +327,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         "model": chosen.vqvae,
         "training": chosen.vqvae_training,
         "augmentation": augmentation,
-        "sharpening": SharpeningConfig(**chosen.sharpening),
+        "sharpening": _sharpening(chosen, record, line),
         "compute": Compute(),
     }
     if init is not None:
@@ -331,6 +343,26 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
+
+
+def _check_perceptual() -> None:
+    """Raise UserError unless the perceptual distance can be computed."""
+    image = torch.zeros(1, 1, 32, 32)
+    metrics.perceptual_distance(image, image)
+
+
+def _sharpening(preset: Preset, record: dict[str, Any] | None, line: CommandLine[Arguments]) -> SharpeningConfig:
+    """Return the preset's sharpening, without the part that needs MobileNetV2's weights where they are not there."""
+    chosen = SharpeningConfig(**preset.sharpening)
+    own = {"perceptual_weight", "sharpen_share"} & line.changed.keys()
+    if record or own or not chosen.perceptual_weight:  # the run's settings follow, or the user's
+        return chosen
+    try:
+        _check_perceptual()
+    except UserError as error:
+        print(f"note       the preset's last part, which sharpens the decoder, is left out: {error}")
+        return SharpeningConfig()
+    return chosen
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:

@@ -186,13 +186,17 @@ def _images(dataset: AugmentedSet | ImageSet, batch: dict[str, Any], device: tor
 
 @dataclass(frozen=True)
 class SharpeningConfig:
-    """How the image's decoder is trained on alone: on near codes, against a patch discriminator, or both."""
+    """How the image's decoder is trained on alone: on near codes, by a network's features, against a discriminator."""
 
     sharpen_share: float = 0.0
-    """Share of the training's limit (minutes or steps) spent on the image's decoder alone, in [0, 1); 0: none."""
+    """Share of the training's limit (minutes or steps) spent on the image's decoder alone, in [0, 1]; 0: none; 1, with
+    --init: nothing else is trained."""
     code_noise: float = 0.0
     """Share of the codes that this part of the training replaces by neighbouring ones, in [0, 1], to make the decoder
     robust to small sampling errors of the priors."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance between image and reconstruction in MobileNetV2's features, >= 0. Above 0 it takes
+    torchvision's weights, from torch's cache."""
     adversarial_weight: float = 0.5
     """Norm of the adversarial gradient relative to the reconstruction gradient's, >= 0; 0: no
     discriminator."""
@@ -204,29 +208,29 @@ class SharpeningConfig:
     """Peak learning rate of decoder and discriminator."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sharpen_share < 1:
-            raise ValueError(f"sharpen_share must be in [0, 1), got {self.sharpen_share}")
-        if min(self.adversarial_weight, self.penalty_weight, self.discriminator_warmup) < 0:
-            raise ValueError("adversarial_weight, penalty_weight and discriminator_warmup must be >= 0")
+        if not 0 <= self.sharpen_share <= 1:
+            raise ValueError(f"sharpen_share must be in [0, 1], got {self.sharpen_share}")
+        for name in ("perceptual_weight", "adversarial_weight", "penalty_weight", "discriminator_warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.code_noise <= 1:
             raise ValueError(f"code_noise must be in [0, 1], got {self.code_noise}")
 
-    def divide(self, training: TrainingConfig) -> tuple[TrainingConfig, TrainingConfig]:
-        """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part.
+    def divide(self, training: TrainingConfig) -> tuple[TrainingConfig | None, TrainingConfig]:
+        """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part; None: there is no first.
 
         Raises:
             ValueError: there is nothing to divide, or too little.
         """
         if not training.limited:
             raise ValueError("sharpening takes a share of a limit, and there is none")
-        share, parts = self.sharpen_share, []
-        for part in (1 - share, share):
-            steps = training.max_steps and round(training.max_steps * part)
-            parts.append(
-                replace(training, max_steps=steps, max_minutes=training.max_minutes and training.max_minutes * part)
-            )
-        return parts[0], replace(
-            parts[1],
+
+        def part(share: float) -> TrainingConfig:
+            steps, minutes = training.max_steps, training.max_minutes
+            return replace(training, max_steps=steps and round(steps * share), max_minutes=minutes and minutes * share)
+
+        return part(1 - self.sharpen_share) if self.sharpen_share < 1 else None, replace(
+            part(self.sharpen_share),
             optimizer="adam" if training.optimizer == "adam" else "adamw",
             learning_rate=self.sharpen_learning_rate,
             beta1=0.5,
@@ -282,11 +286,11 @@ class SharpeningTask(VQVAETask):
         near = self.model.near_codes(codes, self.config.code_noise, neighbours=self.neighbours)
         made = self.model.decoders[-1](self.model.decoder_input(near))
         if self.discriminator is None:
-            loss, terms = self.model.config.reconstruction_loss(made.float(), images)
+            loss, terms = self._reconstruction_loss(made.float(), images)
             return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
         weight = self.config.adversarial_weight * (self.steps >= self.config.discriminator_warmup)
         y = made.detach().float().requires_grad_()
-        reconstruction, terms = self.model.config.reconstruction_loss(y, images)
+        reconstruction, terms = self._reconstruction_loss(y, images)
         scores = self.discriminator(y)
         gradient = adversarial_gradient(reconstruction, scores, y, weight)
         told = discriminator_loss(self.discriminator(images), scores)
@@ -298,6 +302,13 @@ class SharpeningTask(VQVAETask):
         loss = own + pushed + (reconstruction - own - pushed).detach()
         sums = {**terms, "discriminator": told, "penalty": penalty}
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
+
+    def _reconstruction_loss(self, y: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = self.model.config.reconstruction_loss(y, x)
+        if self.config.perceptual_weight:
+            terms = {**terms, "perceptual": metrics.perceptual_distance(y, x).mean()}
+            loss = loss + self.config.perceptual_weight * terms["perceptual"]
+        return loss, terms
 
     def _encoded(self, images: ImageSet) -> list[Tensor]:
         """Encode the training images, whose codes do not change any more: (N, h, w) of each level, top first."""
