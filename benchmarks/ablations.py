@@ -46,12 +46,12 @@ from vqvae2.metrics import (
     positionwise_unigram_nll,
     ssim,
 )
-from vqvae2.optim import make_optimizer
+from vqvae2.optim import TrainingConfig, make_optimizer
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior
 from vqvae2.stages.train_prior import PriorTask
 from vqvae2.stages.vqvae_tasks import VQVAETask
-from vqvae2.training import TrainingConfig, fit
+from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE
 
 PRESET = PRESETS["brain128"]

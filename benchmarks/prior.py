@@ -23,8 +23,7 @@ from torch import nn
 
 from vqvae2 import Prior, PriorConfig
 from vqvae2.device import autocast, compile_modules, keep_freed_memory, resolve_precision
-from vqvae2.optim import make_optimizer
-from vqvae2.training import TrainingConfig
+from vqvae2.optim import TrainingConfig, make_optimizer
 
 K, CHANNELS, BATCH = 512, 256, 4
 BARS = {"train-prior-32x32": 2, "prior-memory-64x64": 4}

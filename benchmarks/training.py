@@ -25,8 +25,7 @@ from torch import nn
 from vqvae2.batches import EpochBatches
 from vqvae2.data import DataConfig, ImageSet, open_data
 from vqvae2.device import autocast, compile_modules, keep_freed_memory, resolve_precision
-from vqvae2.optim import make_optimizer
-from vqvae2.training import TrainingConfig
+from vqvae2.optim import TrainingConfig, make_optimizer
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 # Side of the images, batch, device, and the ratio that was set as an aim.

@@ -17,7 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 from vqvae2 import checkpoint, training
-from vqvae2.training import Outcome, TrainingConfig, fit
+from vqvae2.optim import TrainingConfig
+from vqvae2.training import Outcome, fit
 
 ITEMS = 20
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vqvae2 import checkpoint
 from vqvae2.data import DataConfig, ImageData, open_data
+from vqvae2.optim import TrainingConfig
 from vqvae2.quantizer import Codebook
 from vqvae2.stages.vqvae_tasks import VQVAETask
-from vqvae2.training import TrainingConfig, fit
+from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 

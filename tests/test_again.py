@@ -6,11 +6,11 @@ import pytest
 from tiny_runs import VQVAE_FLAGS
 
 from vqvae2 import checkpoint
+from vqvae2.interrupts import Interrupted
 from vqvae2.stages import train_vqvae
 from vqvae2.stages.commands import flags_of
 from vqvae2.stages.common import RunFolder, record_of
 from vqvae2.stages.flags import CommandLine
-from vqvae2.training import Interrupted
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import get_args
 import pytest
 
 from vqvae2 import PriorConfig, VQVAEConfig
+from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS, Preset
 from vqvae2.sampling import Sharpness
 from vqvae2.stages.commands import STAGES, TOOLS
-from vqvae2.training import TrainingConfig
 from vqvae2.vqvae_config import UpperDecoder
 
 ROOT = Path(__file__).resolve().parent.parent

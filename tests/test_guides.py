@@ -13,10 +13,10 @@ from plane import SHORT, Plane, saved_weight, train
 from tiny_priors import tiny_prior
 
 from vqvae2 import checkpoint, presets
+from vqvae2.interrupts import Interrupted
 from vqvae2.prior import Prior
 from vqvae2.sampling import Sharpness
 from vqvae2.stages import evaluate, export, sample
-from vqvae2.training import Interrupted
 
 pytest_plugins = ["tiny_run_fixtures"]
 

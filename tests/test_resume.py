@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from vqvae2 import checkpoint, training
 from vqvae2.errors import UserError
-from vqvae2.training import Interrupted
+from vqvae2.interrupts import Interrupted
 
 
 @pytest.fixture

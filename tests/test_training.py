@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from vqvae2 import checkpoint, training
 from vqvae2.batches import EpochBatches
 from vqvae2.errors import UserError
-from vqvae2.training import Interrupted, TrainingConfig
+from vqvae2.interrupts import Interrupted
+from vqvae2.optim import TrainingConfig
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def adversarial_gradient(reconstruction: Tensor, scores: Tensor, y: Tensor, weig
         (B, C, H, W), to be sent back through the decoder.
     """
     (own,) = torch.autograd.grad(reconstruction, y)
-    (other,) = torch.autograd.grad(-scores.float().mean(), y, retain_graph=True)
+    # The sum, whose gradient is not too small for float16; its scale does not matter.
+    (other,) = torch.autograd.grad(-scores.float().sum(), y, retain_graph=True)
     return own + weight * own.norm() / other.norm().clamp_min(1e-12) * other
 
 

@@ -22,10 +22,12 @@ __all__ = [
     "compile_modules",
     "forbid_tf32",
     "keep_freed_memory",
+    "random_state",
     "recorded",
     "records",
     "resolve_device",
     "resolve_precision",
+    "set_random_state",
     "widest",
 ]
 
@@ -173,3 +175,18 @@ def _compiler_problem(device: torch.device) -> str:
     except Exception as error:  # whatever a broken toolchain raises, eager mode works
         return type(error).__name__
     return ""
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of the random number generators of the CPU and of a CUDA device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Set them to what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

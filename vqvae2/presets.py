@@ -6,8 +6,8 @@ from typing import Any
 
 from vqvae2.data.augmentation import AugmentationConfig
 from vqvae2.data.config import Fit
+from vqvae2.optim import TrainingConfig
 from vqvae2.prior import PriorConfig
-from vqvae2.training import TrainingConfig
 from vqvae2.vqvae import VQVAEConfig
 
 __all__ = ["PRESETS", "Preset"]

@@ -4,26 +4,23 @@ It trains a `Task`, built by a stage, and knows nothing of models, batches or fi
 """
 
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.batches import batch_length, load_batches
-from vqvae2.device import CompileChoice, autocast, compile_modules
+from vqvae2.device import CompileChoice, autocast, compile_modules, random_state, set_random_state
 from vqvae2.errors import UserError
+from vqvae2.interrupts import Interrupted, signals
 from vqvae2.logbook import Logbook
 from vqvae2.optim import (
     TrainingConfig,
@@ -35,80 +32,9 @@ from vqvae2.optim import (
     moments,
 )
 from vqvae2.progress import Minutes, in_words
+from vqvae2.task import Sums, Task, WindowMeans
 
-__all__ = ["Interrupted", "Outcome", "Task", "TrainingConfig", "fit"]
-
-Sums = Mapping[str, tuple[Tensor, float]]
-
-
-class Task(Protocol):
-    """What `fit` trains."""
-
-    unit: str
-    """What a batch is counted in, for the throughput: ``images_per_second``."""
-    rate_flag: str
-    """The flag of its learning rate, for messages."""
-    restarts: bool
-    """Whether --resume starts it from the beginning when it has no state yet."""
-    score: str
-    """The figure of `validate` by which the best model is chosen, lower is better; empty: the latest model is kept."""
-    compiled_pays_on_cpu: bool
-    """Whether torch.compile makes its steps faster on a CPU, too."""
-    guide_share: float
-    """Share of the training after which the model is written as a weak guide of sampling, too; 0: it is not."""
-
-    @property
-    def dataset(self) -> Any:
-        """Training data for `batches.load_batches`."""
-        ...
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Return by name the modules that are trained and saved in the state."""
-        ...
-
-    def compilable(self) -> list[nn.Module]:
-        """Return the modules that torch.compile may compile."""
-        ...
-
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
-        """Return the loss of a batch (a scalar), and by name the sums and counts whose ratios are logged."""
-        ...
-
-    def after_step(self) -> None:
-        """Update what is learned without gradients, after each step of the optimiser; every process calls it."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Return the figures of an evaluation on subjects that are not trained on; the same in every process."""
-        ...
-
-    def brief(self, figures: dict[str, float]) -> str:
-        """Write the most telling figures of `validate` in a few words, for the terminal."""
-        ...
-
-    def preview(self) -> dict[str, np.ndarray]:
-        """Draw pictures (H, W) or (H, W, 3) uint8 of what the model does now."""
-        ...
-
-    def histograms(self) -> Mapping[str, Sequence[int]]:
-        """Return how often each of some things occurred in the last evaluation, such as codes, by name."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the model with its present weights."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return what resuming needs besides the modules: tensors, numbers, lists, dicts. Every process calls it."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a dictionary that `state` returned in the main process of the earlier run."""
-        ...
-
-
-class Interrupted(Exception):  # noqa: N818 - no error
-    """The training was interrupted by a signal; its state is saved."""
+__all__ = ["Outcome", "fit"]
 
 
 @dataclass(frozen=True)
@@ -196,8 +122,7 @@ class _Run:
         self.due = 0  # evaluations of a limited run that were due so far
         self.saved, self.saved_step = 0.0, -1  # seconds and step of the latest state
         self.guided = not task.guide_share  # whether there is a guide, or need be none
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, float] = {}
+        self.window = WindowMeans()
 
     def _shared_loss(self) -> nn.Module:
         """Wrap the task's loss in a module whose gradients are averaged over all processes."""
@@ -261,7 +186,7 @@ class _Run:
             bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}",
         )
         try:
-            with _signals() as interrupted:
+            with signals() as interrupted:
                 self.window_start, self.window_items = time.monotonic(), 0
                 self._agree(False)
                 while self.progress < 1 and not self._out_of_patience:
@@ -330,7 +255,7 @@ class _Run:
                 with autocast(self.device, self.precision):
                     loss, sums = self.loss(batch)
                 self.scaler.scale(loss / config.accumulate).backward()
-            self._add({"train/loss": (loss.detach(), 1.0), **sums})
+            self.window.add({"train/loss": (loss.detach(), 1.0), **sums})
             self.window_items += batch_length(batch) * distributed.world_size()
         self.scaler.unscale_(self.optimizer)
         if config.clip_norm:
@@ -338,7 +263,7 @@ class _Run:
             norms = [nn.utils.clip_grad_norm_(m.parameters(), config.clip_norm) for m in self.modules.values()]
             norm = norms[0].detach()
             if not self.scaler.is_enabled() or norm.isfinite():
-                self._add({"train/gradient_norm": (norm, 1.0)})
+                self.window.add({"train/gradient_norm": (norm, 1.0)})
         self.scaler.step(self.optimizer)  # passed over where a gradient is not finite
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -351,25 +276,9 @@ class _Run:
         loss = self.loss
         return loss.no_sync() if isinstance(loss, nn.parallel.DistributedDataParallel) else nullcontext()
 
-    def _add(self, sums: Sums) -> None:
-        for name, (value, count) in sums.items():
-            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
-            self.counts[name] = self.counts.get(name, 0.0) + count
-
-    def _gather_sums(self) -> dict[str, float]:
-        """Move the window's sums and counts to the main process; return their ratios in every process."""
-        names = sorted(self.sums)
-        own = [[float(self.sums[name]), self.counts[name]] for name in names]
-        total = distributed.all_reduce_sum(torch.tensor(own, dtype=torch.float64)) if own else torch.zeros(0, 2)
-        main = float(distributed.is_main())
-        if distributed.world_size() > 1:
-            for name, (value, count) in zip(names, total, strict=True):
-                self.sums[name], self.counts[name] = value.to(self.sums[name]) * main, float(count) * main
-        return {name: float(value / count) for name, (value, count) in zip(names, total, strict=True)}
-
     def _log_window(self, bar: Any) -> None:
-        figures = self._gather_sums()
-        self.sums, self.counts = {}, {}
+        figures = self.window.gather()
+        self.window.reset()
         self._check_loss(figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
@@ -391,7 +300,7 @@ class _Run:
 
     def _check_model(self) -> None:
         """Raise UserError if the loss, a weight or a codebook is not finite: such a model is never written."""
-        self._check_loss(self._gather_sums().get("train/loss", 0.0))
+        self._check_loss(self.window.gather().get("train/loss", 0.0))
         for module in self.modules.values():
             for name, tensor in module.state_dict().items():
                 if tensor.is_floating_point():
@@ -421,7 +330,7 @@ class _Run:
     def _evaluate(self) -> None:
         for module in self.modules.values():
             module.eval()
-        random_state = _random_state(self.device)
+        before_it = random_state(self.device)
         before = time.monotonic()
         # Eager: every other batch size, and running without gradients, would be compiled anew.
         eager = torch.compiler.set_stance("force_eager")
@@ -438,7 +347,7 @@ class _Run:
             else:
                 self.stale += 1
             distributed.on_main(lambda: self._publish(figures, better))
-        _set_random_state(random_state, self.device)
+        set_random_state(before_it, self.device)
         self.evaluated = self.step
         self._save()
         self.window_start += time.monotonic() - before
@@ -471,8 +380,8 @@ class _Run:
             "average": self.average.values,
             "scaler": self.scaler.state_dict(),
             "seconds": self.seconds,
-            "sums": self.sums,
-            "counts": self.counts,
+            "sums": self.window.sums,
+            "counts": self.window.counts,
             "evaluated": self.evaluated,
             "guided": self.guided,
             "best": [self.best_step, dict(self.best), self.best_score, self.stale],
@@ -482,7 +391,7 @@ class _Run:
 
     def _save(self) -> None:
         self._check_model()
-        own = _random_state(self.device)
+        own = random_state(self.device)
         random_states = {name: distributed.all_gather_rows(state[None]) for name, state in own.items()}
         state = _dicts(self._state(random_states, self.task.state()))
         distributed.on_main(lambda: checkpoint.save_state(self.folder / "state", self.step, state) and None)
@@ -501,9 +410,7 @@ class _Run:
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.best_step, self.best, self.best_score, self.stale = state["best"]
         self.task.load_state(state["task"])
-        main = float(distributed.is_main())
-        self.sums = {name: value.to(self.device) * main for name, value in state["sums"].items()}
-        self.counts = {name: count * main for name, count in state["counts"].items()}
+        self.window.load(state["sums"], state["counts"], self.device)
         self.started = time.monotonic()
         self._agree(False)
         self.due = int(self.progress * self.config.evaluations)
@@ -512,7 +419,7 @@ class _Run:
         self.guided = self.guided or state.get("guided", True)  # states of earlier versions: there is none
         rank = distributed.rank()
         if all(len(states) > rank for states in state["random"].values()):  # as many processes as before
-            _set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)
+            set_random_state({name: states[rank].clone() for name, states in state["random"].items()}, self.device)
         else:
             torch.manual_seed(self.seed + 1_000_003 * rank + self.step)
         self.say(f"resumed at step {self.step}, {self.seconds / 60:.1f} minutes in")
@@ -527,40 +434,6 @@ class _Loss(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         return self.task.loss(batch)
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM was received; a second SIGINT stops at once."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _dicts(value: Any) -> Any:

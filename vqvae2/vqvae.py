@@ -10,7 +10,8 @@ the decoded upper levels that a level is conditioned on are what the decoder of 
                               +---------------------------------> quantise bottom -> Decoder(bottom) -> image
 
 The paper uses no adversarial and no perceptual loss, and nor does `VQVAE.loss`; `vqvae2.adversary` and
-`vqvae2.metrics.perceptual_distance` are for sharpening the trained decoder of the image afterwards, which changes no code.
+`vqvae2.metrics.perceptual_distance` are for sharpening the trained decoder of the image afterwards, which changes no
+code.
 
 Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions of a code, F hidden channels, J joint
 channels (F unless the config says otherwise).

@@ -68,11 +68,11 @@ def perceptual_distance(y: Tensor, x: Tensor) -> Tensor:
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018, equation 1.
     """
     network = _mobilenet(_cached(WEIGHTS)).to(y.device)
-    with torch.no_grad():
-        target = _at_taps(network, x)
-    return torch.stack(
-        [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(_at_taps(network, y), target, strict=True)]
-    ).mean(0)
+    with torch.autocast(y.device.type, enabled=False):
+        with torch.no_grad():
+            target = _at_taps(network, x.float())
+        pairs = zip(_at_taps(network, y.float()), target, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).mean(0)
 
 
 def named_features(name: str) -> Callable[[Tensor], Tensor]:
@@ -105,7 +105,7 @@ def _at_taps(network: nn.Module, images: Tensor) -> list[Tensor]:
             break
         x = block(x)
         if index in _TAPS:
-            maps.append(F.normalize(x.float(), dim=1, eps=1e-10))
+            maps.append(F.normalize(x, dim=1, eps=1e-10))
     return maps
 
 

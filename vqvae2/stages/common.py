@@ -15,9 +15,10 @@ from vqvae2.codes import CodeStore
 from vqvae2.data.pools import cores
 from vqvae2.device import DeviceChoice, PrecisionChoice, forbid_tf32, resolve_device, resolve_precision
 from vqvae2.errors import UserError
+from vqvae2.optim import TrainingConfig
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.flags import CommandLine
-from vqvae2.training import Outcome, TrainingConfig
+from vqvae2.training import Outcome
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAEConfig
 

@@ -12,10 +12,10 @@ from types import FrameType
 from vqvae2 import distributed
 from vqvae2.device import keep_freed_memory
 from vqvae2.errors import UserError
+from vqvae2.interrupts import Interrupted
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder, is_resumable
 from vqvae2.stages.flags import CommandLine
-from vqvae2.training import Interrupted
 from vqvae2.version import __version__
 
 __all__ = ["run_stage"]

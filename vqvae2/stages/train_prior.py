@@ -20,6 +20,7 @@ from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
 from vqvae2.metrics import positionwise_log_table, table_nll, unigram_nll
+from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
@@ -42,7 +43,8 @@ from vqvae2.stages.common import (
 )
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.training import Sums, TrainingConfig, fit
+from vqvae2.task import Sums
+from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE
 
 _EVALUATED = 512  # images of a split that an evaluation during training looks at; evaluate.py looks at all

@@ -14,6 +14,7 @@ from vqvae2.budget import budget, table
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
+from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS, Preset
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
@@ -36,7 +37,7 @@ from vqvae2.stages.data_report import check_subjects, write_data_report
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
-from vqvae2.training import Outcome, TrainingConfig, fit
+from vqvae2.training import Outcome, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 

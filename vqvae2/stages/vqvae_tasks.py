@@ -16,7 +16,7 @@ from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.report import spread_out
-from vqvae2.training import Sums
+from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
 _EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
