@@ -235,6 +235,18 @@ def test_without_pretrained_weights_the_verdict_uses_the_models_own_features():
     assert "the VQ-VAE's own features" in line["reason"]
 
 
+def test_features_that_the_decoder_was_trained_by_are_named_and_come_after_others(tmp_path):
+    found = plain_report()
+    found["decoder_trained_by"] = "MobileNetV2"
+    assert "the decoder was trained by these features, which flatter it" in report.verdict(found)[1]["reason"]
+    report.write_page(tmp_path / "index.html", {**good_report(), "decoder_trained_by": "MobileNetV2"}, {})
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("so they flatter it") == 1
+    found["distances"]["resnet18"] = found["distances"]["MobileNetV2"]
+    assert "in resnet18's features" in (told := report.verdict(found)[1]["reason"])
+    assert "flatter" not in told
+
+
 def test_a_report_of_a_vqvae_alone_is_told_and_drawn_too(tmp_path):
     found = good_report()
     for part in ("samples", "phantom", "bits_per_dim", "distances"):

@@ -183,6 +183,9 @@ def _measure(
         "data": {name: value for name, value in evaluated.like.items() if name != "bins"},
         "split": evaluated.describe(),
     }
+    sharpening = record["train_vqvae"].get("sharpening", {})
+    if sharpening.get("sharpen_share") and sharpening.get("perceptual_weight"):
+        found["decoder_trained_by"] = "MobileNetV2"
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
     if evaluated.val is not None:
