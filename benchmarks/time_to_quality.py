@@ -35,7 +35,7 @@ from vqvae2.data import AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import resolve_device, resolve_precision
 from vqvae2.metrics import background_value, foreground, foreground_scores, gaussian_blur
 from vqvae2.presets import PRESETS
-from vqvae2.stages.vqvae_tasks import VQVAETask
+from vqvae2.stages.vqvae_tasks import SharpeningConfig, VQVAETask
 from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE
 
@@ -186,6 +186,8 @@ def train_ours(data: ImageData, judge: Judge, minutes: float, compile: Any) -> d
     with tempfile.TemporaryDirectory() as folder:
         try:
             # The schedule by steps alone: minutes would count the scoring.
+            sharpening = SharpeningConfig(**PRESET.sharpening)  # whose part comes after what is timed
+            training = sharpening.divide(training)[0] if sharpening.sharpen_share else training
             training = replace(training, max_minutes=None)
             fit(task, training, Path(folder), device=judge.device, precision=precision, compile=compile)
         except Finished:

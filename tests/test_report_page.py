@@ -237,9 +237,9 @@ def test_without_pretrained_weights_the_verdict_uses_the_models_own_features():
 
 def test_features_that_the_decoder_was_trained_by_are_named_and_come_after_others(tmp_path):
     found = plain_report()
-    found["decoder_trained_by"] = "MobileNetV2"
+    found["decoder_trained_by"] = ["MobileNetV2"]
     assert "the decoder was trained by these features, which flatter it" in report.verdict(found)[1]["reason"]
-    report.write_page(tmp_path / "index.html", {**good_report(), "decoder_trained_by": "MobileNetV2"}, {})
+    report.write_page(tmp_path / "index.html", {**good_report(), "decoder_trained_by": ["MobileNetV2"]}, {})
     text = (tmp_path / "index.html").read_text()
     assert text.count("so they flatter it") == 1
     found["distances"]["resnet18"] = found["distances"]["MobileNetV2"]

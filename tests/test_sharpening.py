@@ -1,5 +1,6 @@
 """Sharpening the decoder: the discriminator, the joined gradient, and what it leaves as it is."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from vqvae2.adversary import PatchDiscriminator, adversarial_gradient, discrimin
 from vqvae2.data import DataConfig, open_data
 from vqvae2.metrics import perceptual_distance
 from vqvae2.optim import TrainingConfig
+from vqvae2.presets import PRESETS
 from vqvae2.stages import extract_codes, train_vqvae
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -68,11 +70,18 @@ def test_hinge_loss_and_penalty():
 
 def test_a_limit_is_divided():
     first, second = SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig(max_steps=100, max_minutes=8))
-    assert (first.max_steps, first.max_minutes, second.max_steps, second.max_minutes) == (75, 6, 25, 2)
+    assert (first.max_steps, first.max_minutes, second.max_steps, second.max_minutes) == (75, 6, 25, 8)
+    first, second = SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig(max_minutes=8))
+    assert (first.max_minutes, second.max_steps, second.max_minutes) == (6, None, 2)
     by_muon = TrainingConfig(max_steps=100, optimizer="muon")  # the decoder's part has a rate of its own
     assert [part.optimizer for part in SharpeningConfig(sharpen_share=0.25).divide(by_muon)] == ["muon", "adamw"]
     first, second = SharpeningConfig(sharpen_share=1).divide(TrainingConfig(max_steps=100))
     assert (first, second.max_steps) == (None, 100)
+    for name, steps in (("brain128", (4800, 300)), ("brain128-long", (6000, 375)), ("brain256", (9600, 600))):
+        preset = PRESETS[name]
+        first, second = SharpeningConfig(**preset.sharpening).divide(preset.vqvae_training)
+        assert (first.max_steps, second.max_steps) == steps
+        assert second.max_minutes == preset.vqvae_training.max_minutes  # no slow machine cuts it short
     with pytest.raises(ValueError, match="limit"):
         SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig())
 
@@ -91,6 +100,9 @@ def test_sharpening_changes_the_image_s_decoder_alone_and_so_no_code(tmp_path, c
     models = [VQVAE.from_pretrained(tmp_path / name / "vqvae") for name in "ab"]
     assert all(torch.equal(a, b) for a, b in zip(*(model.encode(x) for model in models), strict=True))
     assert any("train/discriminator" in line for line in stats(tmp_path / "a" / "vqvae" / "sharpening"))
+    record = json.loads((tmp_path / "a" / "run.json").read_text())["train_vqvae"]
+    assert record["outcome"]["steps"] == 20
+    assert record["before_sharpening"]["steps"] == 10
     assert call(extract_codes.main, "--run", tmp_path / "a", "--allow-collapse").code == 0
     assert len(CodeStore(tmp_path / "a" / "codes"))
 
@@ -213,14 +225,14 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     flags = ["--data", "phantom", "--phantom-images", 60, "--device", "cpu"]
     assert call(train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, "--max-steps", 6).code == 0
     flags += ["--run", tmp_path / "b", "--init", tmp_path / "a", "--sharpen-share", 1, "--max-steps", 6]
-    flags += ["--evaluations", 3, "--log-every", 1, "--perceptual-weight", 0.2, "--adversarial-weight", 0]
+    flags += ["--save-minutes", 1e-6, "--log-every", 1, "--perceptual-weight", 0.2, "--adversarial-weight", 0]
     real = train_vqvae.SharpeningTask
 
     class Broken(real):  # type: ignore[misc, valid-type]
-        def save(self, folder):
+        def after_step(self):
+            super().after_step()
             if self.steps == 4:
                 raise KeyboardInterrupt
-            super().save(folder)
 
     monkeypatch.setattr(train_vqvae, "SharpeningTask", Broken)
     ended = call(train_vqvae.main, *flags)
@@ -235,6 +247,10 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     assert all(name.startswith("decoders.1.") for name in changed), changed
     lines = stats(tmp_path / "b" / "vqvae" / "sharpening")
     assert any("train/perceptual" in line for line in lines)
+    record = json.loads((tmp_path / "b" / "run.json").read_text())["train_vqvae"]
+    assert record["outcome"]["steps"] == 6
+    ordinary = call(train_vqvae.main, "--run", tmp_path / "a", "--resume", "--sharpen-share", 1, "--max-steps", 8)
+    assert "there is no VQ-VAE yet" in ordinary.err
 
 
 def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, call, refused, monkeypatch):
@@ -247,6 +263,9 @@ def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, 
     assert "for its decoder alone" not in ended.out
     assert "weights are not there" in refused(train_vqvae.main, *flags, "--perceptual-weight", 1)
     assert "left out" not in call(train_vqvae.main, *flags, "--sharpen-share", 0).out
+    assert "sharpens the decoder, is left out" not in call(train_vqvae.main, *flags, "--help").out
+    without = flags[: flags.index("--max-steps")] + flags[flags.index("--max-steps") + 2 :]
+    assert "4800 steps" in call(train_vqvae.main, *without).out.replace(",", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "some"))
     random_weights(tmp_path / "some")
     assert "2 steps for its decoder alone" in call(train_vqvae.main, *flags).out

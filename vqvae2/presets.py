@@ -213,7 +213,7 @@ PRESETS: dict[str, Preset] = {
         source="ours: brain128 with larger batches, more of them, and more bits, for a GPU",
         sampling={},
         vqvae=replace(_BRAIN.vqvae, rate_weight=(0.0, 0.5, 0.3)),
-        vqvae_training=replace(_BRAIN.vqvae_training, batch_size=16, max_steps=6000, max_minutes=600),
+        vqvae_training=replace(_BRAIN.vqvae_training, batch_size=16, max_steps=6375, max_minutes=600),
         # Long enough to learn from slices that are turned and scaled besides.
         augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03, augment_rotate=6, augment_scale=0.06),
         copies=16,

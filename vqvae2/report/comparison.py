@@ -53,6 +53,9 @@ def _doubts(report: Report, other: Report) -> list[str]:
             f"{theirs['data']}) there"
         )
     sizes = [(found["data"]["height"], found["data"]["width"], found["data"]["channels"]) for found in (report, other)]
+    if report.get("decoder_trained_by") != other.get("decoder_trained_by"):
+        which = "here" if report.get("decoder_trained_by") else "there"
+        doubts.append(f"only {which} the decoder was trained by MobileNetV2's features, which flatter its KID in them")
     if sizes[0] != sizes[1]:
         words = [f"{h} x {w}, {c} channels" for h, w, c in sizes]
         doubts.append(f"images differ in size: {words[0]} here, {words[1]} there")

@@ -228,7 +228,7 @@ def _distances(report: Report) -> str:
             )
         text += f"<h3>Distances in {escape(space_words(space))}</h3>"
         text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
-        if space == report.get("decoder_trained_by"):
+        if space in report.get("decoder_trained_by", []):
             note += "The decoder was trained to match these features (--perceptual-weight), so they flatter it. "
         text += f'<p class="note">{note}{_SPACE_NOTES.get(space, "")}</p>'
     return text

@@ -46,8 +46,8 @@ def nearest_features(report: Report) -> tuple[str, Mapping[str, Any]]:
 
     A pretrained network's come first, and of these one by which the decoder was not trained.
     """
-    found, known = report.get("distances", {}), report.get("decoder_trained_by")
-    foreign = sorted(found.keys() - {"encoder"}, key=lambda name: (name == known, name != "MobileNetV2", name))
+    found, known = report.get("distances", {}), report.get("decoder_trained_by", [])
+    foreign = sorted(found.keys() - {"encoder"}, key=lambda name: (name in known, name != "MobileNetV2", name))
     space = next((name for name in (*foreign, "encoder") if name in found), "")
     return space, found.get(space, {})
 
@@ -85,7 +85,7 @@ def _looks_real(report: Report) -> tuple[str, str]:
     told += f"held-out images blurred by 0.5 pixels have {low:.3f}, by 1 pixel {high:.3f}"
     if "training_images" in sets:
         told += f", training images {sets['training_images']['kid']:.3f}"
-    if space == report.get("decoder_trained_by"):
+    if space in report.get("decoder_trained_by", []):
         told += " (the decoder was trained by these features, which flatter it)"
     least = kid - 2 * error if known else kid
     band = "good" if least <= low else "weak" if least <= high else "fail"

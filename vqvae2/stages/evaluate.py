@@ -183,9 +183,10 @@ def _measure(
         "data": {name: value for name, value in evaluated.like.items() if name != "bins"},
         "split": evaluated.describe(),
     }
-    sharpening = record["train_vqvae"].get("sharpening", {})
-    if sharpening.get("sharpen_share") and sharpening.get("perceptual_weight"):
-        found["decoder_trained_by"] = "MobileNetV2"
+    trained = record["train_vqvae"]
+    sharpening = trained.get("sharpening", {})
+    if trained.get("outcome") and sharpening.get("sharpen_share") and sharpening.get("perceptual_weight"):
+        found["decoder_trained_by"] = ["MobileNetV2", "mobilenet_v2"]  # ours, and --features mobilenet_v2
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)
     if evaluated.val is not None:

@@ -15,7 +15,7 @@ from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData,
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
 from vqvae2.optim import TrainingConfig
-from vqvae2.presets import PRESETS, Preset
+from vqvae2.presets import PRESETS
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
     Compute,
@@ -89,6 +89,7 @@ _GROUPS = {
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
 _NOT_OF_LABELS = tuple(entry.name for entry in fields(DataConfig) if entry.name not in ("bins", "numbers"))
+_LIMITS = ("max_steps", "max_minutes")
 _FROM_DATA = ("model.channels", "model.height", "model.width")
 
 
@@ -129,7 +130,7 @@ def _story(line: CommandLine[Arguments]) -> None:
         start_from(model, RunFolder(arguments.init).vqvae)
     _describe(model, arguments.training, data.splits["train"])
     if arguments.dry_run:
-        under_way = (run.vqvae / "stats.jsonl").exists()
+        under_way = any((part / "stats.jsonl").exists() for part in (run.vqvae, run.vqvae / "sharpening"))
         if not (under_way or is_trained(run.vqvae)):  # else the report is that training's
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(table("VQ-VAE", budget(config, device, precision)))
@@ -170,7 +171,8 @@ def _check(arguments: Arguments, side: int) -> None:
                 "--sharpen-share",
                 "Give 0, --adversarial-weight 0, or larger images",
             )
-        if arguments.sharpening.sharpen_share == 1 and arguments.init is None and not arguments.resume:
+        started = checkpoint.has_model(RunFolder(arguments.run).vqvae / "sharpening" / "start")
+        if arguments.sharpening.sharpen_share == 1 and arguments.init is None and not (arguments.resume and started):
             raise UserError(
                 "--sharpen-share 1 trains nothing but the decoder, and there is no VQ-VAE yet",
                 how="Add --init RUN, or give a smaller share",
@@ -184,14 +186,14 @@ def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig]
     """Divide a training's limit into the VQ-VAE's part and the sharpening's; in a short run each is evaluated once."""
     training = arguments.training
     try:
-        parts = arguments.sharpening.divide(training)
+        first, second = arguments.sharpening.divide(training)
     except ValueError as error:
         raise UserError(
             f"cannot share the limit with sharpening ({error})", "--sharpen-share", "Give a longer limit, or 0"
         ) from None
-    if training.max_steps and training.evaluations <= 2:
-        return parts[0] and replace(parts[0], evaluations=1), replace(parts[1], evaluations=1)
-    return parts
+    if first is not None and training.max_steps and training.evaluations <= 2:
+        first = replace(first, evaluations=1)
+    return first, second
 
 
 def _shares(first: TrainingConfig | None, second: TrainingConfig) -> str:
@@ -234,6 +236,7 @@ def _work(
             "augmentation": asdict(arguments.augmentation),
             "copies": kept.get("copies", 0) if kept else PRESETS[arguments.preset].copies,
             "sharpening": asdict(arguments.sharpening),
+            **({"before_sharpening": kept["before_sharpening"]} if "before_sharpening" in kept else {}),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
         },
@@ -287,7 +290,8 @@ def _train(
         if first is None:
             best = model.eval()
         else:
-            fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
+            ended = fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
+            run.write(train_vqvae={**run.read()["train_vqvae"], "before_sharpening": asdict(ended)})
             best = VQVAE.from_pretrained(run.vqvae, device)
         if not best.initialized:
             batches = initial_batches(best.config, second.batch_size)
@@ -304,7 +308,15 @@ def _train(
     by += ["against a patch discriminator" if sharpening.adversarial_weight else "without a discriminator"]
     print(f"training the image decoder alone, {', '.join(by)}; figures go to {folder}")
     changing = train if arguments.augmentation.changes else None
-    return fit(SharpeningTask(best, data, sharpening, run.vqvae, changing), second, folder, resume=resume, **settings)
+    task = SharpeningTask(best, data, sharpening, run.vqvae, changing)
+    outcome = fit(task, second, folder, resume=resume, **settings)
+    before = run.read()["train_vqvae"].get("before_sharpening", {"steps": 0, "seconds": 0.0})
+    return replace(
+        outcome,
+        steps=before["steps"] + outcome.steps,
+        best_step=before["steps"] + outcome.best_step,
+        seconds=before["seconds"] + outcome.seconds,
+    )
 
 
 def _settings(line: CommandLine[Arguments]) -> Arguments:
@@ -328,7 +340,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         "model": chosen.vqvae,
         "training": chosen.vqvae_training,
         "augmentation": augmentation,
-        "sharpening": _sharpening(chosen, record, line),
+        "sharpening": SharpeningConfig(**chosen.sharpening),
         "compute": Compute(),
     }
     if init is not None:
@@ -343,6 +355,8 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
+    if not (record or line.help or {"perceptual_weight", "sharpen_share"} & line.changed.keys()):
+        configs |= _without_sharpening(configs["sharpening"], configs["training"], line)
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
 
 
@@ -352,18 +366,31 @@ def _check_perceptual() -> None:
     metrics.perceptual_distance(image, image)
 
 
-def _sharpening(preset: Preset, record: dict[str, Any] | None, line: CommandLine[Arguments]) -> SharpeningConfig:
-    """Return the preset's sharpening, without the part that needs MobileNetV2's weights where they are not there."""
-    chosen = SharpeningConfig(**preset.sharpening)
-    own = {"perceptual_weight", "sharpen_share"} & line.changed.keys()
-    if record or own or not chosen.perceptual_weight:  # the run's settings follow, or the user's
-        return chosen
+def _without_sharpening(
+    sharpening: SharpeningConfig, training: TrainingConfig, line: CommandLine[Arguments]
+) -> dict[str, Any]:
+    """Return the settings without a preset's last part where it cannot be had, and say so; else none."""
+    if not sharpening.sharpen_share:
+        return {}
+    limit = replace(training, **{name: line.changed[name] for name in _LIMITS if name in line.changed})
+    try:
+        first, _ = sharpening.divide(limit)
+    except ValueError:
+        return {"sharpening": SharpeningConfig()}  # too short
+    if sharpening.perceptual_weight and (missing := distributed.on_main(_perceptual_missing)):
+        print(f"note       the preset's last part, which sharpens the decoder, is left out: {missing}")
+        steps = training.max_steps if first is None or "max_steps" in line.changed else first.max_steps
+        return {"sharpening": SharpeningConfig(), "training": replace(training, max_steps=steps)}
+    return {}
+
+
+def _perceptual_missing() -> str:
+    """Say why the perceptual distance cannot be computed; empty if it can."""
     try:
         _check_perceptual()
     except UserError as error:
-        print(f"note       the preset's last part, which sharpens the decoder, is left out: {error}")
-        return SharpeningConfig()
-    return chosen
+        return str(error)
+    return ""
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:

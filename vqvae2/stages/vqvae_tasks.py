@@ -219,24 +219,28 @@ class SharpeningConfig:
     def divide(self, training: TrainingConfig) -> tuple[TrainingConfig | None, TrainingConfig]:
         """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part; None: there is no first.
 
+        Beside a limit in steps, minutes are an upper bound, which the sharpening has for itself.
+
         Raises:
             ValueError: there is nothing to divide, or too little.
         """
         if not training.limited:
             raise ValueError("sharpening takes a share of a limit, and there is none")
 
-        def part(share: float) -> TrainingConfig:
-            steps, minutes = training.max_steps, training.max_minutes
-            return replace(training, max_steps=steps and round(steps * share), max_minutes=minutes and minutes * share)
+        def part(share: float, minutes: float | None) -> TrainingConfig:
+            steps = training.max_steps and round(training.max_steps * share)
+            return replace(training, max_steps=steps, max_minutes=minutes)
 
-        return part(1 - self.sharpen_share) if self.sharpen_share < 1 else None, replace(
-            part(self.sharpen_share),
+        share, minutes = self.sharpen_share, training.max_minutes
+        own = minutes if training.max_steps else minutes and minutes * share
+        return part(1 - share, minutes and minutes * (1 - share)) if share < 1 else None, replace(
+            part(share, own),
             optimizer="adam" if training.optimizer == "adam" else "adamw",
             learning_rate=self.sharpen_learning_rate,
             beta1=0.5,
             weight_decay=0.0,
             ema_decay=0.995,
-            evaluations=min(4, training.evaluations),
+            evaluations=1,
             patience=0,
         )
 
