@@ -16,7 +16,7 @@ from vqvae2.data import DataConfig, open_data
 from vqvae2.metrics import perceptual_distance
 from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS
-from vqvae2.stages import extract_codes, train_vqvae
+from vqvae2.stages import evaluate, extract_codes, train_vqvae
 from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
@@ -201,6 +201,8 @@ def test_the_perceptual_distance_is_of_unit_features_at_five_resolutions(network
     for a, b in zip(maps(y), maps(x), strict=True):
         expected += 2 * (1 - nn.functional.cosine_similarity(a, b, dim=1, eps=1e-20)).mean((1, 2)) / 5
     torch.testing.assert_close(perceptual_distance(y, x), expected, atol=1e-5, rtol=1e-4)
+    in_colour = perceptual_distance(*(images.expand(-1, 3, -1, -1) for images in (y, x)))
+    torch.testing.assert_close(in_colour, expected, atol=1e-5, rtol=1e-4)
     assert perceptual_distance(x, x).abs().max() == 0
     leaf = y.clone().requires_grad_()
     perceptual_distance(leaf, x).sum().backward()
@@ -249,6 +251,10 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     assert any("train/perceptual" in line for line in lines)
     record = json.loads((tmp_path / "b" / "run.json").read_text())["train_vqvae"]
     assert record["outcome"]["steps"] == 6
+    for name, by in (("a", None), ("b", ["MobileNetV2", "mobilenet_v2"])):
+        assert call(evaluate.main, "--run", tmp_path / name).code == 0
+        found = json.loads((tmp_path / name / "report" / "report.json").read_text())
+        assert found.get("decoder_trained_by") == by
     ordinary = call(train_vqvae.main, "--run", tmp_path / "a", "--resume", "--sharpen-share", 1, "--max-steps", 8)
     assert "there is no VQ-VAE yet" in ordinary.err
 
