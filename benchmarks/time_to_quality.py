@@ -35,7 +35,8 @@ from vqvae2.data import AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import resolve_device, resolve_precision
 from vqvae2.metrics import background_value, foreground, foreground_scores, gaussian_blur
 from vqvae2.presets import PRESETS
-from vqvae2.stages.vqvae_tasks import SharpeningConfig, VQVAETask
+from vqvae2.stages.sharpening import SharpeningConfig
+from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE
 

@@ -14,8 +14,9 @@ from vqvae2 import CodeStore, Prior, PriorConfig
 from vqvae2.data import DataConfig, ImageData, open_data
 from vqvae2.interrupts import Interrupted
 from vqvae2.optim import TrainingConfig
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
 from vqvae2.stages.train_prior import PriorTask
-from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
+from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 

@@ -17,7 +17,7 @@ from vqvae2.metrics import perceptual_distance
 from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, extract_codes, train_vqvae
-from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]

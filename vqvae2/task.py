@@ -1,4 +1,4 @@
-"""What `training.fit` trains: the interface of a task, which a stage builds."""
+"""What `training.fit` trains: the interface of a task, which a stage builds, and the means of what it reports."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +83,7 @@ class Task(Protocol):
 
 
 class WindowMeans:
-    """Sums of a task since the last line of figures, whose means are over all processes.
+    """Running sums of what a task reports, from one line of figures to the next; means are taken over all processes.
 
     Attributes:
         sums: by name.
@@ -112,11 +112,11 @@ class WindowMeans:
         return {name: float(value / count) for name, (value, count) in zip(names, total, strict=True)}
 
     def reset(self) -> None:
-        """Begin a window."""
+        """Start again from nothing."""
         self.sums, self.counts = {}, {}
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, float], device: torch.device) -> None:
-        """Go on with those of an earlier training, which are the main process's."""
+        """Restore the sums and counts of a saved training; the main process holds them all."""
         main = float(distributed.is_main())
         self.sums = {name: value.to(device) * main for name, value in sums.items()}
         self.counts = {name: count * main for name, count in counts.items()}

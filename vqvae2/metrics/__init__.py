@@ -27,7 +27,7 @@ from vqvae2.metrics.codes import (
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.neighbours import nearest
-from vqvae2.metrics.pretrained import features, named_features, perceptual_distance
+from vqvae2.metrics.pretrained import check_features, features, named_features, perceptual_distance
 from vqvae2.metrics.regions import Regions, region_nearest
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, neighbourhoods
 from vqvae2.metrics.sharpness import (
@@ -52,6 +52,7 @@ __all__ = [
     "aligned_nearest",
     "background_value",
     "best_strength",
+    "check_features",
     "constant_cells",
     "features",
     "foreground",

@@ -49,6 +49,11 @@ def features(images: Tensor, chunk: int = 32) -> Tensor:
     return _in_parts(lambda part: network(_normalised(part)).mean((2, 3)), images, chunk, 1280)
 
 
+def check_features() -> None:
+    """Raise UserError unless `features` and `perceptual_distance` can be computed, with the command that helps."""
+    _mobilenet(_cached(WEIGHTS))
+
+
 def perceptual_distance(y: Tensor, x: Tensor) -> Tensor:
     """Compare images y with images x by MobileNetV2's features at five resolutions, through which gradients reach y.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.metrics import features, frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
+from vqvae2.metrics import check_features, features, frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
 from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
@@ -48,7 +48,7 @@ def feature_spaces(model: VQVAE, like: Tensor, missing: list[str] | None = None)
     """
     spaces = {"encoder": encoder_features(model, like)}
     try:
-        features(torch.zeros(0, 3, 32, 32))
+        check_features()
         spaces["MobileNetV2"] = features
     except UserError as error:
         if missing is not None:

@@ -13,8 +13,8 @@ from vqvae2.stages.common import Compute, RunFolder, is_trained, locked, record_
 from vqvae2.stages.data_report import write_data_report
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
+from vqvae2.stages.sharpening import SharpeningConfig
 from vqvae2.stages.train_vqvae import check_images, check_places
-from vqvae2.stages.vqvae_tasks import SharpeningConfig
 
 _PRESET = "default"
 

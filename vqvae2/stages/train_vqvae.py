@@ -36,7 +36,8 @@ from vqvae2.stages.common import (
 from vqvae2.stages.data_report import check_subjects, write_data_report
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.vqvae_tasks import SharpeningConfig, SharpeningTask, VQVAETask
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, features_missing, shares
+from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import Outcome, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
@@ -140,7 +141,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             print(table(f"prior of {level}", budget(prior, device, precision)))
         print(arguments.training.describe_limit())
         if arguments.sharpening.sharpen_share:
-            print(_shares(*_parts(arguments)))
+            print(shares(*_parts(arguments)))
         return
     with locked(run.vqvae):
         _work(line, model, data, arguments, device, precision)
@@ -179,7 +180,7 @@ def _check(arguments: Arguments, side: int) -> None:
             )
         _parts(arguments)
         if arguments.sharpening.perceptual_weight:
-            _check_perceptual()
+            metrics.check_features()
 
 
 def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig]:
@@ -194,15 +195,6 @@ def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig]
     if first is not None and training.max_steps and training.evaluations <= 2:
         first = replace(first, evaluations=1)
     return first, second
-
-
-def _shares(first: TrainingConfig | None, second: TrainingConfig) -> str:
-    def amount(part: TrainingConfig) -> str:
-        return f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes"
-
-    if first is None:
-        return f"{amount(second)} for the decoder alone (--sharpen-share)"
-    return f"{amount(first)} for the VQ-VAE, then {amount(second)} for its decoder alone (--sharpen-share)"
 
 
 def _work(
@@ -283,7 +275,7 @@ def _train(
     if not sharpening.sharpen_share:
         return fit(VQVAETask(model, data, train), arguments.training, run.vqvae, resume=arguments.resume, **settings)
     first, second = _parts(arguments)
-    print(_shares(first, second))
+    print(shares(first, second))
     folder = run.vqvae / "sharpening"
     start = folder / "start"  # the VQ-VAE before sharpening, which overwrites the run's own
     if not (arguments.resume and checkpoint.has_model(start)):
@@ -360,16 +352,10 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
 
 
-def _check_perceptual() -> None:
-    """Raise UserError unless the perceptual distance can be computed."""
-    image = torch.zeros(1, 1, 32, 32)
-    metrics.perceptual_distance(image, image)
-
-
 def _without_sharpening(
     sharpening: SharpeningConfig, training: TrainingConfig, line: CommandLine[Arguments]
 ) -> dict[str, Any]:
-    """Return the settings without a preset's last part where it cannot be had, and say so; else none."""
+    """Return the settings to change where a preset's last part cannot be run, and say why; none where it can."""
     if not sharpening.sharpen_share:
         return {}
     limit = replace(training, **{name: line.changed[name] for name in _LIMITS if name in line.changed})
@@ -377,20 +363,11 @@ def _without_sharpening(
         first, _ = sharpening.divide(limit)
     except ValueError:
         return {"sharpening": SharpeningConfig()}  # too short
-    if sharpening.perceptual_weight and (missing := distributed.on_main(_perceptual_missing)):
+    if sharpening.perceptual_weight and (missing := distributed.on_main(features_missing)):
         print(f"note       the preset's last part, which sharpens the decoder, is left out: {missing}")
         steps = training.max_steps if first is None or "max_steps" in line.changed else first.max_steps
         return {"sharpening": SharpeningConfig(), "training": replace(training, max_steps=steps)}
     return {}
-
-
-def _perceptual_missing() -> str:
-    """Say why the perceptual distance cannot be computed; empty if it can."""
-    try:
-        _check_perceptual()
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:
