@@ -219,6 +219,78 @@ def test_copies_are_said_with_the_flag_that_leaves_them_out(tmp_path):
     assert {key.split("/")[0] for key in lay(tmp_path, [], exclude=(pattern,)).keys} == {"P01", "P02", "P03"}
 
 
+LISTED = {
+    # name: files, of how many people, which classes, what is asked
+    "Caltech-256": (
+        [
+            f"256/{c:03}.{n}/{c:03}_{k:04}.jpg"
+            for c, n in enumerate(("ak47", "american-flag", "backpack"), 1)
+            for k in P
+        ],
+        24,
+        3,
+        "--layout subjects",
+    ),
+    "CUB-200": (
+        [
+            f"images/{c:03}.{n}_Gull/{n}_Gull_{k:04}_{9 * c + k}.jpg"
+            for c, n in ((59, "California"), (60, "Ivory"))
+            for k in P
+        ],
+        16,
+        2,
+        "--layout subjects",
+    ),
+    "people in a list of classes": (
+        [f"0{c}.{n}/P{c}{p}_{k}.png" for c, n in ((1, "AD"), (2, "CN")) for p in P for k in P],
+        16,
+        2,
+        "--layout subjects",
+    ),
+    "people called by number and name": (
+        [f"{p:03}.{n}/{k}.png" for p, n in ((17, "Smith"), (31, "Wu"), (57, "Roy")) for k in P],
+        3,
+        0,
+        "",
+    ),
+    "LiTS": ([f"volume_pt{b}/volume-{10 * b + k}.nii" for b in (1, 2, 3) for k in P], 24, 0, "--layout subjects"),
+    "people called pt": ([f"brain_pt{b}/volume-{k}.nii" for b in (1, 2, 3) for k in P], 3, 0, ""),
+    "GlaS": ([f"{split}_{k}.bmp" for split in ("train", "testA", "testB") for k in P], 24, 0, ""),
+    "people in a split's name": ([f"train_{p:03}_{k}.png" for p in P for k in P], 8, 0, ""),
+    "MIAS": ([f"mdb{k:03}.pgm" for k in range(1, 13)], 6, 0, "--subject-pattern 'mdb[0-9]+'"),
+    "MIAS, sides": ([f"mdb{k:03}{'lr'[k % 2]}{'sm'[k % 2]}.pgm" for k in range(1, 13)], 6, 0, "--subject-pattern"),
+    "celebrities": (
+        [f"{n}/{k:03}.jpg" for n in ("aaron_paul", "brad_pitt", "tom_hanks", "zac_efron", "emma_stone") for k in P],
+        40,
+        5,
+        "--layout subjects",
+    ),
+    "dishes": (
+        [
+            f"{n}/{k:03}.jpg"
+            for n in ("apple_pie", "baby_back_ribs", "pad_thai", "pulled_pork_sandwich", "tacos")
+            for k in P
+        ],
+        40,
+        5,
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_folders_and_names_of_a_list_are_classes_or_parts_and_nobody_is_torn(tmp_path, name):
+    names, people, classes, asked = LISTED[name]
+    layout = lay(tmp_path, names)
+    assert sorted(layout.keys) == sorted(names)
+    assert len(set(layout.subjects)) == people
+    assert len(set(layout.attributes.get("class", ()))) == classes
+    assert asked in doubts(layout) if asked else doubts(layout) == ""
+    if "--layout subjects" in asked:
+        folders = {name.split("/")[-2] for name in names}
+        assert len(set(lay(tmp_path, [], layout="subjects").subjects)) == len(folders)
+
+
 BESIDE = {
     # name: images, what lies beside them
     "findings": (["P{p:02}_{k}.png"], [f"P{{p:02}}_{{k}}_{word}.png" for word in ("lesion", "tumour", "manual1")]),
@@ -237,6 +309,8 @@ BESIDE = {
     "ISIC": (["ISIC-2017_Training_Data/ISIC_{p:07}.jpg"], ["ISIC-2017_Training_Data/ISIC_{p:07}_superpixels.png"]),
     "ISLES 2015": (["{p:02}/VSD.Brain.XX.O.MR_T1.{p}.nii"], ["{p:02}/VSD.Brain.XX.O.OT.{p}.nii"]),
     "DRIVE": (["training/images/{p}_training.png"], ["training/1st_manual/{p}_manual1.png"]),
+    "a letter for the folder": (["images/P{p:02}_{k}.png"], ["tumor/P{p:02}_{k}_t.png", "lesions/P{p:02}_{k}_les.png"]),
+    "GlaS": (["train_{p}.bmp"], ["train_{p}_anno.bmp"]),
 }  # fmt: skip
 
 

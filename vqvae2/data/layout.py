@@ -178,11 +178,19 @@ def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
     """Whether folders count parts of the data: what is in them tells people, ``fold_1/AD/P01``, or is one list."""
     here = [i for i, parts in enumerate(folders) if len(parts) > depth]
     names = {folders[i][depth] for i in here}
-    if not all(map(rules.PART.fullmatch, names)) or len({re.sub(r"\d+$", "", name) for name in names}) > 1:
+    either = all(map(rules.PART_OR_PATIENT.fullmatch, names))
+    if not (either or all(map(rules.PART.fullmatch, names))) or len({re.sub(r"\d+$", "", name) for name in names}) > 1:
         return False
     files = {(folders[i][depth], layout.keys[i].rsplit("/", 1)[-1]) for i in here}
     if len({file for _, file in files}) == len(files) and all(len(folders[i]) == depth + 1 for i in here):
+        if either:
+            layout.subject_doubts.append(
+                f"folders like {min(names)} are read as parts of the data, as no two hold files of one name; if they "
+                "are people, give --layout subjects"
+            )
         return True
+    if either:
+        return False
     keys = [layout.keys[i] for i in here if len(folders[i]) == depth + 1]
     return all(who != key for who, key in zip(guess_subjects(keys, layout.volumes), keys, strict=True))
 

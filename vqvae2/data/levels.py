@@ -31,6 +31,11 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     distinct = set(names) - {""}
     if all(map(rules.WORDNET.fullmatch, distinct)):
         return "class"
+    if len(distinct) > 1 and _are_listed(distinct):
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
+        )
+        return "class"
     if _are_visits(layout, folders, depth, by_name):
         return "visit"
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
@@ -87,6 +92,12 @@ def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]
     told = set(zip(names, (split in (None, "train") for split in layout.splits), strict=True))
     training, held_out = ({name for name, own in told if name and own == side} for side in (True, False))
     return training, held_out
+
+
+def _are_listed(names: set[str]) -> bool:
+    """Whether names count a list of words, without a gap: ``001.ak47``, ``002.american-flag``."""
+    numbers = sorted(int(name.split(".")[0]) for name in names if rules.LISTED.fullmatch(name))
+    return len(numbers) == len(names) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def half(names: set[str], pattern: re.Pattern[str]) -> bool:
@@ -185,9 +196,11 @@ def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[s
     if repeated and numbered(set(counts)) and 2 * few >= len(counts) > 3:  # A0S9V9/A0S9V9_sa.nii.gz
         return True
     every = [word for own in words.values() for word in own]
-    if len(personal) == len(counts) > 2 and len(every) == len(set(every)):
+    lower = [name for name, own in words.items() if len(own) == 2 and all(map(str.isalpha, own))]  # aaron_paul
+    may_be = len(personal) == len(counts) > 2 or len(lower) == len(counts) > 4
+    if may_be and len(every) == len(set(every)):
         layout.subject_doubts.append(
-            f"folders like {min(personal)} may be people; they are read as classes; --layout subjects takes them for "
+            f"folders like {min(counts)} may be people; they are read as classes; --layout subjects takes them for "
             "people"
         )
     return False

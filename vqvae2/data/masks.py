@@ -109,7 +109,10 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             wanted[i] = (rule, places)
         elif above is not None and (rule := _rule(_parts(here[above]))):  # lesion/P01_3 beside images/P01_3 or P01_3
             around = (here[:above], here[above + 1 :])
-            wanted[i] = (rule, [((*around[0], "*plain", *around[1]), rest), ((*around[0], *around[1]), rest)])
+            places = [((*around[0], "*plain", *around[1]), rest), ((*around[0], *around[1]), rest)]
+            if len(rest) > 1 and any(word.startswith(rest[-1]) for word in _parts(here[above])):  # tumor/001_t
+                places += [(folder, rest[:-1]) for folder, _ in places]
+            wanted[i] = (rule, places)
             aside[i] = above
         else:
             held = [(here, rest), ((*here[:-1], "*"), rest)]

@@ -75,6 +75,10 @@ KNOWN = re.compile(
 )
 
 
+FILMS_IN_PAIRS = re.compile(r"(mdb)(\d{3})[lr]?[smlx]?")
+"""Names of MIAS: an odd number and the even one after it are the two films of one woman."""
+
+
 class Caution(NamedTuple):
     """What the names of a cohort do not tell; the pattern is searched in a path."""
 
@@ -89,8 +93,8 @@ CAUTIONS = (
         r"(?:^|/)mdb\d{3}[lr]?[smlx]?\.[a-z]+$",
         "mdb001.pgm",
         "MIAS",
-        "two films that follow each other, such as mdb001 and mdb002, are of one woman, and are read as two; a "
-        "slices.csv with the columns file,subject tells whose they are",
+        "two films that follow each other, such as mdb001 and mdb002, are of one woman, and are read so; where each is "
+        "somebody else, give --subject-pattern 'mdb[0-9]+'",
     ),
     Caution(
         r"(?:Mass|Calc)-(?:Training|Test)_P_\d{5}_(?:LEFT|RIGHT)_(?:CC|MLO)_\d",
@@ -202,6 +206,8 @@ GROUP_WORDS = re.compile(
 
 PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?|base)[\W_]*\d+", re.IGNORECASE)
 """Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
+PART_OR_PATIENT = re.compile(r".*[A-Za-z]{3}[\W_]+pt[\W_]*\d+", re.IGNORECASE)
+"""Parts too where the numbers of the files go on from one to the next: ``volume_pt1`` of LiTS."""
 ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
 """What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
 CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\d))\.[^/]+$")
@@ -276,6 +282,12 @@ CLASS_STEMS = {
 """Folders of these words and a number are classes."""
 WORDNET = re.compile(r"n\d{8}(?:-.+)?")
 """Folders of ImageNet's classes, and what its images begin with."""
+LISTED = re.compile(r"\d{2,4}\.[^\W\d_].*")
+"""Folders of classes in a list: ``001.ak47`` of Caltech-256, ``001.Black_footed_Albatross`` of CUB-200."""
+COUNTED_IN_SPLIT = re.compile(
+    r"(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)[_\-. ]?[a-d]?[_\-. ]*\d+", re.IGNORECASE
+)
+"""Names that count the images of a split, and no person's: ``train_1``, ``testA_12`` of GlaS."""
 PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-]*){1,4}")
 """Folders that may be called after people, if each word begins with a capital: ``George_W_Bush``."""
 

@@ -238,6 +238,10 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
 def _by_name(stem: str, key: str, volume: bool) -> str:
     if not volume and re.fullmatch(r"\d+(?: ?\(\d+\))?", stem):
         return key  # a bare number is counted anew in every folder
+    if rules.COUNTED_IN_SPLIT.fullmatch(stem):
+        return stem
+    if film := rules.FILMS_IN_PAIRS.fullmatch(stem):
+        return f"{film[1]}{int(film[2]) - (int(film[2]) % 2 == 0):03}"  # mdb001 of mdb001 and mdb002
     who = person_of(stem, volume)
     if rules.WORDNET.fullmatch(who):  # n02381460_20.jpg
         return key
@@ -344,9 +348,8 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
         guessed = {subjects[i] for i in rows}
         one = min(guessed, key=len)
         alike = len(guessed) < len(rows) and all(guess.startswith(one) for guess in guessed)
-        if alike and (
-            (guessed == {one} and one.lower() == name.lower()) or not any(re.search(r"\d", g) for g in guessed)
-        ):
+        own = {name.lower(), *name.lower().split(".", 1)}  # 001.ak47/001_0001.jpg
+        if alike and ((guessed == {one} and one.lower() in own) or not any(re.search(r"\d", g) for g in guessed)):
             found += rows
     return sorted(found)
 
