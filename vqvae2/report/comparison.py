@@ -56,9 +56,6 @@ def _doubts(report: Report, other: Report) -> list[str]:
     if report.get("decoder_trained_by") != other.get("decoder_trained_by"):
         which = "here" if report.get("decoder_trained_by") else "there"
         doubts.append(f"only {which} the decoder was trained by MobileNetV2's features, which flatter its KID in them")
-    chosen = [found.get("samples", {}).get("best_of", 1) for found in (report, other)]
-    if chosen[0] != chosen[1]:
-        doubts.append(f"each sample is the best of {chosen[0]} here, of {chosen[1]} there, by MobileNetV2's features")
     if sizes[0] != sizes[1]:
         words = [f"{h} x {w}, {c} channels" for h, w, c in sizes]
         doubts.append(f"images differ in size: {words[0]} here, {words[1]} there")

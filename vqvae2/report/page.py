@@ -12,7 +12,7 @@ from vqvae2.report.markup import Figure, bullets, mean, num, pictures, table
 from vqvae2.report.measures import upper_name
 from vqvae2.report.sample_sections import labels_section, samples_section
 from vqvae2.report.style import CSS
-from vqvae2.report.verdict import flattery, nearest_features
+from vqvae2.report.verdict import nearest_features
 
 __all__ = ["write_page"]
 
@@ -228,8 +228,8 @@ def _distances(report: Report) -> str:
             )
         text += f"<h3>Distances in {escape(space_words(space))}</h3>"
         text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
-        if reason := flattery(report, space):
-            note += f"They are flattered: {reason}. "
+        if space in report.get("decoder_trained_by", []):
+            note += "The decoder was trained to match these features (--perceptual-weight), so they flatter it. "
         text += f'<p class="note">{note}{_SPACE_NOTES.get(space, "")}</p>'
     return text
 

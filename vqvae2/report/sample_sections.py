@@ -34,8 +34,6 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     judged, reject = samples.get("judged", samples["count"]), samples.get("reject", 0)
     compared = f" ({judged:,} of them compared)" if judged < samples["count"] else ""
     chosen = f"; chosen by a classifier, which left out {reject:.0%}" if reject else ""
-    if samples.get("best_of", 1) > 1:
-        chosen = f"; each chosen by a critic, the best of {samples['best_of']} candidates"
     text = f"<p>{samples['count']:,} samples{compared} of <code>{escape(samples['folder'])}</code>: {settings}, "
     text += f"seed {samples['seed']}, label {escape(asked)}{chosen}.</p>"
     text += pictures(["samples", "samples_by_class"], known)

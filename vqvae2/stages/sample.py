@@ -7,28 +7,19 @@ from pathlib import Path
 import torch
 
 from vqvae2 import checkpoint, files
+from vqvae2.classifier import Classifier
 from vqvae2.errors import UserError
 from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
 from vqvae2.sampling import Sharpness, sharpness_by_level
-from vqvae2.stages.choosing import Choice, best_of, hashes, rejection
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_torchrun
 from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample_folder import NEUTRAL, check_out, check_own, draw_samples, hashes_of, image_path
-from vqvae2.stages.sampled import (
-    describe,
-    exported,
-    labels_to_sample,
-    load_guides,
-    load_models,
-    parse_labels,
-    usual_sampling,
-)
+from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, check_own, draw_samples, hashes_of, image_path
+from vqvae2.stages.sampled import describe, labels_to_sample, load_guides, load_models, parse_labels, usual_sampling
 from vqvae2.stages.sweep import draw_sweep, places_to_sweep
-from vqvae2.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -78,11 +69,8 @@ class Arguments:
     reject: float = 0.0
     """Share of the samples to leave out, in [0, 1): so many more are drawn, and of each class those are kept of which a
     classifier is surest (Razavi et al. 2019)."""
-    best_of: int = 1
-    """Candidates to draw for each image, at so many times the time; the one is kept that a critic takes most for real.
-    evaluate.py --critic trains it."""
     classifier: Path | None = None
-    """Folder of the classifier of --reject; default: the run's own, which evaluate.py --classifier makes."""
+    """Folder of that classifier; default: the one in the run folder, which evaluate.py --classifier makes."""
     chunk_size: int = 16
     """Images sampled at once; sets of different chunk sizes differ by rounding."""
     out: Path | None = None
@@ -99,7 +87,7 @@ class Arguments:
 _GROUPS = {
     "samples": (
         *("num", "label", "guidance", "autoguidance", "sweep", "temperature", "top_k", "top_p", "min_p"),
-        *("reject", "best_of", "seed"),
+        *("reject", "seed"),
     ),
     "completion": ("complete", "mask", "keep_box", "particles", "sweeps"),
     "running": ("run", "out", "no_images", "classifier", "overwrite", "dry_run", "device", "precision", "chunk_size"),
@@ -146,23 +134,22 @@ def _story(line: CommandLine[Arguments]) -> None:
     model, priors = load_models(run, device)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
-    choice = _choice(arguments, run, model, priors)
-    drawn, alike = (num, 1) if choice is None else (choice.drawn(num), choice.alike)
-    label = labels_to_sample(run, priors[0].config, wanted, drawn // alike, arguments.compute.seed)
-    label = label.repeat_interleave(alike, 0)
+    rejection = _rejection(run, arguments, attributes, model.config.channels, device)
+    drawn = num if rejection is None else rejection.drawn(num)
+    label = labels_to_sample(run, priors[0].config, wanted, drawn, arguments.compute.seed)
     priors = _in(arguments, priors)
     sharpness = _sharpness(arguments, run, priors)
     how = describe(run, priors, wanted, sharpness, arguments.compute.seed, arguments.chunk_size)
-    how |= {"reject": arguments.reject, "best_of": arguments.best_of}
-    if choice is not None:
-        how |= {"drawn": drawn, **hashes(run, choice, arguments.classifier)}
+    how["reject"] = arguments.reject
+    if rejection is not None:
+        how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
     if not arguments.overwrite:
         _check_replaced(out, {**how, **hashes_of(model, run)}, num)
     if arguments.no_images and not arguments.overwrite and (out / image_path(0, num)).is_file():
         raise UserError("this folder holds images of samples", out, "Add --overwrite, or leave out --no-images")
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
-    chosen = "" if choice is None else f", each the best of {alike}" if alike > 1 else f", the surest of {drawn:,}"
+    chosen = f", the surest of {drawn:,}" if rejection else ""
     weights = " / ".join(f"{level.autoguidance:g}" for level in sharpness)
     guided = f", autoguidance {weights}" if any(level.autoguidance != 1 for level in sharpness) else ""
     print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
@@ -170,14 +157,14 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     with locked(out):
         record = {"num": num, **how, "arguments": record_of(line, {})}
-        draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, choice)
+        draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
     images = "" if arguments.no_images else f"{num:,} images, "
     print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
     print(f"next: {command('evaluate', '--run', run.path)}")
 
 
 _OF_COMPLETIONS = ("mask", "keep_box", "particles", "sweeps")
-_OF_SAMPLES = ("reject", "best_of", "classifier", "no_images")
+_OF_SAMPLES = ("reject", "classifier", "no_images")
 _DISTRIBUTION = ("sweep", "guidance", "autoguidance", "temperature", "top_k", "top_p", "min_p", "chunk_size")
 
 
@@ -237,19 +224,45 @@ def _in(arguments: Arguments, priors: list[Prior]) -> list[Prior]:
     return [prior.to(torch.bfloat16) for prior in priors] if arguments.compute.precision == "bf16" else priors
 
 
-def _choice(arguments: Arguments, run: RunFolder, model: VQVAE, priors: list[Prior]) -> Choice | None:
-    """Return how samples are chosen; None where all are kept."""
-    if arguments.best_of < 1:
-        raise UserError(f"--best-of {arguments.best_of} is too few", how="Give 1 or more")
-    if arguments.best_of > 1 and arguments.reject:
-        raise UserError("--best-of and --reject both choose samples", how="Leave one of them out")
-    if arguments.best_of > 1:
-        return best_of(run, arguments.best_of, hashes_of(model, run), exported(run))
+def _classifier_folder(run: RunFolder, arguments: Arguments) -> Path:
+    """The classifier's folder: the one that is named, else the only one in the run folder."""
+    if arguments.classifier is not None:
+        return arguments.classifier
+    found = sorted(path.parent for path in run.path.glob("classifier-*/config.json"))
+    if len(found) == 1:
+        return found[0]
+    way_out = f"Run {command('evaluate', '--run', run.path, '--classifier', 'ATTRIBUTE')}"
+    if found:
+        raise UserError(f"there are {len(found)} classifiers", run.path, f"Give --classifier {found[0]}, or another")
+    raise UserError("there is no classifier by which to reject samples", run.path, way_out)
+
+
+def _rejection(
+    run: RunFolder,
+    arguments: Arguments,
+    attributes: tuple[tuple[str, tuple[str, ...]], ...],
+    channels: int,
+    device: torch.device,
+) -> Rejection | None:
+    if not 0 <= arguments.reject < 1:
+        raise UserError(f"--reject {arguments.reject:g} is no share", how="Give 0 or more, and less than 1")
     if not arguments.reject:
         return None
-    device = next(model.parameters()).device
-    attributes, channels = priors[0].config.attributes, model.config.channels
-    return rejection(run, arguments.reject, arguments.classifier, attributes, channels, device)
+    folder = _classifier_folder(run, arguments)
+    classifier = Classifier.from_pretrained(folder, device)
+    known = dict(attributes)
+    name, classes = classifier.config.attribute, classifier.config.classes
+    if known.get(name) != classes:
+        raise UserError(
+            f"the classifier is of {name} ({', '.join(classes)}), which is no label of the priors",
+            folder,
+            f"Their labels are {', '.join(known) or 'none'}",
+        )
+    if classifier.config.channels != channels:
+        raise UserError(
+            f"the classifier takes images of {classifier.config.channels} channels, the samples have {channels}", folder
+        )
+    return Rejection(classifier, list(known).index(name), arguments.reject)
 
 
 def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> list[Sharpness]:
@@ -288,12 +301,7 @@ def _check_replaced(out: Path, how: dict, num: int) -> None:
     earlier, now = files.read_json(path), files.plain(how)
     ones = [1.0] * len(how["guidance"])
     # What sets of earlier versions do not say.
-    usual = {
-        "reject": 0.0,
-        "best_of": 1,
-        "guidance": ones,
-        **{name: [value] * len(ones) for name, value in NEUTRAL.items()},
-    }
+    usual = {"reject": 0.0, "guidance": ones, **{name: [value] * len(ones) for name, value in NEUTRAL.items()}}
     differs = [name for name in now if earlier.get(name, usual.get(name)) != now[name]]
     if differs:
         name = differs[0]

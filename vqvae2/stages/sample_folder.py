@@ -10,12 +10,14 @@ Until all are there they lie in ``.unfinished-<hash>``: images, and for each chu
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import checkpoint, distributed, files
+from vqvae2.classifier import Classifier, probabilities
 from vqvae2.data import from_unit
 from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
@@ -33,27 +36,18 @@ from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
-from vqvae2.stages.choosing import Choice
 from vqvae2.stages.common import RunFolder
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
 _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
-_OF_THE_SET = (
-    "num",
-    "arguments",
-    "reject",
-    "best_of",
-    "drawn",
-    "classifier_sha256",
-    "critic_sha256",
-)  # what no single sample depends on
+_OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # what no single sample depends on
 
 NEUTRAL = {name: getattr(Sharpness(), name) for name in ("min_p", "autoguidance")}
 """Values by which newer settings of sampling change nothing."""
 
-__all__ = ["NEUTRAL", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
+__all__ = ["NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
 
 
 def image_path(index: int, num: int) -> str:
@@ -109,7 +103,7 @@ def draw_samples(
     run: RunFolder,
     record: dict[str, Any],
     with_images: bool = True,
-    choice: Choice | None = None,
+    rejection: "Rejection | None" = None,
 ) -> None:
     """Sample a set into a folder, with a progress bar; what an interrupted call of equal settings made is kept.
 
@@ -120,7 +114,7 @@ def draw_samples(
         run: whose models these are.
         record: what samples.json says of them: num, seed, chunk_size, and all else that they depend on.
         with_images: write each as PNG.
-        choice: which of the samples are kept; None: all.
+        rejection: which of the samples are kept; None: all.
 
     Raises:
         UserError: the folder holds other files, or cannot be written.
@@ -138,14 +132,55 @@ def draw_samples(
     with Progress(total, "sampling", "codes") as progress:
         made = sample_chunks(model, priors, label, int(record["seed"]), sharpness, size, progress, done)
         for first, part in made:
-            if with_images and choice is None:
+            if with_images and rejection is None:
                 kept.write_images(range(first, min(first + size, num)), part.images, num)
             kept.put(first, part)
-    if with_images and choice is None:
+    if with_images and rejection is None:
         for first in sorted(done)[distributed.rank() :: distributed.world_size()]:
             kept.complete_images(first, size, num)
     distributed.barrier()
-    distributed.on_main(lambda: _finish(out, kept, label, record, with_images, choice))
+    distributed.on_main(lambda: _finish(out, kept, label, record, with_images, rejection))
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Which samples are kept: of each class those of which a classifier is surest (Razavi et al. 2019).
+
+    Args:
+        classifier: of one of the labels.
+        column: which of them.
+        share: of the samples that are left out, in (0, 1).
+    """
+
+    classifier: Classifier
+    column: int
+    share: float
+
+    def drawn(self, num: int) -> int:
+        """Return how many samples to draw so that ``num`` are kept."""
+        return math.ceil(round(num / (1 - self.share), 6))
+
+    def rows(self, confidence: Tensor, classes: Tensor, num: int) -> list[int]:
+        """Choose among samples.
+
+        Args:
+            confidence: (M,) probability of each sample's own class.
+            classes: (M,) int64, -1 missing.
+            num: how many are kept, of each class the same share as near as whole numbers allow.
+
+        Returns:
+            The numbers of those that are kept, in order.
+        """
+        groups = [(classes == k).nonzero()[:, 0] for k in classes.unique().tolist()]
+        exact = [len(group) * num / len(classes) for group in groups]
+        quotas = [int(value) for value in exact]
+        for i in sorted(range(len(groups)), key=lambda i: quotas[i] - exact[i])[: num - sum(quotas)]:
+            quotas[i] += 1
+        chosen = [
+            group[confidence[group].argsort(descending=True, stable=True)[:quota]]
+            for group, quota in zip(groups, quotas, strict=True)
+        ]
+        return sorted(torch.cat(chosen).tolist())
 
 
 class _Unfinished:
@@ -222,15 +257,15 @@ def _finish(
     label: Tensor,
     record: dict[str, Any],
     with_images: bool,
-    choice: Choice | None,
+    rejection: Rejection | None,
 ) -> None:
     """Choose the samples, give their images their names, and write grid, codes and samples.json."""
     size, levels = int(record["chunk_size"]), kept.model.levels
     firsts = range(0, len(label), size)
     num = int(record["num"])
     rows: Sequence[int] = range(num)
-    if choice is not None:
-        rows = choice.rows(_scores(kept, firsts, label, choice), label, num)
+    if rejection is not None:
+        rows = rejection.rows(_confidence(kept, firsts, label, rejection), label[:, rejection.column], num)
 
     def own(first: int) -> tuple[int, list[int]]:
         """How many of the rows lie before a chunk, and those in it, counted from its first."""
@@ -242,7 +277,7 @@ def _finish(
     for first in firsts:
         chunk, (before, places) = kept.get(first), own(first)
         nll.append(chunk["nll"][places].double().numpy())
-        write = with_images and choice is not None and places
+        write = with_images and rejection is not None and places
         if len(shown) < min(_SHOWN, num) or write:
             images = kept.decode(chunk)[places]
             shown += [to_picture(image) for image in images[: min(_SHOWN, num) - len(shown)]]
@@ -297,13 +332,16 @@ def _remove_images(folder: Path) -> None:
         folder.rmdir()
 
 
-def _scores(kept: _Unfinished, firsts: range, label: Tensor, choice: Choice) -> Tensor:
-    """How much each sample is rather kept, of all that were drawn."""
+def _confidence(kept: _Unfinished, firsts: range, label: Tensor, rejection: Rejection) -> Tensor:
+    """Probability of each sample's own class; of the most probable one where it has none."""
     parts = []
     for first in firsts:
-        own = label[first : first + firsts.step]
-        parts.append(choice.scores(kept.decode(kept.get(first))[: len(own)], own))
-    return torch.cat(parts)
+        images = kept.decode(kept.get(first))
+        parts.append(probabilities(rejection.classifier, lambda rows: images[rows], len(images)))  # noqa: B023 - called at once
+    all_classes = torch.cat(parts)[: len(label)]
+    classes = label[:, rejection.column]
+    of_own = all_classes.gather(1, classes.clamp_min(0)[:, None])[:, 0]
+    return torch.where(classes >= 0, of_own, all_classes.amax(1))
 
 
 def _write_codes(file: Any, arrays: dict[str, tuple[tuple[int, ...], Any]], parts: Any) -> None:
