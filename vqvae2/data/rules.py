@@ -90,7 +90,7 @@ class Caution(NamedTuple):
 
 CAUTIONS = (
     Caution(
-        r"(?:^|/)mdb\d{3}[lr]?[smlx]?\.[a-z]+$",
+        rf"(?:^|/){FILMS_IN_PAIRS.pattern}\.[a-z]+$",
         "mdb001.pgm",
         "MIAS",
         "two films that follow each other, such as mdb001 and mdb002, are of one woman, and are read so; where each is "

@@ -241,7 +241,7 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
     if rules.COUNTED_IN_SPLIT.fullmatch(stem):
         return stem
     if film := rules.FILMS_IN_PAIRS.fullmatch(stem):
-        return f"{film[1]}{int(film[2]) - (int(film[2]) % 2 == 0):03}"  # mdb001 of mdb001 and mdb002
+        return f"{film[1]}{(int(film[2]) - 1) // 2 * 2 + 1:03}"  # mdb001 of mdb001 and mdb002
     who = person_of(stem, volume)
     if rules.WORDNET.fullmatch(who):  # n02381460_20.jpg
         return key
