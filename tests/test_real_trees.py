@@ -253,6 +253,12 @@ LISTED = {
         0,
         "",
     ),
+    "people in a list": (
+        [f"{p:02}.{n}/{k}.png" for p, n in enumerate(("Smith", "Wu", "Roy"), 1) for k in P],
+        3,
+        0,
+        "",
+    ),
     "LiTS": ([f"volume_pt{b}/volume-{10 * b + k}.nii" for b in (1, 2, 3) for k in P], 24, 0, "--layout subjects"),
     "people called pt": ([f"brain_pt{b}/volume-{k}.nii" for b in (1, 2, 3) for k in P], 3, 0, ""),
     "GlaS": ([f"{split}_{k}.bmp" for split in ("train", "testA", "testB") for k in P], 24, 0, ""),

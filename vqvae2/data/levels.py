@@ -31,7 +31,8 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     distinct = set(names) - {""}
     if all(map(rules.WORDNET.fullmatch, distinct)):
         return "class"
-    if len(distinct) > 1 and _are_listed(distinct):
+    bare = any(who == key for who, key in zip(by_name, layout.keys, strict=True))  # 01.Smith/1.png: a person's slices
+    if len(distinct) > 1 and not bare and _are_listed(distinct):
         layout.subject_doubts.append(
             f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
         )
