@@ -1,5 +1,7 @@
 """What a prior is told beside the codes before: labels, coarser levels, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from numpy.typing import NDArray
 from tiny_priors import tiny_inputs, tiny_prior
 from torch import Tensor
 
+from vqvae2.checkpoint import config_from
 from vqvae2.errors import UserError
-from vqvae2.prior import PriorConfig
+from vqvae2.prior import Prior, PriorConfig
 from vqvae2.stages.sampled import parse_labels
 
 
@@ -147,7 +150,43 @@ def test_condition_stack_gives_every_sub_cell_features_of_its_own():
             y, x = row // 2, column // 4
             vector = stack.inputs[0](stack.embeddings[0].weight[codes[0, y, x]]) + stack.position[y, x]
             by_hand = weight[row % 2, column % 4] @ vector + bias[row % 2, column % 4]
+            by_hand = by_hand / (by_hand.square().mean() + 1e-6).sqrt() * stack.norm.weight
             torch.testing.assert_close(features[0, row, column], by_hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_prior_still_sees_its_own_codes_where_the_condition_stack_has_grown(norm):
+    """Weights twenty times as large, as long trainings make them: without norms the condition drowns all else."""
+    prior = tiny_prior((8, 8), ((4, 4),), condition_layers=4, condition_norm=norm).float()
+    assert prior.condition is not None
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in prior.condition.blocks:
+            for layer in (block[1], block[-1]):
+                torch.nn.init.normal_(layer.weight, std=20 / layer.weight[0].numel() ** 0.5)
+    codes, condition, labels = tiny_inputs(prior.config, 8)
+    grown = prior.condition(condition).square().mean().sqrt()
+    change = (prior(codes, condition, labels) - prior(codes.roll(1, 0), condition, labels)).abs().max()
+    if norm:
+        assert 0.5 < grown < 2
+        assert change > 0.1
+    else:
+        assert grown > 1e8
+        assert change < 1e-3
+
+
+def test_a_prior_of_an_earlier_version_comes_back_without_norms(tmp_path):
+    prior = tiny_prior((8, 8), ((4, 4),), condition_norm=False)
+    prior.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["condition_norm"]
+    path.write_text(json.dumps(record))
+    found = Prior.from_pretrained(tmp_path)
+    assert not found.config.condition_norm
+    inputs = tiny_inputs(prior.config, 2)
+    assert torch.equal(found.double()(*inputs), prior.float().double()(*inputs))
+    assert config_from(PriorConfig, {}, tmp_path).condition_norm  # no record at all: the defaults
 
 
 def test_condition_of_levels_that_are_not_adjacent_reaches_the_cells_below_it():

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,28 @@ def test_a_priors_score_is_the_cross_entropy_of_a_naive_loop(tiny_prior_config):
     assert found.nll == pytest.approx(cells.mean((1, 2)), rel=1e-5)
     assert found.nll_map == pytest.approx(cells.mean(0), rel=1e-4)
     assert found.accuracy == right / cells.size
+
+
+def test_reliance_tells_what_a_prior_draws_on(tiny_prior_config):
+    """Of codes that all follow from the top and the label, none from their neighbours."""
+    torch.manual_seed(0)
+    prior = Prior(replace(tiny_prior_config, dropout=0.0, label_dropout=0.0))
+    top, labels = torch.randint(8, (64, 2, 3)), torch.randint(2, (64, 1))
+    codes = top.repeat_interleave(2, 1).repeat_interleave(2, 2) + 2 * labels[:, :, None]
+    optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
+    for _ in range(150):
+        torch.nn.functional.cross_entropy(prior(codes, [top], labels), codes).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = report.reliance(prior.eval(), [top, codes], labels, most=64)
+    assert set(found) == {"own", "top", "labels"}
+    assert found["top"] > 1
+    assert abs(found["own"]) < found["labels"] < found["top"]
+    # By hand, for the top: the same images, told the top of the image half of them further on.
+    other = prior(codes, [top.roll(32, 0)], labels)
+    own = prior(codes, [top], labels)
+    rise = torch.nn.functional.cross_entropy(other, codes) - torch.nn.functional.cross_entropy(own, codes)
+    assert found["top"] == pytest.approx(rise.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("with_mean", [False, True])

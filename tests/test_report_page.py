@@ -42,7 +42,7 @@ def good_report() -> dict:
             "mean_image": scores(0.5), "upper": {"top": scores(0.8)},
             "worst": [{"key": "<b>a</b>.png", "subject": "s&1", "ssim": 0.9, "psnr_db": 20.0, "mse": 0.1}],
         },
-        "levels": {"top": level, "bottom": {**level}},
+        "levels": {"top": level | {"reliance": {"own": 0.5}}, "bottom": level | {"reliance": {"own": 0.1, "top": 0.3}}},
         "distances": {
             space: {
                 name: {
@@ -113,6 +113,7 @@ DEFECTS = {
     "levels.top.collapsed": (True, "level top has collapsed"),
     "levels.bottom.usage": (0.1, "uses 10% of its codebook"),
     "levels.bottom.gain": (-0.1, "no better than a table of counts"),
+    "levels.bottom.reliance": ({"own": 0.001, "top": 0.4}, "makes no use of its own earlier codes"),
     "levels.bottom.train_nll": (0.9, "level bottom overfits"),
     "reconstruction.ssim.mean": (0.4, "no better than the mean training image"),
     "reconstruction.upper.top.ssim.mean": (0.4, "top only"),

@@ -86,7 +86,8 @@ def test_the_figures_that_matter_are_in_the_log(chain):
     for level in ("top", "bottom"):
         last = stats(chain.run / f"prior-{level}")[-1]
         assert last["val/gain"] == pytest.approx(last["val/position_nll"] - last["val/nll"], abs=1e-4)
-        assert {"selection/nll", "val/unigram_nll", "val/accuracy"} <= last.keys()
+        assert {"selection/nll", "val/unigram_nll", "val/accuracy", "val/reliance_own"} <= last.keys()
+        assert ("val/reliance_top" in last) == (level == "bottom")
 
 
 def test_the_code_store_holds_the_codes_of_the_images(chain):

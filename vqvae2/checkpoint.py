@@ -188,12 +188,15 @@ class Pretrained(nn.Module):
 def config_from(cls: type[T], record: Mapping[str, Any], where: object) -> T:
     """Build a config dataclass from a JSON record: lists become tuples, keys of no field are left out.
 
+    A field that the record lacks takes what the class's ``BEFORE`` says of records from before it, else its default.
+
     Raises:
         UserError: a field is missing that has no default, or a value is refused by the config.
     """
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    before = getattr(cls, "BEFORE", {}) if record else {}
     try:
-        return cls(**{key: _tuples(value) for key, value in record.items() if key in names})
+        return cls(**{key: _tuples(value) for key, value in {**before, **record}.items() if key in names})
     except (TypeError, ValueError) as error:
         raise UserError(f"the config is not usable ({error})", where, "Mend it or train again") from error
 

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from vqvae2.lean import Dropout
+from vqvae2.lean import Dropout, RMSNorm
 from vqvae2.prior_config import PriorConfig
 
 __all__ = ["ConditionStack", "NumberEmbedding", "add"]
@@ -19,7 +19,8 @@ class ConditionStack(nn.Module):
     """Turn the coarser levels' codes into features at the prior's resolution (not causal: they are all known).
 
     Codes are embedded and brought to the finest of the coarser resolutions, a residual stack runs there, and each cell
-    is unfolded into the cells below it, every one with features of its own.
+    is unfolded into the cells below it, every one with features of its own. With `condition_norm` the input of each
+    block and the result are normalised. Without it the features can grow until the prior's own codes no longer count.
     """
 
     def __init__(self, config: PriorConfig) -> None:
@@ -42,6 +43,13 @@ class ConditionStack(nn.Module):
             for _ in range(config.condition_layers)
         )
         self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
+        # Identity, which has no weights, in priors of earlier versions.
+        norm = RMSNorm if config.condition_norm else nn.Identity
+        self.norms = nn.ModuleList(norm(channels) for _ in range(config.condition_layers))
+        self.norm = norm(config.channels)
+        for block in self.blocks:  # each starts as the identity, as the gated blocks do
+            nn.init.zeros_(block[-1].weight)
+            nn.init.zeros_(block[-1].bias)
 
     def forward(self, codes: list[Tensor]) -> Tensor:
         """Map codes (B, h', w') by level, top first, to (B, n, m, C)."""
@@ -50,11 +58,12 @@ class ConditionStack(nn.Module):
             repeats = (self.shape[0] // level.shape[1], self.shape[1] // level.shape[2])
             below = "b h w c -> b (h fy) (w fx) c"
             inputs.append(repeat(project(embedding(level.long())), below, fy=repeats[0], fx=repeats[1]))
-        x = rearrange(add(sum(inputs[1:], inputs[0]), self.position), "b h w c -> b c h w")
-        for block in self.blocks:
-            x = x + block(x)
-        x = self.unfold(rearrange(x, "b c h w -> b h w c"))
-        return rearrange(x, "b h w (fy fx c) -> b (h fy) (w fx) c", fy=self.factors[0], fx=self.factors[1])
+        x = add(sum(inputs[1:], inputs[0]), self.position)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + rearrange(block(rearrange(norm(x), "b h w c -> b c h w")), "b c h w -> b h w c")
+        fy, fx = self.factors
+        x = self.norm(rearrange(self.unfold(x), "b h w (fy fx c) -> b h fy w fx c", fy=fy, fx=fx))
+        return rearrange(x, "b h fy w fx c -> b (h fy) (w fx) c")
 
 
 class NumberEmbedding(nn.Embedding):

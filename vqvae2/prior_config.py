@@ -6,6 +6,7 @@ C channels, R residual channels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 __all__ = ["PriorConfig"]
 
@@ -13,6 +14,9 @@ __all__ = ["PriorConfig"]
 @dataclass(frozen=True)
 class PriorConfig:
     """Everything that rebuilds a Prior."""
+
+    BEFORE: ClassVar[Mapping[str, Any]] = {"condition_norm": False}
+    """What holds for a stored config that was written before a setting existed, where that is not its default."""
 
     level: str = "top"
     """Name of the level. Taken from the code store by train_prior."""
@@ -59,6 +63,8 @@ class PriorConfig:
     """Residual blocks of the stack over the coarser levels."""
     condition_channels: int = 0
     """Channels of that stack, which works at the coarser resolution, so that width costs little there; 0: C."""
+    condition_norm: bool = True
+    """Normalise the input of each block of that stack, and its result; off in priors of earlier versions."""
     dropout: float = 0.1
     """Dropout in each gated block, in [0, 1)."""
     attention_dropout: float = 0.0

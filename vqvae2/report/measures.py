@@ -258,6 +258,36 @@ def score_codes(
     return CodeScores(nll_by_image, (total / count).numpy(), float(right) / (count * total.numel()))
 
 
+@torch.no_grad()
+def reliance(prior: Prior, codes: Sequence[Tensor], labels: Tensor, most: int = 32) -> dict[str, float]:
+    """Measure what a prior draws on: how much its NLL rises where one thing that it is told is another image's.
+
+    Args:
+        prior: in evaluation mode.
+        codes: of the coarser levels and the prior's own, top first, (N, h, w) integers, N >= 1.
+        labels: (N, A) int64, -1 missing.
+        most: images, spread evenly over the N. Each is told of the one half of them further on.
+
+    Returns:
+        Nats per code by what is exchanged: ``own``, the earlier codes of the prior's own level; the coarser levels, by
+        name; ``labels``, all at once, where there are any. Near 0: the prior makes no use of it.
+
+    Source: permutation importance (Breiman 2001, "Random forests"), of whole inputs.
+    """
+    device, rows = next(prior.parameters()).device, spread_out(len(labels), most)
+    *coarser, own = (level[rows].long().to(device) for level in codes)
+    told = {"own": own, **dict(zip(prior.config.condition_levels, coarser, strict=True))}
+    told |= {"labels": labels[rows].to(device)} if prior.config.attributes else {}
+
+    def nll(inputs: dict[str, Tensor]) -> float:
+        condition = [inputs[name] for name in prior.config.condition_levels]
+        logits = prior(inputs["own"], condition=condition, label=inputs.get("labels")).float()
+        return float(torch.nn.functional.cross_entropy(logits, own))
+
+    usual = nll(told)
+    return {name: nll({**told, name: given.roll(len(rows) // 2, 0)}) - usual for name, given in told.items()}
+
+
 def table_figures(
     codes: NDArray[Any], train_codes: NDArray[Any], num_embeddings: int
 ) -> tuple[dict[str, float], NDArray[np.float64]]:

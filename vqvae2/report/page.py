@@ -303,6 +303,16 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         "the training codes, one for all positions and one for each, the latter smoothed by the former. Gain is the "
         "position-wise unigram's NLL minus the prior's.</p>"
     )
+    told = {level: f["reliance"] for level, f in report["levels"].items() if "reliance" in f}
+    if told:
+        sources = list(dict.fromkeys(name for found in told.values() for name in found))
+        names = {"own": "its own earlier codes", "labels": "labels"}
+        head = ["level", *(names.get(name, f"codes of level {name}") for name in sources)]
+        text += table(head, [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()])
+        text += (
+            '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
+            "it is told is that of another image. Near 0 it makes no use of it.</p>"
+        )
     bits = report.get("bits_per_dim")
     if bits:
         names = {

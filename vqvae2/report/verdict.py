@@ -20,6 +20,8 @@ _ENOUGH = 30
 """Images of each set from which on coverage and neighbours are judged."""
 _APART = 0.9
 """Accuracy of the nearest neighbour above which samples are told from held-out images."""
+_LEAST_RELIANCE = 0.005
+"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
 _LEAST_SHARE = 0.75
 """Share of the training images' coverage and recall below which kinds of images are missing from samples."""
 _EXCESS = 0.1
@@ -337,6 +339,12 @@ def _prior_warnings(report: Report) -> Iterator[str]:
             yield (
                 f"The prior of level {level} ({figures['nll']:.2f} nats per code) is no better than a table of counts "
                 f"for each position ({figures['position_nll']:.2f})" + (": train it longer." if own else ".")
+            )
+        if (rise := figures.get("reliance", {}).get("own", math.inf)) < _LEAST_RELIANCE:
+            yield (
+                f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:.3f} nats "
+                "where they are another image's. Its samples will not hold together"
+                + (": train it longer." if own else ".")
             )
         # Other data than the run's may be harder without any overfitting.
         if own and figures["train_nll"] < 0.75 * figures["nll"]:

@@ -24,7 +24,7 @@ from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
-from vqvae2.report import score_codes, spread_out
+from vqvae2.report import reliance, score_codes, spread_out
 from vqvae2.sampling import sample_codes
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import (
@@ -144,12 +144,16 @@ class PriorTask:
         for split, batch in self.splits.items():
             found = score_codes(self.prior, batch["codes"][: self.index + 1], batch["label"])
             figures |= {f"{split}/nll": float(found.nll.mean()), f"{split}/accuracy": found.accuracy}
+        val = self.splits["val"]
+        drawn_on = reliance(self.prior, val["codes"][: self.index + 1], val["label"])
+        figures |= {f"val/reliance_{name}": rise for name, rise in drawn_on.items()}
         gain = self.baselines["val/position_nll"] - figures["val/nll"]
         return {**figures, **self.baselines, "val/gain": gain}
 
     def brief(self, figures: dict[str, float]) -> str:
         table = f"(position-wise unigram {figures['val/position_nll']:.3f})"
-        return f"NLL {figures['val/nll']:.3f} nats per code {table}  accuracy {figures['val/accuracy']:.1%}"
+        told = f"NLL {figures['val/nll']:.3f} nats per code {table}  accuracy {figures['val/accuracy']:.1%}"
+        return f"{told}  own codes {figures['val/reliance_own']:+.3f}"
 
     def preview(self) -> dict[str, Picture]:
         """Sample this level, given held-out codes of the coarser ones, and decode levels up to this one."""
