@@ -75,7 +75,7 @@ def test_other_probabilities_are_refused_before_anything_is_returned():
     streams, checksums = encode_codes(priors, codes, label, 4)
     header = header_of(codes, label, 4, streams, checksums)
     other = tiny_prior((3, 4), labelled=True, seed=1).float()
-    with pytest.raises(UserError, match="does not find the probabilities"):
+    with pytest.raises(UserError, match="does not reproduce the probabilities"):
         next(decode_codes([other, priors[1]], header, streams))
 
 

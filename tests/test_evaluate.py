@@ -243,7 +243,7 @@ def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):
         assert len(told) == (name == "noise")
         assert "overfits" not in ended.out
         assert "train it longer" not in ended.out
-        assert any("Beside 7 of the run's own val images: MSE" in line for line in found["summary"])
+        assert any("Compared with 7 of the run's own val images: MSE" in line for line in found["summary"])
     own = open_data(DataConfig(phantom_images=60, size="32x32"), ["val"]).splits["val"]
     model = VQVAE.from_pretrained(run / "vqvae")
     x = own.__getitems__(range(len(own)))["image"]

@@ -95,7 +95,7 @@ def test_numbers_are_named_with_commas_or_spaces_and_not_binned_besides(tmp_path
     flags = {"data": str(tmp_path), "labels": f"{tmp_path / 't.csv'}:age,score"}
     for numbers in (("age,score",), ("age", "score")):
         assert open_data(DataConfig(**flags, numbers=numbers)).numbers == ("age", "score")
-    with pytest.raises(UserError, match="age is to be binned and to stay a number"):
+    with pytest.raises(UserError, match="age cannot be both binned and a number"):
         open_data(DataConfig(**flags, numbers=("age",), bins=("age=30",)))
     with pytest.raises(UserError, match="there are no labels size"):
         open_data(DataConfig(**flags, numbers=("size",)))

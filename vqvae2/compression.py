@@ -223,7 +223,7 @@ def _check(priors: Sequence[Prior]) -> None:
 def _other_machine(header: Header) -> UserError:
     there, here = f"{header.made_by}, {header.threads} threads", f"{made_by()}, {torch.get_num_threads()} threads"
     return UserError(
-        "this machine does not find the probabilities with which the file was written",
+        "this machine does not reproduce the probabilities the file was written with",
         f"written with {there}; here {here}",
         "Decompress it on a machine of that kind, with that version",
     )

@@ -53,7 +53,7 @@ class PriorConfig:
     num_heads: int = 8
     """Attention heads; they divide the channels."""
     patch: int = 1
-    """Codes p along each side of a patch that the streams take as one position: a fine level in p^2 times fewer steps.
+    """Side p, in codes, of a patch, which the streams treat as one position: a fine level takes p^2 times fewer steps.
     It divides the height and the width."""
     patch_channels: int = 64
     """Channels of the head that predicts the codes within a patch, one after the other."""
@@ -62,9 +62,9 @@ class PriorConfig:
     condition_layers: int = 4
     """Residual blocks of the stack over the coarser levels."""
     condition_channels: int = 0
-    """Channels of that stack, which works at the coarser resolution, so that width costs little there; 0: C."""
+    """Channels of the condition stack, cheap to widen because it works at the coarser resolution; 0: C."""
     condition_norm: bool = True
-    """Normalise the input of each block of that stack, and its result; off in priors of earlier versions."""
+    """Normalise the input of each block of the condition stack, and its result; off in priors of earlier versions."""
     dropout: float = 0.1
     """Dropout in each gated block, in [0, 1)."""
     attention_dropout: float = 0.0

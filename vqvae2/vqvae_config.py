@@ -62,12 +62,12 @@ class VQVAEConfig(QuantizerConfig):
     upper_decoder: UpperDecoder = "stack"
     """How upper levels join a finer one: `stack` decodes them by residual blocks of their own, as most
     reimplementations do; `upsample` takes their codes' vectors through transposed convolutions alone, as the paper's
-    D(e_top, e_bottom); `both` finds the finer codes by the first and decodes the image by the second, as imported
+    D(e_top, e_bottom); `both` uses `stack` to find the finer codes and `upsample` to decode the image, as imported
     models do."""
     num_residual_layers: int | tuple[int, ...] = 2
     """Residual blocks of each encoder and decoder, one number for all levels or one for each, top first."""
     num_fine_layers: int = 0
-    """Residual blocks of the image's decoder before its last upsampling, which the paper does not have, >= 0."""
+    """Extra residual blocks (none in the paper) in the image's decoder before its last upsampling, >= 0."""
     rate_weight: float | tuple[float, ...] = 0.0
     """lambda of the entropy-constrained choice of codes, which trades error for bits, >= 0; 0: the nearest code. One
     number for all levels or one for each, top first."""

@@ -83,7 +83,7 @@ def encode(
             if odd and len(classes) > MOST_VALUES:
                 notes.append(f"{name}: {len(classes):,} distinct values become classes, since {odd!r} is not a number")
         if len(classes) > MOST_CLASSES:
-            raise UserError(f"{len(classes):,} different texts are no classes", name, "Choose another column")
+            raise UserError(f"{len(classes):,} different texts are too many classes", name, "Choose another column")
         if inner is None:
             place = {cell: k for k, cell in enumerate(classes)}
             label = np.array([place.get(cell, -1) for cell in cells], np.int64)

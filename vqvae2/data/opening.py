@@ -172,7 +172,7 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if unused := sorted(set(numbers) - set(texts)):
         raise UserError(f"there are no labels {', '.join(unused)}", "--numbers", "Give --labels FILE:COLUMN with them")
     if like is None and (both := sorted(set(edges) & set(numbers))):
-        raise UserError(f"{both[0]} is to be binned and to stay a number", "--numbers", "Leave out one of the flags")
+        raise UserError(f"{both[0]} cannot be both binned and a number", "--numbers", "Leave out one of the flags")
     labels = encode(
         texts,
         training,

@@ -63,7 +63,7 @@ class SliceConfig:
         if self.slice_axis not in _AXES:
             raise UserError(f"--slice-axis {self.slice_axis} is not known", how=f"Give {', '.join(_AXES)}")
         if not 0 <= self.clip_low < self.clip_high <= 100:
-            raise UserError(f"--clip-low {self.clip_low} --clip-high {self.clip_high} are no percentiles in order")
+            raise UserError(f"--clip-low {self.clip_low} --clip-high {self.clip_high} must be percentiles in order")
         if not 0 <= self.min_foreground <= 1:
             raise UserError(f"--min-foreground {self.min_foreground} is no share", how="Give 0 to 1")
         if self.slice_every < 0 or self.spacing < 0:

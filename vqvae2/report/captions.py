@@ -51,7 +51,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "rejection": (
         "Precision and recall where the surest samples are kept",
-        "Of each class the samples are kept of which the classifier is surest: all, three quarters, half, a quarter. "
+        "In each class, the samples the classifier is surest of are kept: all, three quarters, half, a quarter. "
         "Precision: share of samples that lie among held-out images; recall: share of held-out images that lie among "
         "samples.",
     ),
@@ -96,7 +96,7 @@ WORDS = {
     "features). It grows as sets get smaller: compare it with that of real images.",
     "Precision, recall": "Share of the set's images that lie among the real ones, and of the real ones that lie among "
     "the set's (Kynkäänniemi et al. 2019).",
-    "Density, coverage": "How crowded the real images are with the set's (1 is expected), and the share of the real "
+    "Density, coverage": "How densely the set's images surround real ones (1 is expected), and the share of the real "
     "ones that have one near (Naeem et al. 2020).",
     "Told apart": "How often the nearest neighbour of an image is of its own set: 0.5 where sets cannot be told apart, "
     "1 where they can always be (Lopez-Paz and Oquab 2017).",

@@ -26,7 +26,7 @@ def label_warnings(report: Report) -> Iterator[str]:
     """Say which labels samples do not follow."""
     for answer, told in _answers(report):
         if answer == "no":
-            yield f"{told} More samples tell more; sample.py --guidance makes a label count for more."
+            yield f"{told} More samples give a clearer answer; sample.py --guidance strengthens a label."
         elif answer == "against":
             yield f"{told} Labels may be mixed up."
     found = report.get("phantom", {})
@@ -89,7 +89,7 @@ def _answer(name: str, made: Interval, told: str, real: Interval, known: str) ->
     if made[1] < 0:
         return "against", f"Samples go against {name}: {told}."
     if real is not None and not real[0] > 0:
-        return "unknown", f"Whether samples follow {name} cannot be told, as real images do not show it: {known}."
+        return "unknown", f"It is unclear whether samples follow {name}, as real images do not show it: {known}."
     return "no", f"Whether samples follow {name} cannot be told from chance: {told}."
 
 

@@ -223,7 +223,7 @@ def _distances(report: Report) -> str:
         note = f"Against {count} scored images. "
         if compared:
             note += (
-                f"Fréchet distance and what stands right of it: {compared} images of each set, 3 nearest neighbours; "
+                f"Fréchet distance and the columns to its right: {compared} images of each set, 3 nearest neighbours; "
                 "not of sets that were made from the scored images themselves. "
             )
         text += f"<h3>Distances in {escape(space_words(space))}</h3>"
@@ -243,10 +243,10 @@ _NEIGHBOURHOODS = {
 }
 _SPACE_NOTES = {
     "MobileNetV2": "The network was trained on the photographs of ImageNet and sees the images at their own size. It "
-    "sees blur that SSIM hardly sees. It knows no brains: read it beside real images, and beside the other figures.",
+    "sees blur that SSIM hardly sees. It was not trained on brains: read it beside real images and the other figures.",
     "inception": "Inception-v3 with TensorFlow's weights, by torch-fidelity; images scaled to 299 pixels as there. Its "
     "Fréchet distance is the FID, which papers take over 50,000 images. Over fewer it is larger.",
-    "encoder": "The encoder was trained to find what it can reconstruct, so it is blind to what no code holds.",
+    "encoder": "The encoder was trained to find what it can reconstruct, so it cannot see what the codes leave out.",
 }
 
 
@@ -272,7 +272,7 @@ def _codebooks(report: Report, known: Mapping[str, Figure]) -> str:
         "says everything, K where all are used alike. Constant cells (of an image block that is one single value, "
         "such as black air) cost codes and say nothing. At one position: the exponential of the position-wise "
         "unigram's NLL, the number of codes that are left to choose among once the position is known. It is far below "
-        "the perplexity where codes mostly tell where they are."
+        "the perplexity where codes mostly encode their position."
     )
     return table(head, rows) + f'<p class="note">{note}</p>' + pictures(["code_maps", "codebook_use"], known)
 
@@ -311,7 +311,7 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         text += table(head, [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()])
         text += (
             '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
-            "it is told is that of another image. Near 0 it makes no use of it.</p>"
+            "it is given comes from another image. Near 0, that thing is not used.</p>"
         )
     bits = report.get("bits_per_dim")
     if bits:

@@ -78,7 +78,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
             f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
             f"{num(found['correlation_p99'], 3)}, which 1 % at most of held-out images and of their reconstructions "
-            f"have, and {found.get('aligned_copies', 0)} so much that they count as copies: nearer to 1 than to that "
+            f"have, and {found.get('aligned_copies', 0)} have enough to count as copies: nearer to 1 than to that "
             "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
         text += _regions(samples.get("regions")) + _subjects(found)
@@ -138,7 +138,7 @@ def _subjects(found: Mapping[str, Any]) -> str:
     head = ["people whose images are most often the nearest", f"of {count:,} samples", f"of {real:,} held-out images"]
     return table(head, rows) + (
         f"<p>One person's images are the nearest to {subjects[0]['samples'] / count:.0%} of the samples; of held-out "
-        f"images the most that one person reaches is {found['most_real'] / real:.0%}. A much higher share says that "
+        f"images, the highest share for one person is {found['most_real'] / real:.0%}. A much higher share says that "
         "the samples are of few people.</p>"
     )
 
@@ -171,7 +171,7 @@ def _numbers(report: Report) -> str:
     return (
         "<h3>Numbers asked for</h3>"
         + text
-        + '<p class="note">What an image shows is told by a ridge regression on the encoder\'s features of training '
+        + '<p class="note">What an image shows is estimated by ridge regression on the encoder\'s features of training '
         "images. It errs towards their mean, on real images too, so the slopes are to be compared with each other, and "
         "not with 1. Samples that ignored their number would have a slope of 0.</p>"
     )
@@ -239,10 +239,10 @@ def _reliability(found: Mapping[str, Any]) -> str:
     ]
     head = ["highest probability, held-out images", "images", "mean probability", "share that is right"]
     return (
-        f"<h3>Does the classifier of {escape(found['attribute'])} know how sure it may be?</h3>"
+        f"<h3>Is the classifier of {escape(found['attribute'])} well calibrated?</h3>"
         f"<p>Its expected calibration error on held-out images is <b>{num(known['error'], 3)}</b>. Probabilities that "
         f"are exactly right have about {num(known['expected'], 3)} on as many images, by chance; the frequencies of "
-        f"the classes in place of its probabilities, which tell no image from another, have {num(known['naive'], 3)}."
+        f"the classes in place of its probabilities, which are the same for all images, have {num(known['naive'], 3)}."
         "</p>" + table(head, rows) + '<p class="note">After Guo et al. (2017): the mean over images of the difference '
         f"between the last two columns, in {BINS} bins of equal width. Images of one person are alike, so that chance "
         "does more than is said here.</p>"

@@ -66,7 +66,7 @@ def _reconstructs(report: Report) -> tuple[str, str]:
     blur = found["sharpness"].get("blur_px")
     if blur is None:
         return "not measured", f"{told}; no image has a foreground, in which sharpness is measured."
-    sight = f"{told}; in the foreground as after a Gaussian blur of {blur:.2f} pixels"
+    sight = f"{told}; foreground as soft as after a Gaussian blur of {blur:.2f} pixels"
     for band, most in (("good", _SHARP), ("weak", _SOFT)):
         if blur <= most:
             return band, f"{sight} ({band} is up to {most})."
@@ -104,8 +104,8 @@ def _looks_real(report: Report) -> tuple[str, str]:
     if found.get("compared", 0) >= _ENOUGH and known_people:
         apart, usual = found["two_sample"], known_people["two_sample"]
         if apart > max(_APART, usual):
-            share = f"{apart:.0%} of them and of real ones have their nearest neighbour on their own side"
-            band, told = "fail", f"Samples are told from held-out images: {share} (training images {usual:.0%}). {told}"
+            share = f"{apart:.0%} of them and of real ones have their nearest neighbour in their own set"
+            band, told = "fail", f"Samples differ from held-out images: {share} (training images {usual:.0%}). {told}"
         elif band == "good" and any(found[name] < _LEAST_SHARE * known_people[name] for name in ("coverage", "recall")):
             missing = ", ".join(
                 f"{name} {found[name]:.2f} (training images {known_people[name]:.2f})"
@@ -221,7 +221,7 @@ def _other_data(report: Report) -> Iterator[str]:
     compared = _compared(report)
     if compared:
         found = ", ".join(f"{name} {here:.3g} (val {own['mean']:.3g})" for name, here, own in compared)
-        yield f"Beside {report['own']['count']:,} of the run's own val images: {found}."
+        yield f"Compared with {report['own']['count']:,} of the run's own val images: {found}."
 
 
 def _compared(report: Report) -> list[tuple[str, float, Mapping[str, float]]]:
@@ -343,7 +343,7 @@ def _prior_warnings(report: Report) -> Iterator[str]:
         if (rise := figures.get("reliance", {}).get("own", math.inf)) < _LEAST_RELIANCE:
             yield (
                 f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:.3f} nats "
-                "where they are another image's. Its samples will not hold together"
+                "if they come from another image. Its samples will not be coherent"
                 + (": train it longer." if own else ".")
             )
         # Other data than the run's may be harder without any overfitting.

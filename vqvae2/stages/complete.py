@@ -63,7 +63,7 @@ def open_completion(like: dict[str, Any], path: Path, mask: Path | None, keep_bo
         UserError: the image or the mask cannot be read or do not fit; nothing, or everything, is missing.
     """
     if (mask is None) == (keep_box is None):
-        raise UserError("what is missing of the image?", path, "Give --mask or --keep-box, one of them")
+        raise UserError("it is unclear which part of the image is missing", path, "Give either --mask or --keep-box")
     if not path.is_file():
         raise UserError("there is no such image", path, "Give --complete one file")
     images = load_images(path, like)

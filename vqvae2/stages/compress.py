@@ -29,7 +29,7 @@ class Arguments:
     """Write the codes of images into one small file, by the probabilities of the priors; `vqvae2 decompress` reads it.
 
     The file holds codes: images come back as the VQ-VAE reconstructs them, not as they were. Reading it takes the run's
-    models, and a machine that computes as this one does. It is read back once before it gets its name.
+    models, and a machine that computes as this one does. It is read back once as a check before it is saved.
     """
 
     run: Path

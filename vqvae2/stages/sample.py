@@ -65,12 +65,12 @@ class Arguments:
     particles: int = 16
     """Attempts side by side for each completion, chosen by how well they fit what is kept."""
     sweeps: int = 2
-    """Times that each completion is drawn again, and exchanged by the Metropolis-Hastings rule."""
+    """Times each completion is redrawn, and accepted or not by the Metropolis-Hastings rule."""
     reject: float = 0.0
     """Share of the samples to leave out, in [0, 1): so many more are drawn, and of each class those are kept of which a
     classifier is surest (Razavi et al. 2019)."""
     classifier: Path | None = None
-    """Folder of that classifier; default: the one in the run folder, which evaluate.py --classifier makes."""
+    """Folder of the --reject classifier; default: the one in the run folder, which evaluate.py --classifier makes."""
     chunk_size: int = 16
     """Images sampled at once; sets of different chunk sizes differ by rounding."""
     out: Path | None = None
