@@ -32,24 +32,13 @@ class ConditionStack(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(k, dim) for k in config.condition_num_embeddings)
         self.inputs = nn.ModuleList(nn.Linear(dim, channels) for _ in config.condition_num_embeddings)
         self.position = nn.Parameter(torch.zeros(*self.shape, channels))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Conv2d(channels, config.condition_channels or config.residual_channels, 3, padding=1),
-                nn.SiLU(),
-                Dropout(config.dropout),
-                nn.Conv2d(config.condition_channels or config.residual_channels, channels, 1),
-            )
-            for _ in range(config.condition_layers)
-        )
+        inside = config.condition_channels or config.residual_channels
+        self.blocks = nn.ModuleList(_block(channels, inside, config.dropout) for _ in range(config.condition_layers))
         self.unfold = nn.Linear(channels, config.channels * self.factors[0] * self.factors[1])
         # Identity, which has no weights, in priors of earlier versions.
         norm = RMSNorm if config.condition_norm else nn.Identity
         self.norms = nn.ModuleList(norm(channels) for _ in range(config.condition_layers))
         self.norm = norm(config.channels)
-        for block in self.blocks:  # each starts as the identity, as the gated blocks do
-            nn.init.zeros_(block[-1].weight)
-            nn.init.zeros_(block[-1].bias)
 
     def forward(self, codes: list[Tensor]) -> Tensor:
         """Map codes (B, h', w') by level, top first, to (B, n, m, C)."""
@@ -64,6 +53,14 @@ class ConditionStack(nn.Module):
         fy, fx = self.factors
         x = self.norm(rearrange(self.unfold(x), "b h w (fy fx c) -> b h fy w fx c", fy=fy, fx=fx))
         return rearrange(x, "b h fy w fx c -> b (h fy) (w fx) c")
+
+
+def _block(channels: int, inside: int, dropout: float) -> nn.Sequential:
+    """Build what a residual block adds, which is nothing at the start, as in the gated blocks."""
+    last = nn.Conv2d(inside, channels, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.SiLU(), nn.Conv2d(channels, inside, 3, padding=1), nn.SiLU(), Dropout(dropout), last)
 
 
 class NumberEmbedding(nn.Embedding):
