@@ -99,8 +99,8 @@ def test_an_image_is_completed(run, picture, call, refused):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ((), "it is unclear which part"),
-        (("--mask", "mask.png", "--keep-box", "0,0,4,4"), "it is unclear which part"),
+        ((), "it is unclear which part of the image is missing"),
+        (("--mask", "mask.png", "--keep-box", "0,0,4,4"), "it is unclear which part of the image is missing"),
         (("--mask", "none.png"), "nothing of the image is missing"),
         (("--mask", "all.png"), "all of the image is missing"),
         (("--mask", "other.png"), "the mask has 30x32 pixels, the image 32x32"),

@@ -76,7 +76,12 @@ def test_labels_at_random_are_seldom_taken_to_be_followed():
     [
         (52, GOOD, "yes", "follow sex: 0.87 recognised, 0.50 by chance (interval of the difference 0.26 to 0.44)."),
         (31, GOOD, "no", "Whether samples follow sex cannot be told from chance: 0.52 recognised, 0.50 by chance"),
-        (31, BLIND, "unknown", "as real images do not show it: 0.52 of held-out images recognised"),
+        (
+            31,
+            BLIND,
+            "unknown",
+            "unclear whether samples follow sex, as real images do not show it: 0.52 of held-out images recognised",
+        ),
         (52, BLIND, "yes", "Samples follow sex: 0.87"),
         (8, GOOD, "against", "Samples go against sex: 0.13 recognised, 0.50 by chance"),
     ],

@@ -201,6 +201,9 @@ def test_reliance_tells_what_a_prior_draws_on(tiny_prior_config):
     own = prior(codes, [top], labels)
     rise = torch.nn.functional.cross_entropy(other, codes) - torch.nn.functional.cross_entropy(own, codes)
     assert found["top"] == pytest.approx(rise.item(), rel=1e-4)
+    in_parts = report.reliance(prior, [top, codes], labels, batch_size=7, most=64)
+    assert in_parts == pytest.approx(found, abs=1e-5)
+    assert report.reliance(prior, [top[:1], codes[:1]], labels[:1]) == {}  # there is no other image
 
 
 @pytest.mark.parametrize("with_mean", [False, True])

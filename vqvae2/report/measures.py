@@ -259,30 +259,41 @@ def score_codes(
 
 
 @torch.no_grad()
-def reliance(prior: Prior, codes: Sequence[Tensor], labels: Tensor, most: int = 32) -> dict[str, float]:
+def reliance(
+    prior: Prior, codes: Sequence[Tensor], labels: Tensor, batch_size: int = 32, most: int = 32
+) -> dict[str, float]:
     """Measure what a prior draws on: how much its NLL rises where one thing that it is told is another image's.
 
     Args:
         prior: in evaluation mode.
         codes: of the coarser levels and the prior's own, top first, (N, h, w) integers, N >= 1.
         labels: (N, A) int64, -1 missing.
+        batch_size: images at once.
         most: images, spread evenly over the N. Each is told of the one half of them further on.
 
     Returns:
         Nats per code by what is exchanged: ``own``, the earlier codes of the prior's own level; the coarser levels, by
-        name; ``labels``, all at once, where there are any. Near 0: the prior makes no use of it.
+        name; ``labels``, all at once, where there are any. Near 0: the prior makes no use of it. Nothing for a single
+        image, which has no other to exchange with.
 
     Source: permutation importance (Breiman 2001, "Random forests"), of whole inputs.
     """
     device, rows = next(prior.parameters()).device, spread_out(len(labels), most)
+    if len(rows) < 2:
+        return {}
     *coarser, own = (level[rows].long().to(device) for level in codes)
     told = {"own": own, **dict(zip(prior.config.condition_levels, coarser, strict=True))}
     told |= {"labels": labels[rows].to(device)} if prior.config.attributes else {}
 
     def nll(inputs: dict[str, Tensor]) -> float:
-        condition = [inputs[name] for name in prior.config.condition_levels]
-        logits = prior(inputs["own"], condition=condition, label=inputs.get("labels")).float()
-        return float(torch.nn.functional.cross_entropy(logits, own))
+        total = 0.0
+        for start in range(0, len(rows), batch_size):
+            given = {name: tensor[start : start + batch_size] for name, tensor in inputs.items()}
+            condition = [given[name] for name in prior.config.condition_levels]
+            logits = prior(given["own"], condition=condition, label=given.get("labels")).float()
+            target = own[start : start + batch_size]
+            total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+        return total / own.numel()
 
     usual = nll(told)
     return {name: nll({**told, name: given.roll(len(rows) // 2, 0)}) - usual for name, given in told.items()}

@@ -303,16 +303,7 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         "the training codes, one for all positions and one for each, the latter smoothed by the former. Gain is the "
         "position-wise unigram's NLL minus the prior's.</p>"
     )
-    told = {level: f["reliance"] for level, f in report["levels"].items() if "reliance" in f}
-    if told:
-        sources = list(dict.fromkeys(name for found in told.values() for name in found))
-        names = {"own": "its own earlier codes", "labels": "labels"}
-        head = ["level", *(names.get(name, f"codes of level {name}") for name in sources)]
-        text += table(head, [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()])
-        text += (
-            '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
-            "it is given comes from another image. Near 0, that thing is not used.</p>"
-        )
+    text += _reliance(report)
     bits = report.get("bits_per_dim")
     if bits:
         names = {
@@ -324,6 +315,20 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         values = [[name, num(bits[key], 4)] for key, name in names.items()]
         text += table(["all levels together, coded by", "bits per image dimension"], values)
     return text + pictures(["nll_maps"], known)
+
+
+def _reliance(report: Report) -> str:
+    told = {level: f["reliance"] for level, f in report["levels"].items() if f.get("reliance")}
+    if not told:
+        return ""
+    sources = list(dict.fromkeys(name for found in told.values() for name in found))
+    names = {"own": "its own earlier codes", "labels": "labels"}
+    head = ["level", *(names.get(name, f"codes of level {name}") for name in sources)]
+    rows = [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()]
+    return table(head, rows) + (
+        '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
+        "it is given comes from another image. Near 0, that thing is not used.</p>"
+    )
 
 
 def _comparison(report: Report) -> str:

@@ -321,8 +321,9 @@ def _priors(
                 prior, upto = models.priors[level], i + 1
                 held_out = report.score_codes(prior, codes[:upto], labels, size, progress)
                 seen = report.score_codes(prior, known["codes"][:upto], known["label"], size, progress)
-                figures |= report.prior_figures(held_out, seen, figures["position_nll"], evaluated.images.subjects)
-                figures |= dict[str, Any](reliance=report.reliance(prior, codes[:upto], labels))
+                scores = report.prior_figures(held_out, seen, figures["position_nll"], evaluated.images.subjects)
+                scores["reliance"] = report.reliance(prior, codes[:upto], labels, size)
+                figures |= scores
                 maps[level], nll[level] = (held_out.nll_map, position_map), held_out.nll
             found["levels"][level] |= figures
     if models.complete:

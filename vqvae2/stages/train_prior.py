@@ -153,7 +153,8 @@ class PriorTask:
     def brief(self, figures: dict[str, float]) -> str:
         table = f"(position-wise unigram {figures['val/position_nll']:.3f})"
         told = f"NLL {figures['val/nll']:.3f} nats per code {table}  accuracy {figures['val/accuracy']:.1%}"
-        return f"{told}  own codes {figures['val/reliance_own']:+.3f}"
+        drawn_on = figures.get("val/reliance_own")  # None where val is a single image
+        return told if drawn_on is None else f"{told}  own codes {drawn_on:+.3f}"
 
     def preview(self) -> dict[str, Picture]:
         """Sample this level, given held-out codes of the coarser ones, and decode levels up to this one."""
