@@ -4,16 +4,25 @@ After the paper's training a decoder is sharp where the codes tell it what to dr
 of all textures has the least squared error. Trained on against a discriminator of patches (Isola et al. 2017, arXiv
 1611.07004; for VQ-VAEs Esser et al. 2021, arXiv 2012.09841) it draws a likely texture instead of the mean one.
 
+`FeatureDiscriminator` sees images through a network that was trained on photographs, and so tells soon what is wrong.
+
 Shapes: B images, C channels, H x W pixels.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PatchDiscriminator", "adversarial_gradient", "discriminator_loss", "gradient_penalty"]
+__all__ = [
+    "FeatureDiscriminator",
+    "PatchDiscriminator",
+    "adversarial_gradient",
+    "discriminator_loss",
+    "gradient_penalty",
+]
 
 
 class PatchDiscriminator(nn.Module):
@@ -44,6 +53,46 @@ class PatchDiscriminator(nn.Module):
         return self.layers(torch.cat([x, texture], 1))
 
 
+class FeatureDiscriminator(nn.Module):
+    """Score images by maps of a pretrained network's features, a head for each map; scores are high for real.
+
+    Args:
+        channels: features of each map, finest first.
+        hidden: channels of the heads.
+
+    Source: Sauer et al., "Projected GANs converge faster", 2021, arXiv 2111.01007; without the random projections.
+    """
+
+    def __init__(self, channels: Sequence[int], hidden: int = 48) -> None:
+        super().__init__()
+        bounded = nn.utils.parametrizations.spectral_norm
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                # The two finest maps are large.
+                bounded(nn.Conv2d(given, hidden, 3, stride=2 if i < 2 else 1, padding=1)),
+                nn.LeakyReLU(0.2),
+                bounded(nn.Conv2d(hidden, hidden, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                bounded(nn.Conv2d(hidden, 1, 3, padding=1)),
+            )
+            for i, given in enumerate(channels)
+        )
+        self.register_buffer("mean", torch.zeros(sum(channels)))
+        self.register_buffer("deviation", torch.ones(sum(channels)))
+        self.channels = tuple(channels)
+
+    @torch.no_grad()
+    def standardise(self, maps: Sequence[Tensor]) -> None:
+        """Take mean and deviation of the features from maps (N, F, h, w) of real images."""
+        self.mean.copy_(torch.cat([level.mean((0, 2, 3)) for level in maps]))
+        self.deviation.copy_(torch.cat([level.std((0, 2, 3)) for level in maps]) + 1e-3)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Score maps (B, F, h, w), finest first: (B, 1, h', w') each."""
+        parts = zip(self.heads, maps, self.mean.split(self.channels), self.deviation.split(self.channels), strict=True)
+        return [head((x - mean[:, None, None]) / deviation[:, None, None]) for head, x, mean, deviation in parts]
+
+
 def adversarial_gradient(reconstruction: Tensor, scores: Tensor, y: Tensor, weight: float) -> Tensor:
     """Join two gradients with respect to the images: of the reconstruction loss and of deceiving the discriminator.
 
@@ -57,7 +106,7 @@ def adversarial_gradient(reconstruction: Tensor, scores: Tensor, y: Tensor, weig
     Returns:
         (B, C, H, W), to be sent back through the decoder.
     """
-    (own,) = torch.autograd.grad(reconstruction, y)
+    (own,) = torch.autograd.grad(reconstruction, y, retain_graph=True)  # both may have a part in common
     # The sum, whose gradient is not too small for float16; its scale does not matter.
     (other,) = torch.autograd.grad(-scores.float().sum(), y, retain_graph=True)
     return own + weight * own.norm() / other.norm().clamp_min(1e-12) * other

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vqvae2 import distributed
+from vqvae2.detail import ImageDecoder
 from vqvae2.device import widest
 from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
-from vqvae2.vqvae import VQVAE
 
 __all__ = [
     "Samples",
@@ -177,7 +177,7 @@ def sample_codes(
 
 
 def sample_chunk(
-    model: VQVAE,
+    model: ImageDecoder,
     priors: Sequence[Prior],
     indices: Sequence[int],
     label: Tensor,
@@ -188,8 +188,8 @@ def sample_chunk(
     """Sample the images of given indices together.
 
     Args:
-        model: the VQ-VAE.
-        priors: of all its levels, top first.
+        model: the VQ-VAE, or its detail decoder.
+        priors: of all levels that it decodes, top first.
         indices: S sample indices; sample i is the same in any chunk of equal size.
         label: (S, A) int64, -1 missing.
         seed: of the set.
@@ -211,7 +211,7 @@ def sample_chunk(
 
 
 def sample(
-    model: VQVAE,
+    model: ImageDecoder,
     priors: Sequence[Prior],
     num: int,
     label: Tensor | Mapping[str, str] | None = None,
@@ -228,8 +228,8 @@ def sample(
     """Sample images; in a distributed run every process returns the whole set.
 
     Args:
-        model: the VQ-VAE.
-        priors: of all its levels, top first.
+        model: the VQ-VAE, or its detail decoder.
+        priors: of all levels that it decodes, top first.
         num: N >= 1.
         label: (N, A) or (A,) int64 classes, -1 missing; or class names by attribute; None: all missing.
         seed: >= 0; sample i is the same for any N with equal ``chunk_size``.
@@ -274,7 +274,7 @@ def sample(
 
 
 def sample_chunks(
-    model: VQVAE,
+    model: ImageDecoder,
     priors: Sequence[Prior],
     label: Tensor,
     seed: int = 0,
@@ -315,7 +315,7 @@ def chunk_rows(first: int, chunk_size: int, num: int) -> list[int]:
     return [min(first + i, num - 1) for i in range(chunk_size)]
 
 
-def _nothing(model: VQVAE, label: Tensor) -> Samples:
+def _nothing(model: ImageDecoder, label: Tensor) -> Samples:
     device, config = next(model.parameters()).device, model.config
     images = torch.empty(0, config.channels, config.height, config.width, device=device)
     codes = [torch.empty(0, *shape, dtype=torch.int64, device=device) for shape in config.shapes]
@@ -331,7 +331,7 @@ def _in_order(parts: Sequence[Tensor], chunks: int, chunk_size: int) -> Tensor:
     return rows.unflatten(0, (chunks, chunk_size))[torch.tensor(made).argsort()].flatten(0, 1)
 
 
-def check_priors(model: VQVAE, priors: Sequence[Prior]) -> None:
+def check_priors(model: ImageDecoder, priors: Sequence[Prior]) -> None:
     """Raise ValueError unless the priors are those of the model's levels, in order."""
     wanted = list(zip(model.levels, model.config.shapes, model.config.num_embeddings, strict=True))
     got = [(prior.config.level, prior.config.shape, prior.config.num_embeddings) for prior in priors]

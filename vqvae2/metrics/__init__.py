@@ -27,7 +27,14 @@ from vqvae2.metrics.codes import (
 from vqvae2.metrics.copies import Aligned, aligned_nearest
 from vqvae2.metrics.images import gaussian_blur, image_scores, ssim, ssim_map
 from vqvae2.metrics.neighbours import nearest
-from vqvae2.metrics.pretrained import check_features, features, named_features, perceptual_distance
+from vqvae2.metrics.pretrained import (
+    check_features,
+    feature_maps,
+    features,
+    maps_distance,
+    named_features,
+    perceptual_distance,
+)
 from vqvae2.metrics.regions import Regions, region_nearest
 from vqvae2.metrics.sets import Neighbourhoods, frechet_distance, kernel_distance, neighbourhoods
 from vqvae2.metrics.sharpness import (
@@ -54,6 +61,7 @@ __all__ = [
     "best_strength",
     "check_features",
     "constant_cells",
+    "feature_maps",
     "features",
     "foreground",
     "foreground_scores",
@@ -62,6 +70,7 @@ __all__ = [
     "image_scores",
     "kernel_distance",
     "least_perplexity",
+    "maps_distance",
     "named_features",
     "nearest",
     "neighbourhoods",

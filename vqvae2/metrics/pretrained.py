@@ -4,7 +4,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,41 @@ def perceptual_distance(y: Tensor, x: Tensor) -> Tensor:
 
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018, equation 1.
     """
-    network = _mobilenet(_cached(WEIGHTS)).to(y.device)
-    with torch.autocast(y.device.type, enabled=False):
-        with torch.no_grad():
-            target = _at_taps(network, x.float())
-        pairs = zip(_at_taps(network, y.float()), target, strict=True)
-        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).mean(0)
+    with torch.no_grad():
+        target = feature_maps(x)
+    return maps_distance(feature_maps(y), target)
+
+
+def feature_maps(images: Tensor) -> list[Tensor]:
+    """Compute MobileNetV2's features of images at five resolutions, with gradients.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1], C 1 or 3.
+
+    Returns:
+        (B, F, h, w) float32 each: 16, 24, 32, 96 and 320 features, at a half to a thirty-second of the resolution.
+
+    Raises:
+        UserError: the weights are not in torch's cache. Nothing is downloaded.
+    """
+    network = _mobilenet(_cached(WEIGHTS)).to(images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        maps, x = [], _normalised(images.float())
+        for index, block in enumerate(network.children()):
+            if index > _TAPS[-1]:
+                break
+            x = block(x)
+            if index in _TAPS:
+                maps.append(x)
+        return maps
+
+
+def maps_distance(maps: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Compare images by their `feature_maps`, as `perceptual_distance` does: (B,)."""
+    unit = (
+        (F.normalize(a, dim=1, eps=1e-10), F.normalize(b, dim=1, eps=1e-10)) for a, b in zip(maps, others, strict=True)
+    )
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in unit]).mean(0)
 
 
 def named_features(name: str) -> Callable[[Tensor], Tensor]:
@@ -100,18 +129,6 @@ def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor, chunk: int, d
     with torch.inference_mode():
         parts = [network(part).flatten(1).float().cpu() for part in images.float().split(chunk) if len(part)]
     return torch.cat(parts) if parts else torch.zeros(0, dims)
-
-
-def _at_taps(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Features of unit length at each position, of each block of ``_TAPS``."""
-    maps, x = [], _normalised(images)
-    for index, block in enumerate(network.children()):
-        if index > _TAPS[-1]:
-            break
-        x = block(x)
-        if index in _TAPS:
-            maps.append(F.normalize(x, dim=1, eps=1e-10))
-    return maps
 
 
 def _normalised(images: Tensor) -> Tensor:

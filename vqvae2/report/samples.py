@@ -8,7 +8,7 @@ import math
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from vqvae2 import files
 from vqvae2.data import ImageSet
 from vqvae2.data.phantom import ventricle_area
+from vqvae2.detail import ImageDecoder
 from vqvae2.metrics import Aligned, aligned_nearest, nearest, ssim
 from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
@@ -38,6 +39,7 @@ class SampleSet:
         nll: (N, levels) nats per code.
         labels: (N, A) int64, those that the priors were given, -1 missing.
         how: samples.json.
+        decoder: what makes images of the codes.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class SampleSet:
     nll: NDArray[np.float64]
     labels: NDArray[np.int64]
     how: dict[str, Any]
+    decoder: ImageDecoder = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,10 +56,14 @@ class SampleSet:
         """Return so many of the samples at most, evenly spaced."""
         rows = spread_out(len(self), most)
         codes = [level[rows] for level in self.codes]
-        return SampleSet(self.folder, codes, self.nll[rows], self.labels[rows], self.how)
+        return SampleSet(self.folder, codes, self.nll[rows], self.labels[rows], self.how, self.decoder)
+
+    def images(self) -> Tensor:
+        """Decode the samples: (N, C, H, W) in [-1, 1] on the CPU."""
+        return decode(self.decoder, self.codes)
 
     def rows(self) -> list[bytes]:
-        """Return each sample's codes of all levels as bytes, equal for equal samples."""
+        """Return each sample's codes of all drawn levels as bytes, equal for equal samples."""
         return code_rows([level.numpy() for level in self.codes])
 
 
@@ -86,13 +93,13 @@ class Neighbours:
     aligned_reconstructed: NDArray[np.float64]
 
 
-def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> SampleSet | None:
+def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping[str, Any]) -> SampleSet | None:
     """Read a folder of samples.
 
     Args:
         folder: written by sample.py.
-        model: the VQ-VAE.
-        hashes: ``vqvae_sha256`` and ``prior_sha256`` (by level) of the present models.
+        decoders: of the present run, each for levels of its own: the VQ-VAE, and perhaps a detail decoder.
+        hashes: ``vqvae_sha256``, ``prior_sha256`` (by level) and perhaps ``detail_sha256`` of the present models.
 
     Returns:
         The samples; None where there are none, or where other models made them.
@@ -105,8 +112,11 @@ def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> Sampl
     how = files.read_json(folder / "samples.json")
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
     with files.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
-        if any(how.get(name) != hashes[name] for name in ("vqvae_sha256", "prior_sha256")):
+        own = hashes | {"prior_sha256": {level: hashes["prior_sha256"].get(level) for level in how["levels"]}}
+        painted = ["detail_sha256"] if "detail_sha256" in how else []
+        if any(how.get(name) != own.get(name) for name in ["vqvae_sha256", "prior_sha256", *painted]):
             return None
+        model = next(model for model in decoders if list(model.levels) == how["levels"])
         with np.load(folder / "codes.npz", allow_pickle=False) as arrays:
             codes = [torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]
         nll = np.array([how["nll_nats_per_code"][level] for level in model.levels], np.float64).T
@@ -114,11 +124,11 @@ def read_samples(folder: Path, model: VQVAE, hashes: Mapping[str, Any]) -> Sampl
         for level, shape, k in zip(codes, model.config.shapes, model.config.num_embeddings, strict=True):
             if tuple(level.shape) != (len(nll), *shape) or not 0 <= int(level.min()) <= int(level.max()) < k:
                 raise ValueError(f"codes {tuple(level.shape)} do not fit {len(nll)} samples of {shape} of {k}")
-    return SampleSet(folder, codes, nll, labels, how)
+    return SampleSet(folder, codes, nll, labels, how, model)
 
 
 @torch.no_grad()
-def decode(model: VQVAE, codes: Sequence[Tensor], chunk: int = 32) -> Tensor:
+def decode(model: ImageDecoder, codes: Sequence[Tensor], chunk: int = 32) -> Tensor:
     """Decode many images' codes: by level, top first, (N, h, w) -> (N, C, H, W) in [-1, 1] on the CPU."""
     device = next(model.parameters()).device
     starts = range(0, len(codes[0]), chunk)
@@ -316,14 +326,13 @@ class Ventricles:
     true: dict[str, NDArray[np.float64]]
 
 
-def ventricles(sets: Sequence[SampleSet], model: VQVAE, train: ImageSet, classes: Sequence[str]) -> Ventricles:
+def ventricles(sets: Sequence[SampleSet], train: ImageSet, classes: Sequence[str]) -> Ventricles:
     """Measure the phantom's ventricles in samples by their label, and in up to 200 training images of each class.
 
     Samples that two folders hold alike are measured once.
 
     Args:
         sets: samples of the present models.
-        model: the VQ-VAE.
         train: the training images, their label in column 0.
         classes: names of the label's classes, in order.
     """
@@ -335,7 +344,7 @@ def ventricles(sets: Sequence[SampleSet], model: VQVAE, train: ImageSet, classes
         seen.update(own)
         if not fresh:
             continue
-        areas = ventricle_area(decode(model, [level[fresh] for level in samples.codes])[:, :1])
+        areas = ventricle_area(decode(samples.decoder, [level[fresh] for level in samples.codes])[:, :1])
         labels = samples.labels[fresh, 0]
         for label in np.unique(labels):
             name = classes[label] if label >= 0 else "any"

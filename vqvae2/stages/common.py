@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "vqvae"
 
     @property
+    def detail(self) -> Path:
+        """Folder of the decoder that paints images from the coarse levels."""
+        return self.vqvae / "detail"
+
+    @property
     def codes(self) -> Path:
         """The code store."""
         return self.path / "codes"
@@ -249,8 +254,8 @@ def is_trained(folder: Path) -> bool:
 
 
 def is_resumable(folder: Path) -> bool:
-    """Tell whether a folder holds a state to resume from, be it of the last part of a VQ-VAE's training alone."""
-    return any(checkpoint.has_state(part / "state") for part in (folder, folder / "sharpening"))
+    """Tell whether a folder holds a state to resume from, be it of a later part of a VQ-VAE's training alone."""
+    return any(checkpoint.has_state(part / "state") for part in (folder, folder / "sharpening", folder / "detail"))
 
 
 def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -70,7 +70,7 @@ def measure_samples(
     Returns:
         All sets of the present models, that one first, and its images; None where it was not measured.
     """
-    if not models.complete:
+    if not models.can_sample:
         return [], None
     if models.store is None:
         models.missing.append("samples, which are compared with the run's codes: exported models have none")
@@ -81,15 +81,15 @@ def measure_samples(
         )
         return [], None
     model, train = models.vqvae, evaluated.train
-    found_set = report.read_samples(run.path / "samples", model, models.hashes)
+    found_set = report.read_samples(run.path / "samples", models.decoders, models.hashes)
     if found_set is None and num_samples and not (run.path / "samples" / "samples.json").exists():
         _draw(run, models, num_samples, seed)
-        found_set = report.read_samples(run.path / "samples", model, models.hashes)
+        found_set = report.read_samples(run.path / "samples", models.decoders, models.hashes)
     if not distributed.is_main():
         return [], None
     sets = [found_set] if found_set else []
     for folder in sorted(run.path.glob("samples?*")):
-        other = report.read_samples(folder, model, models.hashes)
+        other = report.read_samples(folder, models.decoders, models.hashes)
         sets += [other] if other else []
         if other is None and (folder / "samples.json").exists():
             models.missing.append(f"{folder.name}, which other models made: sample it again")
@@ -100,18 +100,21 @@ def measure_samples(
         return sets, None
     whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
     sets[0] = found_set
-    images, real, again = report.decode(model, found_set.codes), beside.real, beside.again
+    images, real, again = found_set.images(), beside.real, beside.again
     near = report.neighbours(images, real, again, train)
-    own_codes = models.store.read(models.store.indices("train"))
+    own_codes = models.store.read(models.store.indices("train"))[: len(found_set.codes)]
     found["samples"] = {
         "folder": found_set.folder.name,
         "count": len(whole),
+        "levels": found_set.how["levels"],
         "judged": len(found_set),
         "reject": found_set.how.get("reject", 0.0),
         **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
         **{name: found_set.how[name] for name in ("guidance", "min_p", "autoguidance") if name in found_set.how},
-        "nll": {level: report.spread(column) for level, column in zip(model.levels, whole.nll.T, strict=True)},
-        "nll_by_sample": dict(zip(model.levels, whole.nll.T.tolist(), strict=True)),
+        "nll": {
+            level: report.spread(column) for level, column in zip(found_set.decoder.levels, whole.nll.T, strict=True)
+        },
+        "nll_by_sample": dict(zip(found_set.decoder.levels, whole.nll.T.tolist(), strict=True)),
         "diversity": report.diversity_figures(images, real, again),
         "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
     }
@@ -184,7 +187,8 @@ def measure_distances(
 
 def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
     """Draw samples into the run folder as sample.py does."""
-    priors = [models.priors[level] for level in models.vqvae.levels]
+    decoder = models.decoders[-1]
+    priors = [models.priors[level] for level in decoder.levels]
     chunk_size = 16
     print(f"there are no samples in {run.path}/samples: drawing {num}")
     label = labels_to_sample(run, priors[0].config, {}, num, seed)
@@ -195,4 +199,4 @@ def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:
     }
     how["arguments"] = {"num": num, "seed": seed}
     with locked(run.path / "samples"):
-        draw_samples(run.path / "samples", models.vqvae, priors, label, sharpness, run, how)
+        draw_samples(run.path / "samples", decoder, priors, label, sharpness, run, how)

@@ -210,7 +210,7 @@ def _measure(
         album.rejection(found["recognition"].get("curve", {}))
     if evaluated.like["source"] == "phantom" and evaluated.own and evaluated.train is not None and sets:
         classes = evaluated.like["attributes"]["diagnosis"]
-        areas = report.ventricles(sets, models.vqvae, evaluated.train, classes)
+        areas = report.ventricles(sets, evaluated.train, classes)
         found["phantom"] = report.ventricle_figures(areas, classes)
         album.ventricles(areas)
     album.curves(run.path, found["levels"], found["reconstruction"].get("mean_image"))

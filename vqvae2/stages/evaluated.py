@@ -12,11 +12,13 @@ from torch import Tensor
 from vqvae2 import checkpoint
 from vqvae2.codes import CodeStore
 from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
+from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.stages.data_report import check_subjects
+from vqvae2.stages.detail import load_detail
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import exported, load_models
 from vqvae2.vqvae import VQVAE
@@ -33,11 +35,22 @@ class Models:
     priors: dict[str, Prior]
     hashes: dict[str, Any]
     missing: list[str]
+    detail: DetailDecoder | None = None
+
+    @property
+    def decoders(self) -> list[ImageDecoder]:
+        """What makes images of codes: the VQ-VAE, and perhaps a detail decoder, which samples are then made with."""
+        return [self.vqvae, *([] if self.detail is None else [self.detail])]
 
     @property
     def complete(self) -> bool:
         """Whether the priors of all levels are there."""
         return len(self.priors) == len(self.vqvae.levels)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the priors of the levels that are drawn are there."""
+        return all(level in self.priors for level in self.decoders[-1].levels)
 
     @classmethod
     def of(cls, run: RunFolder, device: torch.device) -> "Models":
@@ -69,11 +82,15 @@ class Models:
         missing = [
             f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
         ]
-        missing += ["samples, which need the priors of all levels"] if absent else []
+        detail = load_detail(run, device)
+        needed = model.levels if detail is None else detail.levels
+        missing += ["samples, which need these priors"] if any(level in absent for level in needed) else []
+        if detail is not None:
+            hashes["detail_sha256"] = checkpoint.sha256_of(run.detail)
         hashes["codes_fingerprint"] = store.fingerprint
         hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
         priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
-        return cls(model, store, priors, hashes, missing)
+        return cls(model, store, priors, hashes, missing, detail)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ _STAGES = (
     "training",
     "augmentation",
     "sharpening",
+    "detail",
     "copies",
     "outcome",
     "imported",
@@ -94,6 +95,8 @@ def _story(line: CommandLine[Arguments]) -> None:
             hashes[level] = _copy(run.prior(level), made.prior(level), arguments.weights)
             if checkpoint.has_model(run.guide(level)):
                 _copy(run.guide(level), made.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
+        if checkpoint.has_model(run.detail):
+            hashes["detail"] = _copy(run.detail, made.detail, arguments.weights, vqvae_sha256=hashes["vqvae"])
         model = VQVAE.from_pretrained(made.vqvae)
         programs = write_programs(model, made.vqvae, kinds)
         files.write_json(
@@ -215,11 +218,11 @@ def _checked(found: Mapping[str, Any]) -> str:
     )
 
 
-def _copy(source: Path, target: Path, weights: str) -> str:
-    """Copy a model; return the SHA-256 of its weights."""
+def _copy(source: Path, target: Path, weights: str, **origin: str) -> str:
+    """Copy a model, with other values of its config's origin; return the SHA-256 of its weights."""
     if not checkpoint.has_model(source):
         raise UserError("there is no model yet", source, "Train it first")
-    config = {name: value for name, value in checkpoint.load_config(source).items() if name != "version"}
+    config = {name: value for name, value in checkpoint.load_config(source).items() if name != "version"} | origin
     if "data" in config:
         config["data"] = _without_paths(config["data"])
     tensors: dict[str, Tensor] = {}

@@ -87,7 +87,7 @@ def recognition(
     if found_set is None or found_set.how["label"] or found_set.how.get("reject"):
         return found  # a class that was chosen, or samples that a classifier has chosen, would say too much
     own = torch.from_numpy(found_set.labels[:, column])
-    images = report.decode(model, found_set.codes)
+    images = found_set.images()
     judged = probabilities(classifier, lambda rows: images[rows], len(images))
     found["recognised"] = report.accuracies(judged, own, [str(i) for i in range(len(own))])
     found["curve"] = _curve(model, images, judged, own, evaluated.images)

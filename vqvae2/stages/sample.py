@@ -8,6 +8,7 @@ import torch
 
 from vqvae2 import checkpoint, files
 from vqvae2.classifier import Classifier
+from vqvae2.detail import DetailDecoder
 from vqvae2.errors import UserError
 from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
@@ -18,7 +19,16 @@ from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, check_own, draw_samples, hashes_of, image_path
-from vqvae2.stages.sampled import describe, labels_to_sample, load_guides, load_models, parse_labels, usual_sampling
+from vqvae2.stages.sampled import (
+    describe,
+    drawn_levels,
+    labels_to_sample,
+    load_drawn,
+    load_guides,
+    load_models,
+    parse_labels,
+    usual_sampling,
+)
 from vqvae2.stages.sweep import draw_sweep, places_to_sweep
 
 
@@ -30,7 +40,10 @@ class Arguments:
     """
 
     run: Path
-    """Run folder with a VQ-VAE and the priors of all its levels."""
+    """Run folder with a VQ-VAE and the priors of the levels that are drawn."""
+    levels: int | None = None
+    """Coarsest levels that are drawn; the detail decoder paints what finer ones would hold. Default: those of the run's
+    detail decoder, where it has one, else all."""
     num: int | None = None
     """Number of images; default: 64, of completions 8, of each class of a sweep 4."""
     label: tuple[str, ...] = ()
@@ -86,7 +99,7 @@ class Arguments:
 
 _GROUPS = {
     "samples": (
-        *("num", "label", "guidance", "autoguidance", "sweep", "temperature", "top_k", "top_p", "min_p"),
+        *("num", "levels", "label", "guidance", "autoguidance", "sweep", "temperature", "top_k", "top_p", "min_p"),
         *("reject", "seed"),
     ),
     "completion": ("complete", "mask", "keep_box", "particles", "sweeps"),
@@ -101,7 +114,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _settings(line: CommandLine[Arguments]) -> Arguments:
     """Return the settings: the command line over the preset's, whose min-p is for levels that are guided."""
-    usual = usual_sampling(RunFolder(line.given["run"])) if "run" in line.given else {}
+    usual = {}
+    if "run" in line.given and checkpoint.has_model(RunFolder(line.given["run"]).vqvae):
+        run = RunFolder(line.given["run"])
+        usual = usual_sampling(run, drawn_levels(run, line.given.get("levels")))
     weights = line.given.get("autoguidance", ())
     if "min_p" in usual and weights:
         each = weights if len(weights) == len(usual["min_p"]) else weights[:1] * len(usual["min_p"])
@@ -111,7 +127,11 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = _settings(line)
-    for flag, value in (("--num", arguments.num), ("--chunk-size", arguments.chunk_size)):
+    for flag, value in (
+        ("--num", arguments.num),
+        ("--levels", arguments.levels),
+        ("--chunk-size", arguments.chunk_size),
+    ):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} is too small", how="Give 1 or more")
     run = RunFolder(arguments.run)
@@ -131,7 +151,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     num = arguments.num or 64
     out = arguments.out or run.path / "samples"
     check_out(out)
-    model, priors = load_models(run, device)
+    model, priors = load_drawn(run, device, arguments.levels)
     attributes = priors[0].config.attributes
     wanted = parse_labels(arguments.label, attributes)
     rejection = _rejection(run, arguments, attributes, model.config.channels, device)
@@ -152,7 +172,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     chosen = f", the surest of {drawn:,}" if rejection else ""
     weights = " / ".join(f"{level.autoguidance:g}" for level in sharpness)
     guided = f", autoguidance {weights}" if any(level.autoguidance != 1 for level in sharpness) else ""
-    print(f"{num:,} images of {codes} codes{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
+    painted = ", the rest painted by the detail decoder" if isinstance(model, DetailDecoder) else ""
+    print(f"{num:,} images of {codes} codes{painted}{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
     if arguments.dry_run:
         return
     with locked(out):
@@ -165,7 +186,7 @@ def _story(line: CommandLine[Arguments]) -> None:
 
 _OF_COMPLETIONS = ("mask", "keep_box", "particles", "sweeps")
 _OF_SAMPLES = ("reject", "classifier", "no_images")
-_DISTRIBUTION = ("sweep", "guidance", "autoguidance", "temperature", "top_k", "top_p", "min_p", "chunk_size")
+_DISTRIBUTION = ("sweep", "levels", "guidance", "autoguidance", "temperature", "top_k", "top_p", "min_p", "chunk_size")
 
 
 def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
@@ -196,7 +217,7 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
 def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
     """Draw the same samples for each class of a label, or for some values of a number."""
     arguments = _settings(line)
-    model, priors = load_models(run, device)
+    model, priors = load_drawn(run, device, arguments.levels)
     attributes = priors[0].config.attributes
     name, places = places_to_sweep(arguments.sweep or "", priors[0].config)
     wanted = parse_labels(arguments.label, attributes)

@@ -31,6 +31,7 @@ from vqvae2 import checkpoint, distributed, files
 from vqvae2.classifier import Classifier, probabilities
 from vqvae2.data import from_unit
 from vqvae2.data.sources import WRITING
+from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
@@ -38,7 +39,6 @@ from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
 from vqvae2.stages.common import RunFolder
 from vqvae2.version import __version__
-from vqvae2.vqvae import VQVAE
 
 _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
@@ -47,7 +47,10 @@ _OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # wh
 NEUTRAL = {name: getattr(Sharpness(), name) for name in ("min_p", "autoguidance")}
 """Values by which newer settings of sampling change nothing."""
 
-__all__ = ["NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
+HASHES = ("vqvae_sha256", "detail_sha256", "prior_sha256")
+"""What `hashes_of` may name."""
+
+__all__ = ["HASHES", "NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
 
 
 def image_path(index: int, num: int) -> str:
@@ -86,9 +89,11 @@ def check_own(out: Path, record: str, overwrite: bool) -> None:
         raise UserError("this folder has been written already", out, "Add --overwrite, or --out with another folder")
 
 
-def hashes_of(model: VQVAE, run: RunFolder) -> dict[str, Any]:
-    """Return the SHA-256 of the weights of the VQ-VAE and of the priors."""
+def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:
+    """Return the SHA-256 of the weights of the VQ-VAE, the priors, and the detail decoder, if that is the model."""
+    detail = {"detail_sha256": checkpoint.sha256_of(run.detail)} if isinstance(model, DetailDecoder) else {}
     return {
+        **detail,
         "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
         "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
     }
@@ -96,7 +101,7 @@ def hashes_of(model: VQVAE, run: RunFolder) -> dict[str, Any]:
 
 def draw_samples(
     out: Path,
-    model: VQVAE,
+    model: ImageDecoder,
     priors: Sequence[Prior],
     label: Tensor,
     sharpness: list[Sharpness],
@@ -189,16 +194,18 @@ class _Unfinished:
     Args:
         out: folder of the set.
         how: everything that the samples depend on; chunks of other settings are not found.
-        model: the VQ-VAE.
+        model: what decodes the codes.
         run: its run.
     """
 
-    def __init__(self, out: Path, how: dict[str, Any], model: VQVAE, run: RunFolder) -> None:
+    def __init__(self, out: Path, how: dict[str, Any], model: ImageDecoder, run: RunFolder) -> None:
         # What earlier versions did not have is left out where it changes nothing.
         known = {name: value for name, value in how.items() if name not in NEUTRAL or set(value) != {NEUTRAL[name]}}
+        if "detail_sha256" not in how:
+            known.pop("levels", None)
         key = hashlib.sha256(json.dumps({"format": 3, **known}, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.model = out / f".unfinished-{key}", model
-        self.hashes = {name: how[name] for name in ("vqvae_sha256", "prior_sha256")}
+        self.hashes = {name: value for name, value in how.items() if name in HASHES}
         low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
         self.value_range = (low, high)
         files.make_folder(self.folder)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqvae2 import checkpoint, files
 from vqvae2.codes import CodeStore
+from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.labels import draw_labels, label_rows
 from vqvae2.presets import PRESETS
@@ -15,14 +16,17 @@ from vqvae2.prior import Prior, PriorConfig
 from vqvae2.sampling import Sharpness, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, check_fingerprints
+from vqvae2.stages.detail import load_detail
 from vqvae2.vqvae import VQVAE
 
 __all__ = [
     "MODELS",
     "check_exported",
     "describe",
+    "drawn_levels",
     "exported",
     "labels_to_sample",
+    "load_drawn",
     "load_guides",
     "load_models",
     "parse_labels",
@@ -47,7 +51,9 @@ def check_exported(run: RunFolder, levels: Sequence[str]) -> None:
     """
     record = files.read_json(run.path / MODELS)
     checkpoint.check_format(record.get("format", 0), run.path / MODELS, record.get("version"))
-    for name, folder in {"vqvae": run.vqvae, **{level: run.prior(level) for level in levels}}.items():
+    there = {"vqvae": run.vqvae, **{level: run.prior(level) for level in levels}}
+    there |= {"detail": run.detail} if checkpoint.has_model(run.detail) else {}
+    for name, folder in there.items():
         if record["sha256"].get(name) != checkpoint.sha256_of(folder):
             raise UserError("these weights are not those that were exported", folder, "Export or download them again")
 
@@ -59,7 +65,41 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
         UserError: one is missing, or two do not belong together.
     """
     model = VQVAE.from_pretrained(run.vqvae, device)
-    for level in model.levels:
+    return model, _load_priors(run, model.levels, device)
+
+
+def load_drawn(run: RunFolder, device: torch.device, levels: int | None = None) -> tuple[ImageDecoder, list[Prior]]:
+    """Load what samples are made with: the priors of the levels that are drawn, and what decodes their codes.
+
+    Args:
+        run: the run.
+        device: of the models.
+        levels: the coarsest levels that are drawn, as of `drawn_levels`.
+
+    Raises:
+        UserError: a model is missing, two do not belong together, or nothing decodes these levels.
+    """
+    wanted, every = drawn_levels(run, levels), len(checkpoint.load_config(run.vqvae, kind="vqvae")["strides"])
+    if wanted == every:
+        return load_models(run, device)
+    detail = load_detail(run, device)
+    if detail is None or detail.config.drawn_levels != wanted:
+        there = f"{detail.config.drawn_levels} or " if detail else ""
+        raise UserError(f"nothing decodes {wanted} of {every} levels", "--levels", f"Give {there}{every}")
+    return detail, _load_priors(run, detail.levels, device)
+
+
+def drawn_levels(run: RunFolder, asked: int | None = None) -> int:
+    """Return how many levels are drawn: as asked, else those of the detail decoder, else all."""
+    if asked is not None:
+        return asked
+    if checkpoint.has_model(run.detail):
+        return int(checkpoint.load_config(run.detail, kind=DetailDecoder.kind)["drawn_levels"])
+    return len(checkpoint.load_config(run.vqvae, kind="vqvae")["strides"])
+
+
+def _load_priors(run: RunFolder, levels: Sequence[str], device: torch.device) -> list[Prior]:
+    for level in levels:
         if not checkpoint.has_model(run.prior(level)):
             raise UserError(
                 f"there is no prior of level {level}",
@@ -67,10 +107,10 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
                 f"Run {command('train-prior', '--run', run.path, '--level', level)}",
             )
     if exported(run):
-        check_exported(run, model.levels)
+        check_exported(run, levels)
     else:
-        check_fingerprints(run, CodeStore(run.codes), model.levels)
-    return model, [Prior.from_pretrained(run.prior(level), device) for level in model.levels]
+        check_fingerprints(run, CodeStore(run.codes), levels)
+    return [Prior.from_pretrained(run.prior(level), device) for level in levels]
 
 
 def load_guides(run: RunFolder, priors: Sequence[Prior], weights: Sequence[float]) -> list[Prior | None]:
@@ -99,10 +139,10 @@ def load_guides(run: RunFolder, priors: Sequence[Prior], weights: Sequence[float
     return guides
 
 
-def usual_sampling(run: RunFolder) -> dict[str, tuple[float, ...]]:
-    """Return the preset's settings of sampling; none where a guide that they need is missing."""
+def usual_sampling(run: RunFolder, count: int) -> dict[str, tuple[float, ...]]:
+    """Return the preset's settings of sampling ``count`` levels; none where a guide that they need is missing."""
     record = run.read()
-    levels = record.get("levels", ())
+    levels = record.get("levels", ())[:count]
     preset = PRESETS.get(record["preset"])
     settings = preset.sampling_for(len(levels)) if preset and levels else {}
     weights = zip(levels, settings.get("autoguidance", ()), strict=False)
@@ -112,7 +152,7 @@ def usual_sampling(run: RunFolder) -> dict[str, tuple[float, ...]]:
 
 def usual_sharpness(run: RunFolder, priors: Sequence[Prior]) -> list[Sharpness]:
     """Return how sample.py draws each level where nothing is asked for."""
-    settings = usual_sampling(run)
+    settings = usual_sampling(run, len(priors))
     weights = settings.get("autoguidance", (1.0,) * len(priors))
     guides = load_guides(run, priors, weights)
     return sharpness_by_level(
@@ -181,11 +221,12 @@ def describe(
     seed: int,
     chunk_size: int,
 ) -> dict:
-    """Return what samples depend on besides the weights of the VQ-VAE and the priors, for samples.json."""
+    """Return what samples depend on besides the weights of the models, for samples.json."""
     like = next(priors[0].parameters())
     guided = [prior.config.level for prior, how in zip(priors, sharpness, strict=True) if how.autoguidance != 1]
     guides = {"guide_sha256": {name: checkpoint.sha256_of(run.guide(name)) for name in guided}} if guided else {}
     return {
+        "levels": [prior.config.level for prior in priors],
         "label": label,
         "temperature": [level.temperature for level in sharpness],
         "top_k": [level.top_k for level in sharpness],

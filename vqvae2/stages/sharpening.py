@@ -16,7 +16,7 @@ from vqvae2.stages.vqvae_tasks import VQVAETask, images_of
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["SharpeningConfig", "SharpeningTask", "features_missing", "shares"]
+__all__ = ["SharpeningConfig", "SharpeningTask", "divide", "features_missing"]
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,11 @@ class SharpeningConfig:
         Raises:
             ValueError: there is nothing to divide, or too little.
         """
-        if not training.limited:
-            raise ValueError("sharpening takes a share of a limit, and there is none")
-
-        def part(share: float, minutes: float | None) -> TrainingConfig:
-            steps = training.max_steps and round(training.max_steps * share)
-            return replace(training, max_steps=steps, max_minutes=minutes)
-
-        share, minutes = self.sharpen_share, training.max_minutes
-        first = part(1 - share, minutes and minutes * (1 - share)) if share < 1 else None
-        second = part(share, minutes if training.max_steps else minutes and minutes * share)
+        first, second = divide(training, self.sharpen_share)
         return first, replace(
             second,
             optimizer="adam" if training.optimizer == "adam" else "adamw",
             learning_rate=self.sharpen_learning_rate,
-            beta1=0.5,
-            weight_decay=0.0,
-            ema_decay=0.995,
-            evaluations=1,
-            patience=0,
         )
 
 
@@ -172,15 +158,25 @@ class SharpeningTask(VQVAETask):
         super().save(self.folder)
 
 
-def shares(first: TrainingConfig | None, second: TrainingConfig) -> str:
-    """Say how long each part is."""
+def divide(training: TrainingConfig, share: float) -> tuple[TrainingConfig | None, TrainingConfig]:
+    """Divide a training's limit, the second part for a decoder alone; None: there is no first.
 
-    def amount(part: TrainingConfig) -> str:
-        return f"{part.max_steps} steps" if part.max_steps else f"{part.max_minutes:g} minutes"
+    Beside a limit in steps, minutes are an upper bound, which the second part has for itself.
 
-    if first is None:
-        return f"{amount(second)} for the decoder alone (--sharpen-share)"
-    return f"{amount(first)} for the VQ-VAE, then {amount(second)} for its decoder alone (--sharpen-share)"
+    Raises:
+        ValueError: there is nothing to divide, or too little.
+    """
+    if not training.limited:
+        raise ValueError("a share is of a limit, and there is none")
+
+    def part(share: float, minutes: float | None) -> TrainingConfig:
+        steps = training.max_steps and round(training.max_steps * share)
+        return replace(training, max_steps=steps, max_minutes=minutes)
+
+    minutes = training.max_minutes
+    first = part(1 - share, minutes and minutes * (1 - share)) if share < 1 else None
+    second = part(share, minutes if training.max_steps else minutes and minutes * share)
+    return first, replace(second, beta1=0.5, weight_decay=0.0, ema_decay=0.995, evaluations=1, patience=0)
 
 
 def features_missing() -> str:

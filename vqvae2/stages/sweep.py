@@ -10,6 +10,7 @@ from torch import Tensor
 from vqvae2 import checkpoint, files
 from vqvae2.covariates import nearest
 from vqvae2.data import from_unit
+from vqvae2.detail import ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior, PriorConfig
@@ -18,7 +19,6 @@ from vqvae2.sampling import Sharpness, chunk_rows, sample_chunk
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.version import __version__
-from vqvae2.vqvae import VQVAE
 
 __all__ = ["draw_sweep", "places_to_sweep"]
 
@@ -66,7 +66,7 @@ def _example(name: str, low: float, high: float) -> str:
 def draw_sweep(
     out: Path,
     run: RunFolder,
-    model: VQVAE,
+    model: ImageDecoder,
     priors: list[Prior],
     name: str,
     places: list[int],

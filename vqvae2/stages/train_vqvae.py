@@ -34,9 +34,10 @@ from vqvae2.stages.common import (
     start_from,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
+from vqvae2.stages.detail import DetailSettings, DetailTask
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, features_missing, shares
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, features_missing
 from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import Outcome, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -53,6 +54,7 @@ class Arguments:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     sharpening: SharpeningConfig = field(default_factory=SharpeningConfig)
+    detail: DetailSettings = field(default_factory=DetailSettings)
     compute: Compute = field(default_factory=Compute)
     preset: str = "default"
     """Settings by name: default, brain128, brain128-long, brain256, demo, imagenet256, ffhq1024 or cifar10. Later
@@ -84,8 +86,10 @@ _GROUPS = {
         "evaluations",
         "patience",
         "sharpen_share",
+        "detail_share",
         "training",
         "sharpening",
+        "detail",
     ),
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
@@ -131,7 +135,7 @@ def _story(line: CommandLine[Arguments]) -> None:
         start_from(model, RunFolder(arguments.init).vqvae)
     _describe(model, arguments.training, data.splits["train"])
     if arguments.dry_run:
-        under_way = any((part / "stats.jsonl").exists() for part in (run.vqvae, run.vqvae / "sharpening"))
+        under_way = any((part / "stats.jsonl").exists() for part in (run.vqvae, run.vqvae / "sharpening", run.detail))
         if not (under_way or is_trained(run.vqvae)):  # else the report is that training's
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(table("VQ-VAE", budget(config, device, precision)))
@@ -140,8 +144,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
         print(arguments.training.describe_limit())
-        if arguments.sharpening.sharpen_share:
-            print(shares(*_parts(arguments)))
+        print(_shares(arguments), end="")
         return
     with locked(run.vqvae):
         _work(line, model, data, arguments, device, precision)
@@ -178,23 +181,53 @@ def _check(arguments: Arguments, side: int) -> None:
                 "--sharpen-share 1 trains nothing but the decoder, and there is no VQ-VAE yet",
                 how="Add --init RUN, or give a smaller share",
             )
-        _parts(arguments)
         if arguments.sharpening.perceptual_weight:
             metrics.check_features()
+    if arguments.detail.detail_share:
+        levels, trained = arguments.detail.detail_levels, checkpoint.has_model(RunFolder(arguments.run).vqvae)
+        if levels >= len(arguments.model.strides):
+            raise UserError(
+                f"a detail decoder of {levels} of {len(arguments.model.strides)} levels has nothing to paint",
+                "--detail-levels",
+                "Give fewer, or --detail-share 0",
+            )
+        if arguments.detail.detail_share == 1 and arguments.init is None and not (arguments.resume and trained):
+            raise UserError(
+                "--detail-share 1 trains nothing but the detail decoder, and there is no VQ-VAE yet",
+                how="Add --init RUN, or give a smaller share",
+            )
+        metrics.check_features()
+    _parts(arguments)
 
 
-def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig]:
-    """Divide a training's limit into the VQ-VAE's part and the sharpening's; in a short run each is evaluated once."""
-    training = arguments.training
+def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig | None, TrainingConfig | None]:
+    """Divide a training's limit into the parts of the VQ-VAE, of its sharpening and of the detail decoder.
+
+    None: there is no such part. In a short run each is evaluated once.
+    """
+    training, sharpening, flag = arguments.training, arguments.sharpening, "--detail-share"
+    first, second, third = training, None, None
     try:
-        first, second = arguments.sharpening.divide(training)
+        first, third = arguments.detail.divide(training)
+        flag = "--sharpen-share"
+        if first is not None and sharpening.sharpen_share:
+            first, second = sharpening.divide(first)
     except ValueError as error:
-        raise UserError(
-            f"cannot share the limit with sharpening ({error})", "--sharpen-share", "Give a longer limit, or 0"
-        ) from None
-    if first is not None and training.max_steps and training.evaluations <= 2:
+        raise UserError(f"the limit cannot be shared ({error})", flag, "Give a longer limit, or 0") from None
+    if first not in (None, training) and training.max_steps and training.evaluations <= 2:
         first = replace(first, evaluations=1)
-    return first, second
+    return first, second, third
+
+
+def _shares(arguments: Arguments) -> str:
+    """Say in a line how long each part is; nothing where there is one alone."""
+    names = "the VQ-VAE", "its decoder alone (--sharpen-share)", "the detail decoder (--detail-share)"
+    said = [
+        f"{f'{part.max_steps} steps' if part.max_steps else f'{part.max_minutes:g} minutes'} for {name}"
+        for part, name in zip(_parts(arguments), names, strict=True)
+        if part is not None and part is not arguments.training
+    ]
+    return f"{', then '.join(said)}\n" if said else ""
 
 
 def _work(
@@ -228,6 +261,7 @@ def _work(
             "augmentation": asdict(arguments.augmentation),
             "copies": kept.get("copies", 0) if kept else PRESETS[arguments.preset].copies,
             "sharpening": asdict(arguments.sharpening),
+            "detail": asdict(arguments.detail),
             **({"before_sharpening": kept["before_sharpening"]} if "before_sharpening" in kept else {}),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
@@ -262,20 +296,60 @@ def _train(
     device: torch.device,
     precision: torch.dtype,
 ) -> Outcome:
-    """Train the VQ-VAE, then sharpen its decoder if that is asked for; each part resumes from its own state."""
-    compute, sharpening = arguments.compute, arguments.sharpening
+    """Train the VQ-VAE, then its decoder and a detail decoder if asked for; each part resumes from its own state."""
+    first, second, third = _parts(arguments)
+    print(_shares(arguments), end="")
     settings: dict[str, Any] = {
         "device": device,
         "precision": precision,
         "compile": arguments.compile,
-        "seed": compute.seed,
-        "num_workers": compute.workers(decoding=data.splits["train"].on_demand),
+        "seed": arguments.compute.seed,
+        "num_workers": arguments.compute.workers(decoding=data.splits["train"].on_demand),
     }
-    train = AugmentedSet(data.splits["train"], arguments.augmentation, compute.seed)
-    if not sharpening.sharpen_share:
-        return fit(VQVAETask(model, data, train), arguments.training, run.vqvae, resume=arguments.resume, **settings)
-    first, second = _parts(arguments)
-    print(shares(first, second))
+    train = AugmentedSet(data.splits["train"], arguments.augmentation, arguments.compute.seed)
+    changing = train if arguments.augmentation.changes else None
+    if second is not None:
+        outcome = _sharpen(model, data, arguments, run, train, first, second, settings)
+    elif first is not None:
+        outcome = fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
+    else:
+        if not arguments.resume:
+            distributed.on_main(lambda: model.save_pretrained(run.vqvae, data.to_config()))
+        untrained = VQVAETask(VQVAE.from_pretrained(run.vqvae, device), data)
+        outcome = Outcome(0, 0.0, 0, untrained.validate(), "was not trained")
+    if third is None:
+        return outcome
+    best = VQVAE.from_pretrained(run.vqvae, device)
+    _check_initialized(best, third, run, "--detail-share 0")
+    print(f"training a detail decoder of {' and '.join(best.levels[: arguments.detail.detail_levels])}, {run.detail}")
+    of = distributed.on_main(lambda: checkpoint.sha256_of(run.vqvae))
+    resume = arguments.resume and checkpoint.has_state(run.detail / "state")
+    fit(DetailTask(best, data, arguments.detail, of, changing), third, run.detail, resume=resume, **settings)
+    return outcome
+
+
+def _check_initialized(model: VQVAE, training: TrainingConfig, run: RunFolder, without: str) -> None:
+    if not model.initialized:
+        batches = initial_batches(model.config, training.batch_size)
+        raise UserError(
+            f"training ended before the codebooks were initialised (after {batches} batches)",
+            run.vqvae,
+            f"Give a longer limit, or {without}",
+        )
+
+
+def _sharpen(
+    model: VQVAE,
+    data: ImageData,
+    arguments: Arguments,
+    run: RunFolder,
+    train: AugmentedSet,
+    first: TrainingConfig | None,
+    second: TrainingConfig,
+    settings: dict[str, Any],
+) -> Outcome:
+    """Train the VQ-VAE, then its decoder alone."""
+    sharpening, device = arguments.sharpening, settings["device"]
     folder = run.vqvae / "sharpening"
     start = folder / "start"  # the VQ-VAE before sharpening, which overwrites the run's own
     if not (arguments.resume and checkpoint.has_model(start)):
@@ -285,13 +359,7 @@ def _train(
             ended = fit(VQVAETask(model, data, train), first, run.vqvae, resume=arguments.resume, **settings)
             run.write(train_vqvae={**run.read()["train_vqvae"], "before_sharpening": asdict(ended)})
             best = VQVAE.from_pretrained(run.vqvae, device)
-        if not best.initialized:
-            batches = initial_batches(best.config, second.batch_size)
-            raise UserError(
-                f"training ended before the codebooks were initialised (after {batches} batches)",
-                run.vqvae,
-                "Give a longer limit, or --sharpen-share 0",
-            )
+        _check_initialized(best, second, run, "--sharpen-share 0")
         distributed.on_main(lambda: best.save_pretrained(start, data.to_config()))
     else:
         best = VQVAE.from_pretrained(start, device)
@@ -333,6 +401,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         "training": chosen.vqvae_training,
         "augmentation": augmentation,
         "sharpening": SharpeningConfig(**chosen.sharpening),
+        "detail": DetailSettings(**chosen.detail),
         "compute": Compute(),
     }
     if init is not None:
@@ -347,26 +416,32 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
-    if not (record or line.help or {"perceptual_weight", "sharpen_share"} & line.changed.keys()):
-        configs |= _without_sharpening(configs["sharpening"], configs["training"], line)
+    if not (record or line.help or {"perceptual_weight", "sharpen_share", "detail_share"} & line.changed.keys()):
+        configs |= _without_later_parts(configs["sharpening"], configs["detail"], configs["training"], line)
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
 
 
-def _without_sharpening(
-    sharpening: SharpeningConfig, training: TrainingConfig, line: CommandLine[Arguments]
+def _without_later_parts(
+    sharpening: SharpeningConfig, detail: DetailSettings, training: TrainingConfig, line: CommandLine[Arguments]
 ) -> dict[str, Any]:
-    """Return the settings to change where a preset's last part cannot be run, and say why; none where it can."""
-    if not sharpening.sharpen_share:
+    """Return the settings to change where a preset's later parts cannot be run, and say why; none where they can."""
+    if not (sharpening.sharpen_share or detail.detail_share):
         return {}
     limit = replace(training, **{name: line.changed[name] for name in _LIMITS if name in line.changed})
+    neither = {"sharpening": SharpeningConfig(), "detail": DetailSettings()}
     try:
-        first, _ = sharpening.divide(limit)
+        first, _ = detail.divide(limit)
+        if first is not None and sharpening.sharpen_share:
+            first, _ = sharpening.divide(first)
     except ValueError:
-        return {"sharpening": SharpeningConfig()}  # too short
-    if sharpening.perceptual_weight and (missing := distributed.on_main(features_missing)):
-        print(f"note       the preset's last part, which sharpens the decoder, is left out: {missing}")
+        return neither  # too short
+    needed = sharpening.perceptual_weight or detail.detail_share
+    if needed and (missing := distributed.on_main(features_missing)):
+        print(
+            f"note       the preset's later parts, which sharpen the decoder and paint detail, are left out: {missing}"
+        )
         steps = training.max_steps if first is None or "max_steps" in line.changed else first.max_steps
-        return {"sharpening": SharpeningConfig(), "training": replace(training, max_steps=steps)}
+        return {**neither, "training": replace(training, max_steps=steps)}
     return {}
 
 

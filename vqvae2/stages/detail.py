@@ -1,0 +1,198 @@
+"""The training of a decoder that paints images from the coarse levels alone, after that of the VQ-VAE."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2 import checkpoint, distributed, metrics
+from vqvae2.adversary import FeatureDiscriminator, adversarial_gradient, discriminator_loss
+from vqvae2.data import AugmentedSet, ImageData
+from vqvae2.detail import DetailDecoder
+from vqvae2.errors import UserError
+from vqvae2.optim import TrainingConfig
+from vqvae2.pictures import Picture, grid, to_picture
+from vqvae2.report import spread_out
+from vqvae2.stages.common import RunFolder
+from vqvae2.stages.sharpening import divide
+from vqvae2.stages.vqvae_tasks import images_of
+from vqvae2.task import Sums
+from vqvae2.vqvae import VQVAE
+
+__all__ = ["DetailSettings", "DetailTask", "load_detail"]
+
+_MAPS = 4  # of MobileNetV2's that the discriminator sees: not the coarsest, on which KID is measured
+_VECTORS = 0.1  # weight of the distance to the finer levels' vectors, before the discriminator's gradient is let in
+_SHIFT = 32  # pixels of the network's coarsest cell
+_EVALUATED, _SHOWN = 256, 8
+
+
+@dataclass(frozen=True)
+class DetailSettings:
+    """Whether and how a decoder of the coarse levels is trained after the VQ-VAE."""
+
+    detail_share: float = 0.0
+    """Share of the training's limit spent on a decoder that paints whole images from the coarse levels, by which
+    samples are made, in [0, 1]; 0: none; 1, with --init: nothing else is trained. It takes torchvision's MobileNetV2
+    from torch's cache."""
+    detail_levels: int = 1
+    """Coarsest levels that it is given, fewer than all."""
+    detail_adversarial_weight: float = 1.0
+    """Norm of its adversarial gradient relative to that of its distance from the image, >= 0."""
+    detail_warmup: int = 120
+    """Steps before it receives the adversarial gradient, >= 0."""
+    detail_learning_rate: float = 5e-4
+    """Peak learning rate of it and of its discriminator."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.detail_share <= 1:
+            raise ValueError(f"detail_share must be in [0, 1], got {self.detail_share}")
+        if self.detail_levels < 1 or min(self.detail_adversarial_weight, self.detail_warmup) < 0:
+            raise ValueError("need detail_levels >= 1, detail_adversarial_weight >= 0 and detail_warmup >= 0")
+
+    def divide(self, training: TrainingConfig) -> tuple[TrainingConfig | None, TrainingConfig | None]:
+        """Divide a training's limit: settings of all before it, and its own; None: there is no such part."""
+        if not self.detail_share:
+            return training, None
+        before, own = divide(training, self.detail_share)
+        optimizer = "adam" if training.optimizer == "adam" else "adamw"
+        return before, replace(own, optimizer=optimizer, learning_rate=self.detail_learning_rate)
+
+
+class DetailTask:
+    """What `fit` trains: a detail decoder and its discriminator.
+
+    Args:
+        model: the trained VQ-VAE, in evaluation mode.
+        data: its images.
+        settings: how.
+        train: the training images, where they come changed.
+    """
+
+    unit = "images_per_second"
+    rate_flag, restarts, compiled_pays_on_cpu = "--detail-learning-rate", True, False
+    guide_share = 0.0
+    score = ""  # its losses say little of its images: the latest is kept
+
+    def __init__(
+        self,
+        model: VQVAE,
+        data: ImageData,
+        settings: DetailSettings,
+        vqvae_sha256: str,
+        train: AugmentedSet | None = None,
+    ) -> None:
+        self.model, self.data, self.settings, self.steps = model, data, settings, 0
+        self.dataset = train or data.splits["train"]
+        self.device = next(model.parameters()).device
+        self.origin = {"vqvae_sha256": vqvae_sha256}
+        self.detail = DetailDecoder.of(model, settings.detail_levels)
+        config = model.config
+        self.loss_config = replace(config, mse_weight=0.0, l1_weight=1.0, ssim_weight=0.0, spectrum_weight=0.0)
+        real = metrics.feature_maps(self._images("train", 64))[:_MAPS]
+        self.discriminator = FeatureDiscriminator([level.shape[1] for level in real]).to(self.device)
+        self.discriminator.standardise(real)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"detail": self.detail, "discriminator": self.discriminator}
+
+    def compilable(self) -> list[nn.Module]:
+        return []
+
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
+        images = images_of(self.dataset, batch, self.device).contiguous(memory_format=torch.channels_last)
+        codes = self.model.encode(images)
+        made, painted = self.detail(codes[: self.settings.detail_levels])
+        y = made.detach().float().requires_grad_()
+        # The network's cells lie elsewhere at each step, or the decoder would paint a pattern on their grid.
+        shift = torch.randint(_SHIFT, (2,)).tolist()
+        with torch.no_grad():
+            real = metrics.feature_maps(images.roll(shift, (2, 3)))
+        own = metrics.feature_maps(y.roll(shift, (2, 3)))
+        perceptual = metrics.maps_distance(own, real).mean()
+        error, _ = self.loss_config.reconstruction_loss(y, images)
+        scores = torch.stack([head.float().mean() for head in self.discriminator(own[:_MAPS])])
+        warm = self.steps >= self.settings.detail_warmup
+        weight = self.settings.detail_adversarial_weight * warm
+        gradient = adversarial_gradient(perceptual + error, scores, y, weight)
+        heads = zip(
+            self.discriminator(real[:_MAPS]), self.discriminator([m.detach() for m in own[:_MAPS]]), strict=True
+        )
+        told = torch.stack([discriminator_loss(a, b) for a, b in heads]).mean()
+        vectors = _VECTORS * (not warm) * self._distance(painted, codes)
+        # The gradient with respect to the images is at hand; the value that is logged is the distance.
+        pushed = (made.float() * gradient).sum()
+        trained = told + vectors + pushed
+        loss = trained + (perceptual + error - trained).detach()
+        sums = {"perceptual": perceptual, "l1": error, "discriminator": told}
+        return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
+
+    def _distance(self, painted: list[Tensor], codes: list[Tensor]) -> Tensor:
+        """Compare the vectors that were painted with those of the image's own codes."""
+        first = self.settings.detail_levels
+        parts = []
+        for vectors, level, codebook in zip(painted, codes[first:], self.model.codebooks[first:], strict=True):
+            target = codebook.lookup(level).permute(0, 3, 1, 2)
+            parts.append(F.mse_loss(vectors.float(), target.float()) / codebook.embedding.var().clamp_min(1e-12))
+        return torch.stack(parts).sum()
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        figures = {}
+        for split in ("selection", "val"):
+            images = self._images(split, _EVALUATED)
+            made = self._painted(images)
+            figures[f"{split}/kid"] = metrics.kernel_distance(metrics.features(made), metrics.features(images))[0]
+            figures[f"{split}/ssim"] = float(metrics.ssim(made, images).mean())
+        return figures
+
+    def brief(self, figures: dict[str, float]) -> str:
+        return f"KID {figures['val/kid']:.3f}  SSIM {figures['val/ssim']:.3f}"
+
+    def preview(self) -> dict[str, Picture]:
+        images = self._images("val", _SHOWN)
+        first = self.settings.detail_levels
+        rows = [images, self.model.decode(self.model.encode(images)[:first]), self._painted(images)]
+        return {"detail": grid([to_picture(image) for row in rows for image in row], len(images))}
+
+    def histograms(self) -> dict[str, list[int]]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        self.detail.save_pretrained(folder, self.origin)
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+    @functools.cache  # noqa: B019 - as long as the task
+    def _images(self, split: str, count: int) -> Tensor:
+        images = self.data.splits[split]
+        return images.__getitems__(spread_out(len(images), count))["image"].to(self.device)
+
+    def _painted(self, images: Tensor) -> Tensor:
+        first = self.settings.detail_levels
+        return torch.cat([self.detail.decode(self.model.encode(part)[:first]) for part in images.split(32)])
+
+
+def load_detail(run: RunFolder, device: torch.device) -> DetailDecoder | None:
+    """Load a run's detail decoder; None where there is none.
+
+    Raises:
+        UserError: it was trained for another VQ-VAE.
+    """
+    if not checkpoint.has_model(run.detail):
+        return None
+    made_for = checkpoint.load_config(run.detail, kind=DetailDecoder.kind).get("vqvae_sha256")
+    if made_for != distributed.on_main(lambda: checkpoint.sha256_of(run.vqvae)):
+        raise UserError("this detail decoder was trained for another VQ-VAE", run.detail, "Delete it or train it again")
+    return DetailDecoder.from_pretrained(run.detail, device)
