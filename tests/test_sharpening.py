@@ -17,6 +17,7 @@ from vqvae2.metrics import perceptual_distance
 from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, extract_codes, train_vqvae
+from vqvae2.stages.detail import DetailSettings
 from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
@@ -79,9 +80,10 @@ def test_a_limit_is_divided():
     assert (first, second.max_steps) == (None, 100)
     for name, steps in (("brain128", (4800, 300)), ("brain128-long", (6000, 375)), ("brain256", (9600, 600))):
         preset = PRESETS[name]
-        first, second = SharpeningConfig(**preset.sharpening).divide(preset.vqvae_training)
+        before, _ = DetailSettings(**preset.detail).divide(preset.vqvae_training)
+        first, second = SharpeningConfig(**preset.sharpening).divide(before)
         assert (first.max_steps, second.max_steps) == steps
-        assert second.max_minutes == preset.vqvae_training.max_minutes  # no slow machine cuts it short
+        assert second.max_minutes == before.max_minutes  # no slow machine cuts it short
     with pytest.raises(ValueError, match="limit"):
         SharpeningConfig(sharpen_share=0.25).divide(TrainingConfig())
 
@@ -265,11 +267,11 @@ def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, 
     flags += ["--strides", 2, 2, "--rate-weight", 0, "--num-embeddings", 8, 8]
     ended = call(train_vqvae.main, *flags)
     assert ended.code == 0
-    assert "sharpens the decoder, is left out: MobileNetV2's weights are not there" in ended.out
+    assert "which sharpen the decoder and paint detail, are left out: MobileNetV2's weights are not there" in ended.out
     assert "for its decoder alone" not in ended.out
     assert "weights are not there" in refused(train_vqvae.main, *flags, "--perceptual-weight", 1)
     assert "left out" not in call(train_vqvae.main, *flags, "--sharpen-share", 0).out
-    assert "sharpens the decoder, is left out" not in call(train_vqvae.main, *flags, "--help").out
+    assert "later parts" not in call(train_vqvae.main, *flags, "--help").out
     whole = ["--data", "phantom", "--phantom-images", 60, "--size", "32x32", "--preset", "brain128", "--dry-run"]
     assert "ends after 4800 steps" in call(train_vqvae.main, *whole, "--run", tmp_path / "a").out.replace(",", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "some"))

@@ -77,6 +77,8 @@ class FeatureDiscriminator(nn.Module):
             )
             for i, given in enumerate(channels)
         )
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.zeros(sum(channels)))
         self.register_buffer("deviation", torch.ones(sum(channels)))
         self.channels = tuple(channels)

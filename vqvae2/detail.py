@@ -121,10 +121,13 @@ class DetailDecoder(checkpoint.Pretrained):
         made = cls(DetailConfig(model.config, drawn_levels, num_layers))
         made.decoders.load_state_dict(model.decoders.state_dict())
         for own, codebook in zip(made.embeddings, model.codebooks, strict=False):
-            own.weight.copy_(codebook.embedding)
+            own.load_state_dict({"weight": codebook.embedding})
         for layer, codebook in zip(made.to_vectors, model.codebooks[drawn_levels:], strict=True):
-            nn.init.zeros_(layer.weight)
-            layer.bias.copy_(codebook.mean_embedding().flatten())
+            start = {
+                "weight": torch.zeros_like(layer.state_dict()["weight"]),
+                "bias": codebook.mean_embedding().flatten(),
+            }
+            layer.load_state_dict(start)
         return made.to(next(model.parameters()).device).eval()
 
     @property

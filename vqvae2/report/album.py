@@ -95,8 +95,9 @@ class Album:
         """Show samples, their likelihood, and how close they are to training images."""
         self.add("samples", figures.sample_grid(images[:64]))
         panels = {
-            level: {"samples": samples.nll[:, i], "held-out images": values}
-            for i, (level, values) in enumerate(self._held_out.items())
+            level: {"samples": samples.nll[:, i], "held-out images": self._held_out[level]}
+            for i, level in enumerate(samples.decoder.levels)
+            if level in self._held_out
         }
         self.add("sample_nll", figures.histograms(panels, "nats per code", "share of images"))
         closest, real_closest = np.argsort(near.distance)[:_SHOWN], np.argsort(near.real)[:_SHOWN]

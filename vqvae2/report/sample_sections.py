@@ -36,6 +36,11 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     chosen = f"; chosen by a classifier, which left out {reject:.0%}" if reject else ""
     text = f"<p>{samples['count']:,} samples{compared} of <code>{escape(samples['folder'])}</code>: {settings}, "
     text += f"seed {samples['seed']}, label {escape(asked)}{chosen}.</p>"
+    drawn = samples.get("levels", [])
+    if drawn and len(drawn) < len(report["levels"]):
+        text += (
+            f"<p>Drawn: the codes of {' and '.join(map(escape, drawn))}. The rest is painted by the detail decoder.</p>"
+        )
     text += pictures(["samples", "samples_by_class"], known)
     found = samples.get("diversity")
     if found:

@@ -112,7 +112,7 @@ def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping
     how = files.read_json(folder / "samples.json")
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
     with files.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
-        own = hashes | {"prior_sha256": {level: hashes["prior_sha256"].get(level) for level in how["levels"]}}
+        own = {**hashes, "prior_sha256": {level: hashes["prior_sha256"].get(level) for level in how["levels"]}}
         painted = ["detail_sha256"] if "detail_sha256" in how else []
         if any(how.get(name) != own.get(name) for name in ["vqvae_sha256", "prior_sha256", *painted]):
             return None

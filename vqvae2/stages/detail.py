@@ -58,9 +58,7 @@ class DetailSettings:
         """Divide a training's limit: settings of all before it, and its own; None: there is no such part."""
         if not self.detail_share:
             return training, None
-        before, own = divide(training, self.detail_share)
-        optimizer = "adam" if training.optimizer == "adam" else "adamw"
-        return before, replace(own, optimizer=optimizer, learning_rate=self.detail_learning_rate)
+        return divide(training, self.detail_share, self.detail_learning_rate)
 
 
 class DetailTask:

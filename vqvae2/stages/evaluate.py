@@ -185,7 +185,8 @@ def _measure(
     }
     trained = record["train_vqvae"]
     sharpening = trained.get("sharpening", {})
-    if trained.get("outcome") and sharpening.get("sharpen_share") and sharpening.get("perceptual_weight"):
+    sharpened = trained.get("outcome") and sharpening.get("sharpen_share") and sharpening.get("perceptual_weight")
+    if sharpened or models.detail is not None:
         found["decoder_trained_by"] = ["MobileNetV2", "mobilenet_v2"]  # ours, and --features mobilenet_v2
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)

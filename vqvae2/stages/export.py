@@ -96,7 +96,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             if checkpoint.has_model(run.guide(level)):
                 _copy(run.guide(level), made.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
         if checkpoint.has_model(run.detail):
-            hashes["detail"] = _copy(run.detail, made.detail, arguments.weights, vqvae_sha256=hashes["vqvae"])
+            hashes["detail"] = _copy(run.detail, made.detail, vqvae_weights, vqvae_sha256=hashes["vqvae"])
         model = VQVAE.from_pretrained(made.vqvae)
         programs = write_programs(model, made.vqvae, kinds)
         files.write_json(

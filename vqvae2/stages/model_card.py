@@ -60,7 +60,7 @@ def model_card(
         _levels(config),
         *_figures(config, record, report),
         "## Use",
-        _use(name, config, data, programs),
+        _use(name, config, data, programs, _painted(record)),
         "## Limits",
         _limits(weights),
     ]
@@ -174,7 +174,15 @@ def _nll(level: str, nll: float, position_nll: float | None) -> _Row:
     return f"NLL of {level} (nats per code)", f"{nll:.3f}", naive
 
 
-def _use(name: str, config: VQVAEConfig, data: Mapping[str, Any], programs: Mapping[str, Mapping[str, Any]]) -> str:
+def _painted(record: Mapping[str, Any]) -> int:
+    """How many levels samples are painted from; 0: there is no detail decoder."""
+    detail = record.get("train_vqvae", {}).get("detail", {})
+    return int(detail["detail_levels"]) if detail.get("detail_share") else 0
+
+
+def _use(
+    name: str, config: VQVAEConfig, data: Mapping[str, Any], programs: Mapping[str, Mapping[str, Any]], painted: int
+) -> str:
     label = next(((label, classes[0]) for label, classes in data.get("attributes", {}).items() if classes), None)
     asked = ["--label", "=".join(label)] if label else []
     low, high = data.get("value_range", (0, 255))
@@ -192,6 +200,17 @@ codes = model.encode(x)  # x {shape} in [-1, 1]: stored values {low:g} to {high:
 y = model.decode(codes)
 priors = [Prior.from_pretrained(f{_quoted(name + "/prior-{level}")}) for level in model.levels]
 out = sample(model, priors, num=16, seed=0)  # out.images, out.codes, out.nll
+```"""
+    if painted:
+        text += f"""
+
+Better pictures come from the detail decoder, as `vqvae2 sample` uses it: it paints them from {painted} of the levels.
+
+```python
+from vqvae2.detail import DetailDecoder
+
+detail = DetailDecoder.from_pretrained({_quoted(f"{name}/vqvae/detail")})
+out = sample(detail, priors[:{painted}], num=16, seed=0)
 ```"""
     if programs:
         text += "\n\nPrograms that run without vqvae2, each checked against the model when it was written:\n"

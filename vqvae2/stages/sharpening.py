@@ -59,12 +59,7 @@ class SharpeningConfig:
         Raises:
             ValueError: there is nothing to divide, or too little.
         """
-        first, second = divide(training, self.sharpen_share)
-        return first, replace(
-            second,
-            optimizer="adam" if training.optimizer == "adam" else "adamw",
-            learning_rate=self.sharpen_learning_rate,
-        )
+        return divide(training, self.sharpen_share, self.sharpen_learning_rate)
 
 
 class SharpeningTask(VQVAETask):
@@ -158,8 +153,10 @@ class SharpeningTask(VQVAETask):
         super().save(self.folder)
 
 
-def divide(training: TrainingConfig, share: float) -> tuple[TrainingConfig | None, TrainingConfig]:
-    """Divide a training's limit, the second part for a decoder alone; None: there is no first.
+def divide(
+    training: TrainingConfig, share: float, learning_rate: float
+) -> tuple[TrainingConfig | None, TrainingConfig]:
+    """Divide a training's limit, the second part for a decoder alone, at its own rate; None: there is no first.
 
     Beside a limit in steps, minutes are an upper bound, which the second part has for itself.
 
@@ -176,7 +173,16 @@ def divide(training: TrainingConfig, share: float) -> tuple[TrainingConfig | Non
     minutes = training.max_minutes
     first = part(1 - share, minutes and minutes * (1 - share)) if share < 1 else None
     second = part(share, minutes if training.max_steps else minutes and minutes * share)
-    return first, replace(second, beta1=0.5, weight_decay=0.0, ema_decay=0.995, evaluations=1, patience=0)
+    return first, replace(
+        second,
+        optimizer="adam" if training.optimizer == "adam" else "adamw",
+        learning_rate=learning_rate,
+        beta1=0.5,
+        weight_decay=0.0,
+        ema_decay=0.995,
+        evaluations=1,
+        patience=0,
+    )
 
 
 def features_missing() -> str:

@@ -206,7 +206,7 @@ def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig 
     None: there is no such part. In a short run each is evaluated once.
     """
     training, sharpening, flag = arguments.training, arguments.sharpening, "--detail-share"
-    first, second, third = training, None, None
+    second: TrainingConfig | None = None
     try:
         first, third = arguments.detail.divide(training)
         flag = "--sharpen-share"
@@ -214,7 +214,7 @@ def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig 
             first, second = sharpening.divide(first)
     except ValueError as error:
         raise UserError(f"the limit cannot be shared ({error})", flag, "Give a longer limit, or 0") from None
-    if first not in (None, training) and training.max_steps and training.evaluations <= 2:
+    if first is not None and first is not training and training.max_steps and training.evaluations <= 2:
         first = replace(first, evaluations=1)
     return first, second, third
 
