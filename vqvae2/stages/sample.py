@@ -172,6 +172,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     chosen = f", the surest of {drawn:,}" if rejection else ""
     weights = " / ".join(f"{level.autoguidance:g}" for level in sharpness)
     guided = f", autoguidance {weights}" if any(level.autoguidance != 1 for level in sharpness) else ""
+    if any(level.temperature != 1 for level in sharpness):
+        guided += f", temperature {' / '.join(f'{level.temperature:g}' for level in sharpness)}"
     painted = ", the rest painted by the detail decoder" if isinstance(model, DetailDecoder) else ""
     print(f"{num:,} images of {codes} codes{painted}{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
     if arguments.dry_run:

@@ -142,9 +142,13 @@ def load_guides(run: RunFolder, priors: Sequence[Prior], weights: Sequence[float
 def usual_sampling(run: RunFolder, count: int) -> dict[str, tuple[float, ...]]:
     """Return the preset's settings of sampling ``count`` levels; none where a guide that they need is missing."""
     record = run.read()
-    levels = record.get("levels", ())[:count]
-    preset = PRESETS.get(record["preset"])
-    settings = preset.sampling_for(len(levels)) if preset and levels else {}
+    every = record.get("levels", ())
+    levels, preset = every[:count], PRESETS.get(record["preset"])
+    if preset is None or not levels:
+        return {}
+    settings = preset.sampling_for(count) if count == len(every) else dict(preset.painted_sampling)
+    if any(len(values) != count for values in settings.values()):
+        return {}
     weights = zip(levels, settings.get("autoguidance", ()), strict=False)
     guides = [checkpoint.has_model(run.guide(level)) for level, weight in weights if weight != 1]
     return settings if all(guides) else {}
@@ -156,7 +160,13 @@ def usual_sharpness(run: RunFolder, priors: Sequence[Prior]) -> list[Sharpness]:
     weights = settings.get("autoguidance", (1.0,) * len(priors))
     guides = load_guides(run, priors, weights)
     return sharpness_by_level(
-        1.0, 0, 1.0, len(priors), min_p=settings.get("min_p", 0.0), autoguidance=weights, guides=guides
+        1.0,
+        0,
+        1.0,
+        len(priors),
+        min_p=settings.get("min_p", 0.0),
+        autoguidance=weights,
+        guides=guides,
     )
 
 
