@@ -100,12 +100,17 @@ def test_the_shipped_models_draw_slices(tmp_path, call):
         sample.main, "--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--out", tmp_path / "out"
     )
     assert told.code == 0, told.err
-    about = json.loads((tmp_path / "out" / "samples.json").read_text())
-    for level, most in (("top", 3.0), ("middle", 2.6), ("bottom", 1.8)):
-        assert 0.1 < about["nll_nats_per_code"][level][0] < most
-    pixels = np.asarray(Image.open(tmp_path / "out" / "00000.png"))
-    assert pixels.shape == (128, 128)
-    assert pixels[:4].max() < 64 < pixels[40:90, 40:90].mean()  # air above, a head in the middle
+    how = ["--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--levels", 3]
+    whole = call(sample.main, *how, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    for name, levels in (("out", ("top",)), ("whole", ("top", "middle", "bottom"))):
+        about = json.loads((tmp_path / name / "samples.json").read_text())
+        assert about["levels"] == list(levels)
+        for level, most in zip(levels, (3.0, 2.6, 1.8), strict=False):
+            assert 0.1 < about["nll_nats_per_code"][level][0] < most
+        pixels = np.asarray(Image.open(tmp_path / name / "00000.png"))
+        assert pixels.shape == (128, 128)
+        assert pixels[:4].max() < 64 < pixels[40:90, 40:90].mean()  # air above, a head in the middle
 
 
 def test_a_training_starts_from_exported_models(models, tmp_path, call, refused):

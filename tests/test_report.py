@@ -53,7 +53,7 @@ def images() -> ImageSet:
 def sample_set(codes: Tensor, labels: list[int] | None = None) -> report.SampleSet:
     count = len(codes)
     rows = np.array(labels or [-1] * count).reshape(count, 1)
-    return report.SampleSet(Path("samples"), [codes], np.zeros((count, 1)), rows, {})
+    return report.SampleSet(Path("samples"), [codes], np.zeros((count, 1)), rows, {}, Lossless())  # type: ignore[arg-type]
 
 
 def test_spread_is_numpys_and_counts_what_is_infinite():
@@ -305,11 +305,11 @@ def test_copies_of_training_images_are_found_and_held_out_images_are_not(phantom
 
 
 def test_ventricles_of_true_slices_keep_their_difference_and_doubles_count_once(phantom):
-    model, train = Lossless(), phantom["train"]
+    train = phantom["train"]
     batch = phantom["train"].__getitems__(range(20))
-    samples = sample_set(model.encode(batch["image"])[0], batch["label"][:, 0].tolist())
+    samples = sample_set(Lossless().encode(batch["image"])[0], batch["label"][:, 0].tolist())
     classes = ("healthy", "atrophy")
-    found = report.ventricles([samples, samples], model, train, classes)  # type: ignore[arg-type]
+    found = report.ventricles([samples, samples], train, classes)
     assert sum(map(len, found.samples.values())) == 20
     summary = report.ventricle_figures(found, classes)
     error = 3 * summary["ventricle_difference_ratio_se"]
@@ -384,15 +384,15 @@ def test_samples_of_other_models_are_left_aside_and_damaged_ones_refused(tmp_pat
     how |= {"nll_nats_per_code": {"top": [1.0, 2.0], "bottom": [3.0, 4.0]}, "labels": [[0], [-1]]}
     np.savez(tmp_path / "codes.npz", **codes)
     (tmp_path / "samples.json").write_text(json.dumps(how))
-    found = report.read_samples(tmp_path, tiny_vqvae, how)
+    found = report.read_samples(tmp_path, [tiny_vqvae], how)
     assert found is not None
     assert len(found) == 2
     assert found.nll.tolist() == [[1.0, 3.0], [2.0, 4.0]]
     other = copy.deepcopy(how)
     other["prior_sha256"]["top"] = "x"
-    assert report.read_samples(tmp_path, tiny_vqvae, other) is None
-    assert report.read_samples(tmp_path / "absent", tiny_vqvae, how) is None
+    assert report.read_samples(tmp_path, [tiny_vqvae], other) is None
+    assert report.read_samples(tmp_path / "absent", [tiny_vqvae], how) is None
     codes["top"] += 99
     np.savez(tmp_path / "codes.npz", **codes)
     with pytest.raises(UserError, match="the samples are damaged"):
-        report.read_samples(tmp_path, tiny_vqvae, how)
+        report.read_samples(tmp_path, [tiny_vqvae], how)

@@ -251,7 +251,7 @@ def sample(
         UserError: a label that does not exist.
 
     Example:
-        >>> from vqvae2 import PriorConfig, VQVAEConfig
+        >>> from vqvae2 import VQVAE, PriorConfig, VQVAEConfig
         >>> model = VQVAE(VQVAEConfig(height=8, width=8, strides=(4,), num_embeddings=(16,), embedding_dim=(4,)))
         >>> prior = Prior(PriorConfig(height=2, width=2, num_embeddings=16, channels=16, num_layers=1))
         >>> tuple(sample(model.eval(), [prior.eval()], num=3).images.shape)

@@ -112,11 +112,12 @@ def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping
     how = files.read_json(folder / "samples.json")
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
     with files.told_as("the samples are damaged", folder, "Delete the folder and sample again", errors):
-        own = {**hashes, "prior_sha256": {level: hashes["prior_sha256"].get(level) for level in how["levels"]}}
+        drawn = how.get("levels") or list(decoders[0].levels)
+        own = {**hashes, "prior_sha256": {level: hashes["prior_sha256"].get(level) for level in drawn}}
         painted = ["detail_sha256"] if "detail_sha256" in how else []
         if any(how.get(name) != own.get(name) for name in ["vqvae_sha256", "prior_sha256", *painted]):
             return None
-        model = next(model for model in decoders if list(model.levels) == how["levels"])
+        model = next(model for model in decoders if list(model.levels) == drawn)
         with np.load(folder / "codes.npz", allow_pickle=False) as arrays:
             codes = [torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]
         nll = np.array([how["nll_nats_per_code"][level] for level in model.levels], np.float64).T

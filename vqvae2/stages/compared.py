@@ -106,7 +106,7 @@ def measure_samples(
     found["samples"] = {
         "folder": found_set.folder.name,
         "count": len(whole),
-        "levels": found_set.how["levels"],
+        "levels": list(found_set.decoder.levels),
         "judged": len(found_set),
         "reject": found_set.how.get("reject", 0.0),
         **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
