@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from random_weights import random_weights
-from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, stats
+from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, interrupted, stats
 
 from vqvae2 import Prior, checkpoint, sample
 from vqvae2.adversary import FeatureDiscriminator
@@ -18,7 +19,7 @@ from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, export, extract_codes, train_prior, train_vqvae
 from vqvae2.stages import sample as sample_stage
 from vqvae2.stages.detail import DetailSettings, DetailTask
-from vqvae2.vqvae import VQVAEConfig
+from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -141,14 +142,7 @@ def test_a_run_paints_its_samples(tmp_path, call, refused, network, monkeypatch)
     run = tmp_path / "run"
     flags = [*VQVAE_FLAGS, "--run", run, "--max-steps", 12, "--detail-share", 0.5]
     real = train_vqvae.DetailTask
-
-    class Broken(real):  # type: ignore[misc, valid-type]
-        def after_step(self):
-            super().after_step()
-            if self.steps == 4:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_vqvae, "DetailTask", Broken)
+    monkeypatch.setattr(train_vqvae, "DetailTask", interrupted(real, 4))
     assert call(train_vqvae.main, *flags, "--save-minutes", 1e-6).code == 130
     monkeypatch.setattr(train_vqvae, "DetailTask", real)
     ended = call(train_vqvae.main, "--run", run, "--resume")
@@ -180,10 +174,21 @@ def test_a_run_paints_its_samples(tmp_path, call, refused, network, monkeypatch)
     assert whole.code == 0
     assert "detail_sha256" not in json.loads((run / "samples-whole" / "samples.json").read_text())
     assert call(evaluate.main, "--run", run).code == 0
+    # Training the VQ-VAE further starts the detail decoder again.
+    assert call(train_vqvae.main, "--run", run, "--resume").out.count("resumed at step 6") == 2
+    kept = run.with_name("further")
+    shutil.copytree(run, kept)
+    ended = call(train_vqvae.main, "--run", kept, "--resume", "--max-steps", 16)
+    assert ended.code == 0
+    assert ended.out.count("resumed at step") == 1
+    detail = DetailDecoder.from_pretrained(kept / "vqvae" / "detail")
+    model = VQVAE.from_pretrained(kept / "vqvae")
+    assert torch.equal(detail.embeddings[0].weight, model.codebooks[0].embedding)
     # What is exported samples alike.
     assert call(export.main, "--run", run, "--out", tmp_path / "out", "--weights", "fp32").code == 0
     ended = call(sample_stage.main, "--run", tmp_path / "out", "--num", 5, "--chunk-size", 2, "--seed", 3)
     assert ended.code == 0
+    assert "DetailDecoder" in (tmp_path / "out" / "README.md").read_text()
     for name in ("00000.png", "00004.png"):
         assert (tmp_path / "out" / "samples" / name).read_bytes() == (run / "samples" / name).read_bytes()
     detail = DetailDecoder.from_pretrained(tmp_path / "out" / "vqvae" / "detail")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from random_weights import random_weights
-from tiny_runs import VQVAE_FLAGS, stats
+from tiny_runs import VQVAE_FLAGS, interrupted, stats
 from torch import nn
 from torchvision.transforms.functional import normalize
 
@@ -232,13 +232,7 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     flags += ["--save-minutes", 1e-6, "--log-every", 1, "--perceptual-weight", 0.2, "--adversarial-weight", 0]
     real = train_vqvae.SharpeningTask
 
-    class Broken(real):  # type: ignore[misc, valid-type]
-        def after_step(self):
-            super().after_step()
-            if self.steps == 4:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_vqvae, "SharpeningTask", Broken)
+    monkeypatch.setattr(train_vqvae, "SharpeningTask", interrupted(real, 4))
     ended = call(train_vqvae.main, *flags)
     assert ended.code == 130
     assert "--resume" in ended.err
@@ -270,10 +264,22 @@ def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, 
     assert "which sharpen the decoder and paint detail, are left out: MobileNetV2's weights are not there" in ended.out
     assert "for its decoder alone" not in ended.out
     assert "weights are not there" in refused(train_vqvae.main, *flags, "--perceptual-weight", 1)
-    assert "left out" not in call(train_vqvae.main, *flags, "--sharpen-share", 0).out
+    assert "left out" not in call(train_vqvae.main, *flags, "--sharpen-share", 0, "--detail-share", 0).out
+    without = call(train_vqvae.main, *flags, "--sharpen-share", 0)
+    assert without.code == 0
+    assert "which paint detail, are left out" in without.out
     assert "later parts" not in call(train_vqvae.main, *flags, "--help").out
     whole = ["--data", "phantom", "--phantom-images", 60, "--size", "32x32", "--preset", "brain128", "--dry-run"]
     assert "ends after 4800 steps" in call(train_vqvae.main, *whole, "--run", tmp_path / "a").out.replace(",", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "some"))
     random_weights(tmp_path / "some")
-    assert "2 steps for its decoder alone" in call(train_vqvae.main, *flags).out
+    told = call(train_vqvae.main, *flags)
+    assert "2 steps for its decoder alone" in told.out
+    assert "9 steps for the detail decoder" in told.out
+    assert call(train_vqvae.main, *VQVAE_FLAGS, "--run", tmp_path / "first", "--max-steps", 2).code == 0
+    record = json.loads((tmp_path / "first" / "run.json").read_text())
+    (tmp_path / "first" / "run.json").write_text(json.dumps(record | {"preset": "brain128"}))
+    alone = ["--data", "phantom", "--phantom-images", 60, "--init", tmp_path / "first", "--run", tmp_path / "b"]
+    told = call(train_vqvae.main, *alone, "--sharpen-share", 1, "--max-steps", 40, "--dry-run")
+    assert told.code == 0
+    assert told.out.splitlines()[-1] == "40 steps for its decoder alone (--sharpen-share)"

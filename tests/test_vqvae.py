@@ -123,6 +123,10 @@ def test_encode_and_decode_are_the_two_halves_of_the_evaluating_forward_pass(tin
     codes = tiny_vqvae.encode(images)
     assert all(len(level.unique()) > 2 for level in codes)
     assert all(torch.equal(a, b) for a, b in zip(codes, out.codes, strict=True))
+    for count in range(1, len(codes) + 1):
+        coarse = tiny_vqvae.encode(images, levels=count)
+        assert len(coarse) == count
+        assert all(torch.equal(a, b) for a, b in zip(coarse, codes, strict=False))
     torch.testing.assert_close(tiny_vqvae.decode(codes), out.images.clamp(-1, 1))
     # Codes come from a store as small integers.
     narrow = [level.to(torch.uint8) for level in codes]

@@ -47,6 +47,18 @@ class Chain(NamedTuple):
     stages: dict[str, Ended]
 
 
+def interrupted(task: type, steps: int) -> type:
+    """A task as it is, but for an interrupt after so many steps."""
+
+    class Interrupted(task):  # type: ignore[misc, valid-type]
+        def after_step(self) -> None:
+            super().after_step()
+            if self.steps == steps:
+                raise KeyboardInterrupt
+
+    return Interrupted
+
+
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file of a folder with its size and time of change."""
     entries = {path: path.stat() for path in folder.rglob("*") if path.is_file()}

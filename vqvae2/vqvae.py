@@ -206,21 +206,22 @@ class VQVAE(checkpoint.Pretrained):
             codebook.update()
 
     @torch.no_grad()
-    def encode(self, images: Tensor, coarser: list[Tensor] | None = None) -> list[Tensor]:
+    def encode(self, images: Tensor, coarser: list[Tensor] | None = None, levels: int | None = None) -> list[Tensor]:
         """Encode images to codes, in any mode: without gradients nothing is noted for the codebooks.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
             coarser: codes as returned, by which each level's finer ones are conditioned in place of those found here.
+            levels: how many of the coarsest levels are wanted; None: all.
 
         Returns:
             Codes by level, top first, (B, h, w) int64.
         """
-        decoded, codes = None, []
-        for i, feature in enumerate(self.features(images)):
+        decoded, codes, wanted = None, [], levels or len(self.encoders)
+        for i, feature in enumerate(self.features(images)[:wanted]):
             quantized = self._quantize(i, feature, decoded)
             codes.append(quantized.codes)
-            if i + 1 < len(self.encoders):
+            if i + 1 < wanted:
                 vectors = quantized.vectors if coarser is None else self.codebooks[i].lookup(coarser[i])
                 decoded = self._condition(i, vectors, decoded)
         return codes

@@ -1,6 +1,5 @@
 """The training of a decoder that paints images from the coarse levels alone, after that of the VQ-VAE."""
 
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,18 @@ from vqvae2.detail import DetailDecoder
 from vqvae2.errors import UserError
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, grid, to_picture
-from vqvae2.report import spread_out
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.sharpening import divide
-from vqvae2.stages.vqvae_tasks import images_of
+from vqvae2.stages.vqvae_tasks import EVALUATED, SHOWN, VQVAETask, images_of
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["DetailSettings", "DetailTask", "load_detail"]
+__all__ = ["DetailSettings", "DetailTask", "is_begun", "load_detail"]
 
 _MAPS = 4  # of MobileNetV2's that the discriminator sees: not the coarsest, on which KID is measured
 _VECTORS = 0.1  # weight of the distance to the finer levels' vectors, before the discriminator's gradient is let in
 _SHIFT = 32  # pixels of the network's coarsest cell
-_EVALUATED, _SHOWN = 256, 8
+_STANDARD = 64  # training images by which the features are standardised
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,18 @@ class DetailSettings:
         return divide(training, self.detail_share, self.detail_learning_rate)
 
 
-class DetailTask:
-    """What `fit` trains: a detail decoder and its discriminator.
+class DetailTask(VQVAETask):
+    """What `fit` trains after the VQ-VAE, which stays as it is: a detail decoder and its discriminator.
 
     Args:
         model: the trained VQ-VAE, in evaluation mode.
         data: its images.
         settings: how.
+        vqvae_sha256: of the weights of the VQ-VAE.
         train: the training images, where they come changed.
     """
 
-    unit = "images_per_second"
     rate_flag, restarts, compiled_pays_on_cpu = "--detail-learning-rate", True, False
-    guide_share = 0.0
     score = ""  # its losses say little of its images: the latest is kept
 
     def __init__(
@@ -84,14 +81,13 @@ class DetailTask:
         vqvae_sha256: str,
         train: AugmentedSet | None = None,
     ) -> None:
-        self.model, self.data, self.settings, self.steps = model, data, settings, 0
-        self.dataset = train or data.splits["train"]
-        self.device = next(model.parameters()).device
+        super().__init__(model, data, train)
+        self.settings, self.steps = settings, 0
         self.origin = {"vqvae_sha256": vqvae_sha256}
         self.detail = DetailDecoder.of(model, settings.detail_levels)
         config = model.config
         self.loss_config = replace(config, mse_weight=0.0, l1_weight=1.0, ssim_weight=0.0, spectrum_weight=0.0)
-        real = metrics.feature_maps(self._images("train", 64))[:_MAPS]
+        real = metrics.feature_maps(self._images("train", self._rows("train", _STANDARD)))[:_MAPS]
         self.discriminator = FeatureDiscriminator([level.shape[1] for level in real]).to(self.device)
         self.discriminator.standardise(real)
 
@@ -103,8 +99,9 @@ class DetailTask:
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Sums]:
         images = images_of(self.dataset, batch, self.device).contiguous(memory_format=torch.channels_last)
-        codes = self.model.encode(images)
-        made, painted = self.detail(codes[: self.settings.detail_levels])
+        warm, drawn = self.steps >= self.settings.detail_warmup, self.settings.detail_levels
+        codes = self.model.encode(images, levels=drawn if warm else None)
+        made, painted = self.detail(codes[:drawn])
         y = made.detach().float().requires_grad_()
         # The network's cells lie elsewhere at each step, or the decoder would paint a pattern on their grid.
         shift = torch.randint(_SHIFT, (2,)).tolist()
@@ -114,17 +111,17 @@ class DetailTask:
         perceptual = metrics.maps_distance(own, real).mean()
         error, _ = self.loss_config.reconstruction_loss(y, images)
         scores = torch.stack([head.float().mean() for head in self.discriminator(own[:_MAPS])])
-        warm = self.steps >= self.settings.detail_warmup
         weight = self.settings.detail_adversarial_weight * warm
         gradient = adversarial_gradient(perceptual + error, scores, y, weight)
         heads = zip(
             self.discriminator(real[:_MAPS]), self.discriminator([m.detach() for m in own[:_MAPS]]), strict=True
         )
         told = torch.stack([discriminator_loss(a, b) for a, b in heads]).mean()
-        vectors = _VECTORS * (not warm) * self._distance(painted, codes)
         # The gradient with respect to the images is at hand; the value that is logged is the distance.
         pushed = (made.float() * gradient).sum()
-        trained = told + vectors + pushed
+        trained = told + pushed
+        if not warm:
+            trained = trained + _VECTORS * self._distance(painted, codes)
         loss = trained + (perceptual + error - trained).detach()
         sums = {"perceptual": perceptual, "l1": error, "discriminator": told}
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
@@ -145,7 +142,7 @@ class DetailTask:
     def validate(self) -> dict[str, float]:
         figures = {}
         for split in ("selection", "val"):
-            images = self._images(split, _EVALUATED)
+            images = self._images(split, self._rows(split, EVALUATED))
             made = self._painted(images)
             figures[f"{split}/kid"] = metrics.kernel_distance(metrics.features(made), metrics.features(images))[0]
             figures[f"{split}/ssim"] = float(metrics.ssim(made, images).mean())
@@ -155,31 +152,29 @@ class DetailTask:
         return f"KID {figures['val/kid']:.3f}  SSIM {figures['val/ssim']:.3f}"
 
     def preview(self) -> dict[str, Picture]:
-        images = self._images("val", _SHOWN)
-        first = self.settings.detail_levels
-        rows = [images, self.model.decode(self.model.encode(images)[:first]), self._painted(images)]
+        images = self._images("val", self._rows("val", SHOWN))
+        codes = self.model.encode(images, levels=self.settings.detail_levels)
+        rows = [images, self.model.decode(codes), self.detail.decode(codes)]
         return {"detail": grid([to_picture(image) for row in rows for image in row], len(images))}
-
-    def histograms(self) -> dict[str, list[int]]:
-        return {}
 
     def save(self, folder: Path) -> None:
         self.detail.save_pretrained(folder, self.origin)
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, **self.origin}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
 
-    @functools.cache  # noqa: B019 - as long as the task
-    def _images(self, split: str, count: int) -> Tensor:
-        images = self.data.splits[split]
-        return images.__getitems__(spread_out(len(images), count))["image"].to(self.device)
-
     def _painted(self, images: Tensor) -> Tensor:
-        first = self.settings.detail_levels
-        return torch.cat([self.detail.decode(self.model.encode(part)[:first]) for part in images.split(32)])
+        levels = self.settings.detail_levels
+        return torch.cat([self.detail.decode(self.model.encode(part, levels=levels)) for part in images.split(32)])
+
+
+def is_begun(run: RunFolder, vqvae_sha256: str) -> bool:
+    """Tell whether there is a training to resume of a detail decoder for this VQ-VAE, not for an earlier one."""
+    state = run.detail / "state"
+    return checkpoint.has_state(state) and checkpoint.load_state(state)["task"].get("vqvae_sha256") == vqvae_sha256
 
 
 def load_detail(run: RunFolder, device: torch.device) -> DetailDecoder | None:

@@ -24,7 +24,7 @@ from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.model_card import model_card
-from vqvae2.stages.sampled import MODELS, check_exported, exported
+from vqvae2.stages.sampled import MODELS, check_exported, drawn_levels, exported
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE, VQVAEConfig, level_names
 
@@ -193,8 +193,9 @@ def _card(
         return (run.path / _README).read_bytes()
     data = checkpoint.load_config(made.vqvae)["data"]
     images = sum(count for _, count in labels)
+    painted = drawn_levels(made) if checkpoint.has_model(made.detail) else 0
     return model_card(
-        out.resolve().name, config, data, images, kept, _report(run, config.levels), weights, programs
+        out.resolve().name, config, data, images, kept, _report(run, config.levels), weights, programs, painted
     ).encode()
 
 

@@ -36,6 +36,7 @@ def model_card(
     report: Mapping[str, Any] | None,
     weights: str,
     programs: Mapping[str, Mapping[str, Any]],
+    painted: int = 0,
 ) -> str:
     """Write the model card of exported models, in Markdown with a front matter as the Hugging Face Hub reads it.
 
@@ -48,6 +49,7 @@ def model_card(
         report: the run's report.json, where it is of these models; None: figures are those that the trainings kept.
         weights: how they are stored.
         programs: as of `vqvae2.programs.write_programs`.
+        painted: levels from which a detail decoder paints samples; 0: there is none.
     """
     parts = [
         _HEAD,
@@ -60,7 +62,7 @@ def model_card(
         _levels(config),
         *_figures(config, record, report),
         "## Use",
-        _use(name, config, data, programs, _painted(record)),
+        _use(name, config, data, programs, painted),
         "## Limits",
         _limits(weights),
     ]
@@ -172,12 +174,6 @@ def _reported_figures(report: Mapping[str, Any]) -> list[_Row]:
 def _nll(level: str, nll: float, position_nll: float | None) -> _Row:
     naive = "" if position_nll is None else f"by position {position_nll:.3f}"
     return f"NLL of {level} (nats per code)", f"{nll:.3f}", naive
-
-
-def _painted(record: Mapping[str, Any]) -> int:
-    """How many levels samples are painted from; 0: there is no detail decoder."""
-    detail = record.get("train_vqvae", {}).get("detail", {})
-    return int(detail["detail_levels"]) if detail.get("detail_share") else 0
 
 
 def _use(

@@ -160,13 +160,7 @@ def usual_sharpness(run: RunFolder, priors: Sequence[Prior]) -> list[Sharpness]:
     weights = settings.get("autoguidance", (1.0,) * len(priors))
     guides = load_guides(run, priors, weights)
     return sharpness_by_level(
-        1.0,
-        0,
-        1.0,
-        len(priors),
-        min_p=settings.get("min_p", 0.0),
-        autoguidance=weights,
-        guides=guides,
+        1.0, 0, 1.0, len(priors), min_p=settings.get("min_p", 0.0), autoguidance=weights, guides=guides
     )
 
 

@@ -34,10 +34,11 @@ from vqvae2.stages.common import (
     start_from,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
-from vqvae2.stages.detail import DetailSettings, DetailTask
+from vqvae2.stages.detail import DetailSettings, DetailTask, is_begun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, features_missing
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
+from vqvae2.stages.vqvae_parts import Parts, divided, in_words, without_optional
 from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import Outcome, fit
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -94,7 +95,6 @@ _GROUPS = {
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
 _NOT_OF_LABELS = tuple(entry.name for entry in fields(DataConfig) if entry.name not in ("bins", "numbers"))
-_LIMITS = ("max_steps", "max_minutes")
 _FROM_DATA = ("model.channels", "model.height", "model.width")
 
 
@@ -144,7 +144,8 @@ def _story(line: CommandLine[Arguments]) -> None:
             prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
         print(arguments.training.describe_limit())
-        print(_shares(arguments), end="")
+        if told := in_words(_parts(arguments)):
+            print(told)
         return
     with locked(run.vqvae):
         _work(line, model, data, arguments, device, precision)
@@ -181,8 +182,6 @@ def _check(arguments: Arguments, side: int) -> None:
                 "--sharpen-share 1 trains nothing but the decoder, and there is no VQ-VAE yet",
                 how="Add --init RUN, or give a smaller share",
             )
-        if arguments.sharpening.perceptual_weight:
-            metrics.check_features()
     if arguments.detail.detail_share:
         levels, trained = arguments.detail.detail_levels, checkpoint.has_model(RunFolder(arguments.run).vqvae)
         if levels >= len(arguments.model.strides):
@@ -196,38 +195,13 @@ def _check(arguments: Arguments, side: int) -> None:
                 "--detail-share 1 trains nothing but the detail decoder, and there is no VQ-VAE yet",
                 how="Add --init RUN, or give a smaller share",
             )
+    if arguments.detail.detail_share or (arguments.sharpening.sharpen_share and arguments.sharpening.perceptual_weight):
         metrics.check_features()
     _parts(arguments)
 
 
-def _parts(arguments: Arguments) -> tuple[TrainingConfig | None, TrainingConfig | None, TrainingConfig | None]:
-    """Divide a training's limit into the parts of the VQ-VAE, of its sharpening and of the detail decoder.
-
-    None: there is no such part. In a short run each is evaluated once.
-    """
-    training, sharpening, flag = arguments.training, arguments.sharpening, "--detail-share"
-    second: TrainingConfig | None = None
-    try:
-        first, third = arguments.detail.divide(training)
-        flag = "--sharpen-share"
-        if first is not None and sharpening.sharpen_share:
-            first, second = sharpening.divide(first)
-    except ValueError as error:
-        raise UserError(f"the limit cannot be shared ({error})", flag, "Give a longer limit, or 0") from None
-    if first is not None and first is not training and training.max_steps and training.evaluations <= 2:
-        first = replace(first, evaluations=1)
-    return first, second, third
-
-
-def _shares(arguments: Arguments) -> str:
-    """Say in a line how long each part is; nothing where there is one alone."""
-    names = "the VQ-VAE", "its decoder alone (--sharpen-share)", "the detail decoder (--detail-share)"
-    said = [
-        f"{f'{part.max_steps} steps' if part.max_steps else f'{part.max_minutes:g} minutes'} for {name}"
-        for part, name in zip(_parts(arguments), names, strict=True)
-        if part is not None and part is not arguments.training
-    ]
-    return f"{', then '.join(said)}\n" if said else ""
+def _parts(arguments: Arguments) -> Parts:
+    return divided(arguments.training, arguments.sharpening, arguments.detail)
 
 
 def _work(
@@ -297,8 +271,9 @@ def _train(
     precision: torch.dtype,
 ) -> Outcome:
     """Train the VQ-VAE, then its decoder and a detail decoder if asked for; each part resumes from its own state."""
-    first, second, third = _parts(arguments)
-    print(_shares(arguments), end="")
+    first, second, third = parts = _parts(arguments)
+    if told := in_words(parts):
+        print(told)
     settings: dict[str, Any] = {
         "device": device,
         "precision": precision,
@@ -323,7 +298,7 @@ def _train(
     _check_initialized(best, third, run, "--detail-share 0")
     print(f"training a detail decoder of {' and '.join(best.levels[: arguments.detail.detail_levels])}, {run.detail}")
     of = distributed.on_main(lambda: checkpoint.sha256_of(run.vqvae))
-    resume = arguments.resume and checkpoint.has_state(run.detail / "state")
+    resume = arguments.resume and distributed.on_main(lambda: is_begun(run, of))
     fit(DetailTask(best, data, arguments.detail, of, changing), third, run.detail, resume=resume, **settings)
     return outcome
 
@@ -416,33 +391,9 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
-    if not (record or line.help or {"perceptual_weight", "sharpen_share", "detail_share"} & line.changed.keys()):
-        configs |= _without_later_parts(configs["sharpening"], configs["detail"], configs["training"], line)
+    if not (record or line.help):
+        configs |= without_optional(configs["sharpening"], configs["detail"], configs["training"], line.changed)
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))
-
-
-def _without_later_parts(
-    sharpening: SharpeningConfig, detail: DetailSettings, training: TrainingConfig, line: CommandLine[Arguments]
-) -> dict[str, Any]:
-    """Return the settings to change where a preset's later parts cannot be run, and say why; none where they can."""
-    if not (sharpening.sharpen_share or detail.detail_share):
-        return {}
-    limit = replace(training, **{name: line.changed[name] for name in _LIMITS if name in line.changed})
-    neither = {"sharpening": SharpeningConfig(), "detail": DetailSettings()}
-    try:
-        first, _ = detail.divide(limit)
-        if first is not None and sharpening.sharpen_share:
-            first, _ = sharpening.divide(first)
-    except ValueError:
-        return neither  # too short
-    needed = sharpening.perceptual_weight or detail.detail_share
-    if needed and (missing := distributed.on_main(features_missing)):
-        print(
-            f"note       the preset's later parts, which sharpen the decoder and paint detail, are left out: {missing}"
-        )
-        steps = training.max_steps if first is None or "max_steps" in line.changed else first.max_steps
-        return {**neither, "training": replace(training, max_steps=steps)}
-    return {}
 
 
 def _describe(model: VQVAE, training: TrainingConfig, images: ImageSet) -> None:

@@ -16,9 +16,9 @@ from vqvae2.report import spread_out
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-_EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
+EVALUATED = 256  # images of a split that an evaluation during training looks at; evaluate.py looks at all
 _BLURRED = 64  # images blurred to tell which blur has the same score
-_SHOWN = 8
+SHOWN = 8
 
 
 class VQVAETask:
@@ -75,7 +75,7 @@ class VQVAETask:
         return f"loss {figures['selection/loss']:.4f}  SSIM {figures['val/ssim']:.3f}  perplexity {used}"
 
     def preview(self) -> dict[str, Picture]:
-        images = self._images("val", self._rows("val", _SHOWN))
+        images = self._images("val", self._rows("val", SHOWN))
         codes = self.model.encode(images)
         rows = [images, self.model.decode(codes)]
         rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
@@ -116,7 +116,7 @@ class VQVAETask:
     @functools.cached_property
     def background(self) -> float | None:
         """Value of the background of the training images; None where they have none."""
-        return metrics.background_value(self._images("train", self._rows("train", _EVALUATED)))
+        return metrics.background_value(self._images("train", self._rows("train", EVALUATED)))
 
     @functools.cached_property
     def blur(self) -> metrics.BlurScale:
@@ -137,7 +137,7 @@ class VQVAETask:
         sums = dict.fromkeys(names, 0.0)
         counts = [CodeCounts(k) for k in config.num_embeddings]
         sharpness = metrics.Sharpness((config.height, config.width), self.background, self.blur)
-        rows = self._rows(split, _EVALUATED)
+        rows = self._rows(split, EVALUATED)
         images = self._images(split, distributed.own_part(rows))
         for x in images.split(32) if len(images) else ():  # fewer images than processes
             codes = model.encode(x)
