@@ -9,7 +9,7 @@ import torch
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 from torch.utils.data import DataLoader
 
-from vqvae2.data import DataConfig, ImageSet, from_unit, load_images, open_data, to_unit
+from vqvae2.data import DataConfig, ImageSet, as_stored, from_unit, load_images, open_data, to_unit
 from vqvae2.errors import UserError
 
 
@@ -26,6 +26,13 @@ def test_every_stored_value_survives_the_way_to_unit_and_back(dtype, top):
 
 def test_values_beyond_the_range_are_clipped():
     np.testing.assert_array_equal(from_unit(torch.tensor([-1.5, 0.999, 2.0]), (0, 255)), [0, 255, 255])
+
+
+@pytest.mark.parametrize("value_range", [(0, 255), (0, 65535), (16, 235)])
+def test_as_stored_is_what_a_file_gives_back(value_range):
+    x = torch.rand(1000) * 2.4 - 1.2
+    back = to_unit(from_unit(x.clamp(-1, 1), value_range), value_range)
+    torch.testing.assert_close(as_stored(x, value_range), back, atol=1e-6, rtol=0)
 
 
 def test_a_batch_is_the_stack_of_its_items():

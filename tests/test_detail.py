@@ -9,7 +9,7 @@ import torch
 from random_weights import random_weights
 from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, interrupted, stats
 
-from vqvae2 import Prior, checkpoint, sample
+from vqvae2 import Prior, checkpoint, metrics, sample
 from vqvae2.adversary import FeatureDiscriminator
 from vqvae2.data import DataConfig, open_data
 from vqvae2.detail import DetailConfig, DetailDecoder
@@ -19,6 +19,7 @@ from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, export, extract_codes, train_prior, train_vqvae
 from vqvae2.stages import sample as sample_stage
 from vqvae2.stages.detail import DetailSettings, DetailTask
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -116,6 +117,36 @@ def test_the_feature_discriminator_standardises_and_bounds():
     discriminator.standardise(larger)
     for a, b in zip(before, discriminator(larger), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["detail", "sharpening"])
+def test_the_discriminator_sees_images_as_they_are_stored(network, started, part):
+    data = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"))
+    model = started(VQVAEConfig(**SMALL, num_embeddings=(16, 16), embedding_dim=(4, 4)))
+    if part == "detail":
+        task = DetailTask(model, data, DetailSettings(detail_share=0.5), "hash")
+    else:
+        task = SharpeningTask(model, data, SharpeningConfig(), None)
+    y = (torch.rand(2, 1, 32, 32) * 3 - 1.5).requires_grad_()
+    seen = task.rounded(y)
+    low, high = data.splits["train"].value_range
+    steps = (seen.detach() + 1) * (high - low) / 2
+    torch.testing.assert_close(steps, steps.round().clamp(0, high - low), atol=1e-3, rtol=0)
+    seen.sum().backward()
+    assert torch.equal(y.grad, (y.abs() <= 1).float())
+    given = []
+    if part == "detail":
+        plain = metrics.feature_maps
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "feature_maps", lambda x: given.append(x.detach()) or plain(x))
+            task.loss(data.splits["train"].__getitems__(range(2)))
+    else:
+        task.discriminator.register_forward_pre_hook(lambda _, x: given.append(x[0].detach()))
+        task.loss(data.splits["train"].__getitems__(range(2)))
+    assert len(given) >= 2
+    for images in given:
+        steps = (images + 1) * (high - low) / 2
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
 
 
 def test_the_loss_trains_both_and_the_adversarial_gradient_waits(network, started):

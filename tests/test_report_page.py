@@ -167,6 +167,15 @@ def test_each_defect_is_warned_of_and_no_other(place):
     assert len(warned) == 1
 
 
+def test_a_prior_that_the_samples_do_not_draw_from_is_not_to_be_trained_for_them():
+    found = good_report()
+    found["levels"]["bottom"]["reliance"]["own"] = 0.001
+    for levels, told in (["top", "bottom"], "will not be coherent: train it longer."), (["top"], "do not draw it."):
+        found["samples"]["levels"] = levels
+        (warned,) = report.warnings(found)
+        assert warned.endswith(told)
+
+
 def test_a_good_report_is_good_in_all_three_respects():
     bands = {line["question"]: line["band"] for line in report.verdict(plain_report())}
     assert bands == {

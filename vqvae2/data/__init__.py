@@ -2,7 +2,7 @@
 
 from vqvae2.data.augmentation import AugmentationConfig, AugmentedSet, augment
 from vqvae2.data.config import DataConfig
-from vqvae2.data.dataset import ImageData, ImageSet, from_unit, to_unit
+from vqvae2.data.dataset import ImageData, ImageSet, as_stored, from_unit, to_unit
 from vqvae2.data.opening import load_images, open_data
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DataConfig",
     "ImageData",
     "ImageSet",
+    "as_stored",
     "augment",
     "from_unit",
     "load_images",

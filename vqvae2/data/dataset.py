@@ -35,6 +35,12 @@ def from_unit(tensor: torch.Tensor, value_range: tuple[float, float]) -> Pixels:
     return stored.astype(np.uint8) if high <= 255 else stored.astype(np.uint16)
 
 
+def as_stored(tensor: torch.Tensor, value_range: tuple[float, float]) -> torch.Tensor:
+    """A tensor of any shape in [-1, 1] as it is after `from_unit` and `to_unit`: clipped, rounded; on its device."""
+    half = (value_range[1] - value_range[0]) / 2
+    return tensor.clamp(-1, 1).add(1).mul(half).round().div(half).sub(1)
+
+
 @dataclass
 class ImageSet(Dataset[dict[str, Any]]):
     """The images of one split with their names, subjects and labels.

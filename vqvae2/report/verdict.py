@@ -332,6 +332,7 @@ def _level_warnings(report: Report) -> Iterator[str]:
 
 def _prior_warnings(report: Report) -> Iterator[str]:
     own = report["split"]["own"]
+    drawn = report.get("samples", {}).get("levels") or list(report["levels"])
     for level, figures in report["levels"].items():
         if "nll" not in figures:
             continue
@@ -343,8 +344,9 @@ def _prior_warnings(report: Report) -> Iterator[str]:
         if (rise := figures.get("reliance", {}).get("own", math.inf)) < _LEAST_RELIANCE:
             yield (
                 f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:.3f} nats "
-                "if they come from another image. Its samples will not be coherent"
-                + (": train it longer." if own else ".")
+                "if they come from another image. Samples that draw this level will not be coherent"
+                + ("" if level in drawn else "; those of this report do not draw it")
+                + (": train it longer." if own and level in drawn else ".")
             )
         # Other data than the run's may be harder without any overfitting.
         if own and figures["train_nll"] < 0.75 * figures["nll"]:

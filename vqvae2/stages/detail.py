@@ -23,7 +23,6 @@ from vqvae2.vqvae import VQVAE
 
 __all__ = ["DetailSettings", "DetailTask", "is_begun", "load_detail"]
 
-_MAPS = 4  # of MobileNetV2's that the discriminator sees: not the coarsest, on which KID is measured
 _VECTORS = 0.1  # weight of the distance to the finer levels' vectors, before the discriminator's gradient is let in
 _SHIFT = 32  # pixels of the network's coarsest cell
 _STANDARD = 64  # training images by which the features are standardised
@@ -39,7 +38,7 @@ class DetailSettings:
     from torch's cache."""
     detail_levels: int = 1
     """Coarsest levels that it is given, fewer than all."""
-    detail_adversarial_weight: float = 1.0
+    detail_adversarial_weight: float = 1.5
     """Norm of its adversarial gradient relative to that of its distance from the image, >= 0."""
     detail_warmup: int = 120
     """Steps before it receives the adversarial gradient, >= 0."""
@@ -87,7 +86,7 @@ class DetailTask(VQVAETask):
         self.detail = DetailDecoder.of(model, settings.detail_levels)
         config = model.config
         self.loss_config = replace(config, mse_weight=0.0, l1_weight=1.0, ssim_weight=0.0, spectrum_weight=0.0)
-        real = metrics.feature_maps(self._images("train", self._rows("train", _STANDARD)))[:_MAPS]
+        real = metrics.feature_maps(self._images("train", self._rows("train", _STANDARD)))
         self.discriminator = FeatureDiscriminator([level.shape[1] for level in real]).to(self.device)
         self.discriminator.standardise(real)
 
@@ -107,15 +106,13 @@ class DetailTask(VQVAETask):
         shift = torch.randint(_SHIFT, (2,)).tolist()
         with torch.no_grad():
             real = metrics.feature_maps(images.roll(shift, (2, 3)))
-        own = metrics.feature_maps(y.roll(shift, (2, 3)))
+        own = metrics.feature_maps(self.rounded(y).roll(shift, (2, 3)))
         perceptual = metrics.maps_distance(own, real).mean()
         error, _ = self.loss_config.reconstruction_loss(y, images)
-        scores = torch.stack([head.float().mean() for head in self.discriminator(own[:_MAPS])])
+        scores = torch.stack([head.float().mean() for head in self.discriminator(own)])
         weight = self.settings.detail_adversarial_weight * warm
         gradient = adversarial_gradient(perceptual + error, scores, y, weight)
-        heads = zip(
-            self.discriminator(real[:_MAPS]), self.discriminator([m.detach() for m in own[:_MAPS]]), strict=True
-        )
+        heads = zip(self.discriminator(real), self.discriminator([m.detach() for m in own]), strict=True)
         told = torch.stack([discriminator_loss(a, b) for a, b in heads]).mean()
         # The gradient with respect to the images is at hand; the value that is logged is the distance.
         pushed = (made.float() * gradient).sum()

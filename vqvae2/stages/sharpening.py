@@ -112,7 +112,7 @@ class SharpeningTask(VQVAETask):
         weight = self.config.adversarial_weight * (self.steps >= self.config.discriminator_warmup)
         y = made.detach().float().requires_grad_()
         reconstruction, terms = self._reconstruction_loss(y, images)
-        scores = self.discriminator(y)
+        scores = self.discriminator(self.rounded(y))
         gradient = adversarial_gradient(reconstruction, scores, y, weight)
         told = discriminator_loss(self.discriminator(images), scores)
         # A few images are enough, and their second derivatives cost as much as all the rest.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2 import distributed, metrics
-from vqvae2.data import AugmentedSet, ImageData, ImageSet
+from vqvae2.data import AugmentedSet, ImageData, ImageSet, as_stored
+from vqvae2.estimators import straight_through
 from vqvae2.metrics import CodeCounts, constant_cells, ssim
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.report import spread_out
@@ -50,6 +51,15 @@ class VQVAETask:
             for counts, codes in zip(self.window, out.codes, strict=True):
                 counts.update(codes, ~constant_cells(images, codes.shape[1:]))
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in terms.items()}
+
+    def rounded(self, y: Tensor) -> Tensor:
+        """Clip and round images (B, C, H, W) as they are stored; the gradient passes the rounding, not the clipping.
+
+        A discriminator that sees other values than a file holds looks at those, and at little else. What is clipped
+        gets no gradient, or it would grow without end.
+        """
+        clipped = y.clamp(-1, 1)
+        return straight_through(clipped, as_stored(clipped, self.data.splits["train"].value_range))
 
     def after_step(self) -> None:
         self.model.update_codebooks()
