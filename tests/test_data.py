@@ -30,8 +30,8 @@ def test_values_beyond_the_range_are_clipped():
 
 @pytest.mark.parametrize("value_range", [(0, 255), (0, 65535), (16, 235)])
 def test_as_stored_is_what_a_file_gives_back(value_range):
-    x = torch.rand(1000) * 2.4 - 1.2
-    back = to_unit(from_unit(x.clamp(-1, 1), value_range), value_range)
+    x = torch.rand(1000, dtype=torch.float64) * 2.4 - 1.2
+    back = to_unit(from_unit(x.clamp(-1, 1), value_range), value_range).double()
     torch.testing.assert_close(as_stored(x, value_range), back, atol=1e-6, rtol=0)
 
 
