@@ -10,7 +10,7 @@
 - ``followed``: whether samples follow their labels, in sentences.
 - ``samples``: diversity, memorisation, and the phantom's ventricles by label.
 - ``figures``: drawn by matplotlib without a display.
-- ``verdict``: the verdict, the summary and the warnings, from the numbers alone.
+- ``verdict``, ``summary``, ``warnings``: what the report says in words, from the numbers alone.
 - ``page``: one HTML page, with nothing from elsewhere.
 """
 
@@ -50,7 +50,9 @@ from vqvae2.report.samples import (
     ventricle_figures,
     ventricles,
 )
-from vqvae2.report.verdict import sample_summary, summary, verdict, warnings
+from vqvae2.report.summary import sample_summary, summary
+from vqvae2.report.verdict import verdict
+from vqvae2.report.warnings import warnings
 
 __all__ = [
     "CodeScores",

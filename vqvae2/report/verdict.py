@@ -1,16 +1,14 @@
-"""The verdict, the summary and the warnings of a report, in words, from its figures alone."""
+"""The verdict of a report, from its figures alone."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from scipy.stats import binom
 
-from vqvae2.report.captions import SETS, space_words
-from vqvae2.report.followed import label_warnings, labels_followed
-from vqvae2.report.measures import upper_name
+from vqvae2.report.captions import space_words
 
-__all__ = ["nearest_features", "sample_summary", "summary", "verdict", "warnings"]
+__all__ = ["EXCESS", "be", "excess_likeness", "more_than_chance", "nearest_features", "verdict"]
 
 Report = Mapping[str, Any]
 
@@ -24,7 +22,31 @@ _LEAST_RELIANCE = 0.005
 """Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
 _LEAST_SHARE = 0.75
 """Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-_EXCESS = 0.1
+EXCESS = 0.1
+"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
+_ENOUGH = 30
+"""Images of each set from which on coverage and neighbours are judged."""
+_APART = 0.9
+"""Accuracy of the nearest neighbour above which samples are told from held-out images."""
+_LEAST_RELIANCE = 0.005
+"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
+_LEAST_SHARE = 0.75
+"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
+EXCESS = 0.1
+"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
+_APART = 0.9
+"""Accuracy of the nearest neighbour above which samples are told from held-out images."""
+_LEAST_RELIANCE = 0.005
+"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
+_LEAST_SHARE = 0.75
+"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
+EXCESS = 0.1
+"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
+_LEAST_SHARE = 0.75
+"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
+EXCESS = 0.1
+"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
+EXCESS = 0.1
 """Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 
 
@@ -94,8 +116,8 @@ def _looks_real(report: Report) -> tuple[str, str]:
     if band != "good" and "reconstructions" in sets:
         own = sets["reconstructions"]["kid"]
         told += f". Reconstructions have {own:.3f}: most is lost by {'the priors' if kid > 2 * own else 'the VQ-VAE'}"
-    excess = _excess_likeness(samples)
-    if abs(excess) > _EXCESS:
+    excess = excess_likeness(samples)
+    if abs(excess) > EXCESS:
         diversity = samples["diversity"]
         pairs = f"two samples have SSIM {diversity['pairwise_ssim']:.2f}, two reconstructions"
         kind = f"{'alike' if excess > 0 else 'unlike'}: {pairs} {diversity['reconstructed_pairwise_ssim']:.2f}"
@@ -115,7 +137,7 @@ def _looks_real(report: Report) -> tuple[str, str]:
     return band, f"{told}."
 
 
-def _excess_likeness(samples: Mapping[str, Any]) -> float:
+def excess_likeness(samples: Mapping[str, Any]) -> float:
     """Mean SSIM of two samples minus that of two real images' reconstructions; 0 where too few were compared."""
     found = samples.get("diversity")
     if not found or found["compared"] < 2:
@@ -129,12 +151,12 @@ def _is_new(report: Report) -> tuple[str, str]:
         return "not measured", "Samples were not compared with training images."
     copies = found["copied"]
     told = (
-        f"{copies or 'None'} of {found['count']} samples {_be(copies or 1)} a copy of a training image. Nearer to one "
+        f"{copies or 'None'} of {found['count']} samples {be(copies or 1)} a copy of a training image. Nearer to one "
         "than 99 % of held-out people's images and reconstructions are (by chance 1 %): "
         f"{found['closer_share_reconstructed']:.0%} by distance, {found['correlated_share']:.0%} by correlation over "
         "shifts, mirrored or not"
     )
-    near = any(_more_than_chance(found, name) for name in ("closer_share_reconstructed", "correlated_share"))
+    near = any(more_than_chance(found, name) for name in ("closer_share_reconstructed", "correlated_share"))
     regions = report["samples"].get("regions")
     if regions:
         parts = regions["copied"]
@@ -143,7 +165,7 @@ def _is_new(report: Report) -> tuple[str, str]:
     return ("fail" if copies else "weak" if near else "good"), f"{told}."
 
 
-def _more_than_chance(found: Mapping[str, Any], name: str) -> bool:
+def more_than_chance(found: Mapping[str, Any], name: str) -> bool:
     """Tell whether more samples than by chance lie beyond the nearest 1 % of held-out images.
 
     That bound is measured on few images, so that twice as many are granted, or more where there are very few.
@@ -153,251 +175,6 @@ def _more_than_chance(found: Mapping[str, Any], name: str) -> bool:
     return more
 
 
-def summary(report: Report) -> list[str]:
-    """Return a sentence for each part measured: reconstruction, codebooks, priors, diversity, memorisation, labels."""
-    return [
-        *_quality(report),
-        *_other_data(report),
-        *_levels(report),
-        *_priors(report),
-        *sample_summary(report),
-    ]
-
-
-def sample_summary(report: Report) -> list[str]:
-    """Return the sentences of the summary on samples: diversity, memorisation, labels."""
-    return [*_diversity(report), *_privacy(report), *labels_followed(report)]
-
-
-def warnings(report: Report) -> list[str]:
-    """Return a sentence for each problem; empty if there is none.
-
-    Checked: whether the split is held out, images unlike the training images, collapsed or useless levels, priors no
-    better than a table of counts, overfitting, samples that are too alike, too unlike or copies, and labels without
-    effect.
-    """
-    return [
-        *_split_warnings(report),
-        *_unlike_warnings(report),
-        *_level_warnings(report),
-        *_prior_warnings(report),
-        *_sample_warnings(report),
-        *label_warnings(report),
-    ]
-
-
-def _quality(report: Report) -> Iterator[str]:
-    found = report["reconstruction"]
-    naive = found.get("mean_image")
-    text = (
-        f"Reconstruction: SSIM {found['ssim']['mean']:.3f}, PSNR {found['psnr_db']['mean']:.1f} dB over "
-        f"{found['count']:,} images of {found['subjects']:,} subjects"
-    )
-    if naive:
-        text += f"; the mean training image alone: {naive['ssim']['mean']:.3f} and {naive['psnr_db']['mean']:.1f} dB"
-    yield text + "."
-    inside, detail = found["ssim_foreground"], found["sharpness"]
-    if math.isfinite(inside["mean"]):
-        text = (
-            f"Sharpness: in the foreground ({found['foreground_share']:.0%} of the pixels) SSIM {inside['mean']:.3f}, "
-            f"PSNR {found['psnr_foreground_db']['mean']:.1f} dB, as after a Gaussian blur of "
-            f"{detail['blur_px']:.2f} pixels"
-        )
-        if naive:
-            text += f"; the mean training image alone: SSIM {naive['ssim_foreground']['mean']:.3f}"
-        if "power_2_4" in detail:
-            text += (
-                f"; detail of 2 to 4 pixels has {detail['power_2_4']:.2f} of the originals' power, at a coherence of "
-                f"{detail['coherence_2_4']:.2f}"
-            )
-        yield text + "."
-    space, found = nearest_features(report)
-    if found:
-        told = [f"{words} {found[name]['kid']:.3f}" for name, words in SETS.items() if name in found]
-        yield f"KID against the scored images in {space_words(space)}: {', '.join(told)}."
-
-
-def _other_data(report: Report) -> Iterator[str]:
-    compared = _compared(report)
-    if compared:
-        found = ", ".join(f"{name} {here:.3g} (val {own['mean']:.3g})" for name, here, own in compared)
-        yield f"Compared with {report['own']['count']:,} of the run's own val images: {found}."
-
-
-def _compared(report: Report) -> list[tuple[str, float, Mapping[str, float]]]:
-    """Return, for other data than the run's: name of a figure, its mean, and its distribution over the run's val."""
-    if "own" not in report:
-        return []
-    errors = [("MSE", report["reconstruction"]["mse"]["mean"], report["own"]["mse"])]
-    return errors + [
-        (f"NLL {level}", report["levels"][level]["nll"], nll) for level, nll in report["own"]["nll"].items()
-    ]
-
-
-def _levels(report: Report) -> Iterator[str]:
-    used = [
-        f"{level} {figures['perplexity_foreground']:.0f} of {figures['num_embeddings']}"
-        for level, figures in report["levels"].items()
-    ]
-    yield f"Codebooks: perplexity without constant cells {', '.join(used)}."
-
-
-def _priors(report: Report) -> Iterator[str]:
-    gains = [
-        f"{level} {figures['nll']:.2f} nats per code, {abs(figures['gain']):.2f} "
-        f"{'below' if figures['gain'] >= 0 else 'above'} the position-wise unigram"
-        for level, figures in report["levels"].items()
-        if "nll" in figures
-    ]
-    if gains:
-        yield f"Priors: {'; '.join(gains)}."
-    bits = report.get("bits_per_dim")
-    if bits:
-        yield (
-            f"Bits: the codes of an image cost {bits['prior']:.3f} bits per image dimension under the priors, "
-            f"{bits['position_unigram']:.3f} under the position-wise unigram, {bits['uniform']:.3f} uncompressed."
-        )
-
-
-def _diversity(report: Report) -> Iterator[str]:
-    found = report.get("samples", {}).get("diversity")
-    if found and found["compared"] > 1:
-        yield (
-            f"Diversity: two samples have SSIM {found['pairwise_ssim']:.2f} on average, two held-out images "
-            f"{found['real_pairwise_ssim']:.2f}, their reconstructions {found['reconstructed_pairwise_ssim']:.2f}."
-        )
-
-
-def _privacy(report: Report) -> Iterator[str]:
-    found = report.get("samples", {}).get("memorisation")
-    if found:
-        copies = found["copied"]
-        yield (
-            f"Memorisation: samples are {found['ratio_of_medians']:.2f} times as far from the nearest training image "
-            f"as held-out images are ({found['ratio_of_medians_reconstructed']:.2f} times their reconstructions); "
-            f"{copies or 'none'} of {found['count']} looks like a copy."
-        )
-
-
-def _split_warnings(report: Report) -> Iterator[str]:
-    if not report["split"]["held_out"]:
-        yield (
-            f"The split {report['split']['name']} was used for training or for choosing checkpoints: "
-            "these are not held-out figures."
-        )
-    if report["split"]["shared_subjects"]:
-        yield (
-            f"{report['split']['shared_subjects']:,} subjects of the split are also training subjects: "
-            "held-out figures are too good."
-        )
-    if report["split"]["identical_images"]:
-        yield f"{report['split']['identical_images']:,} images of the split are exact copies of training images."
-
-
-def _unlike_warnings(report: Report) -> Iterator[str]:
-    """Compare means with the 95th percentile of the run's own held-out images."""
-    beyond = [
-        f"{name} {here:.3g} (on the run's own val images {own['mean']:.3g})"
-        for name, here, own in _compared(report)
-        if here > own["p95"]
-    ]
-    if beyond:
-        yield f"These images are unlike the training images: {'; '.join(beyond)}."
-
-
-def _level_warnings(report: Report) -> Iterator[str]:
-    found, own = report["reconstruction"], report["split"]["own"]
-    naive = found.get("mean_image", {}).get("ssim", {}).get("mean")
-    if naive is not None and found["ssim"]["mean"] <= naive:
-        yield (
-            f"Reconstructions (SSIM {found['ssim']['mean']:.3f}) are no better than the mean training image "
-            f"({naive:.3f})" + (": train the VQ-VAE longer." if own else ".")
-        )
-    for level, figures in found["upper"].items():
-        if naive is not None and figures["ssim"]["mean"] <= naive:
-            yield (
-                f"Decoding from {upper_name(report['levels'], level)} (SSIM {figures['ssim']['mean']:.3f}) is no "
-                f"better than the mean training image ({naive:.3f}): it carries little information by itself."
-            )
-    for level, figures in report["levels"].items():
-        if figures["collapsed"]:
-            yield (
-                f"The codebook of level {level} has collapsed: perplexity without constant cells "
-                f"{figures['perplexity_foreground'] or 0:.1f} of {figures['num_embeddings']}, at least "
-                f"{figures['least_perplexity']:g} is needed."
-            )
-        elif figures["usage"] < 0.5:
-            yield f"Level {level} uses {figures['usage']:.0%} of its codebook on these images."
-
-
-def _prior_warnings(report: Report) -> Iterator[str]:
-    own = report["split"]["own"]
-    drawn = report.get("samples", {}).get("levels") or list(report["levels"])
-    for level, figures in report["levels"].items():
-        if "nll" not in figures:
-            continue
-        if figures["gain"] <= 0:
-            yield (
-                f"The prior of level {level} ({figures['nll']:.2f} nats per code) is no better than a table of counts "
-                f"for each position ({figures['position_nll']:.2f})" + (": train it longer." if own else ".")
-            )
-        if (rise := figures.get("reliance", {}).get("own", math.inf)) < _LEAST_RELIANCE:
-            yield (
-                f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:.3f} nats "
-                "if they come from another image. Samples that draw this level will not be coherent"
-                + ("" if level in drawn else "; those of this report do not draw it")
-                + (": train it longer." if own and level in drawn else ".")
-            )
-        # Other data than the run's may be harder without any overfitting.
-        if own and figures["train_nll"] < 0.75 * figures["nll"]:
-            yield (
-                f"The prior of level {level} overfits: {figures['train_nll']:.2f} nats per code on training images, "
-                f"{figures['nll']:.2f} on held-out ones."
-            )
-
-
-def _sample_warnings(report: Report) -> Iterator[str]:
-    samples = report.get("samples", {})
-    ones = (value for name in ("temperature", "guidance", "autoguidance") for value in samples.get(name, ()))
-    plain = all(value == 1 for value in ones) and not any(samples.get("min_p", ()))
-    for level, figures in report["levels"].items():
-        drawn = samples.get("nll", {}).get(level)
-        if plain and drawn is not None and "nll" in figures and drawn["mean"] < 0.75 * figures["nll"]:
-            yield (
-                f"At level {level} samples ({drawn['mean']:.2f} nats per code) are much more probable to the prior "
-                f"than held-out images ({figures['nll']:.2f}): it is overconfident."
-            )
-    excess = _excess_likeness(samples)
-    if abs(excess) > _EXCESS:
-        found = samples["diversity"]
-        kind = (
-            "more alike than real images are: they lack diversity"
-            if excess > 0
-            else "less alike than real images are, as noise would be"
-        )
-        yield (
-            f"Samples are {kind} (mean pairwise SSIM {found['pairwise_ssim']:.2f} against "
-            f"{found['reconstructed_pairwise_ssim']:.2f})."
-        )
-    found = samples.get("memorisation")
-    if found:
-        for name, what in (
-            ("copies", "as close to a training image as that image's reconstruction"),
-            ("mirrored_copies", "as close to a mirrored training image as that image's reconstruction"),
-            ("identical_codes", "made of exactly the codes of a training image"),
-        ):
-            if found[name]:
-                yield f"Memorisation: {found[name]} of {found['count']} samples {_be(found[name])} {what}."
-        for name, how in (
-            ("closer_share_reconstructed", "lie closer to a training image"),
-            ("correlated_share", "correlate, shifted or mirrored, more with a training image"),
-        ):
-            if _more_than_chance(found, name):
-                yield (
-                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of held-out people's images "
-                    "and reconstructions do."
-                )
-
-
-def _be(count: int) -> str:
+def be(count: int) -> str:
+    """The form of the verb."""
     return "is" if count == 1 else "are"
