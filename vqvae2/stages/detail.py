@@ -112,6 +112,7 @@ class DetailTask(VQVAETask):
         scores = torch.stack([head.float().mean() for head in self.discriminator(own)])
         weight = self.settings.detail_adversarial_weight * warm
         gradient = adversarial_gradient(perceptual + error, scores, y, weight)
+        # Scored again, from detached maps: the gradient of the discriminator's loss ends there.
         heads = zip(self.discriminator(real), self.discriminator([m.detach() for m in own]), strict=True)
         told = torch.stack([discriminator_loss(a, b) for a, b in heads]).mean()
         # The gradient with respect to the images is at hand; the value that is logged is the distance.

@@ -55,11 +55,10 @@ class VQVAETask:
     def rounded(self, y: Tensor) -> Tensor:
         """Clip and round images (B, C, H, W) as they are stored; the gradient passes the rounding, not the clipping.
 
-        A discriminator that sees other values than a file holds looks at those, and at little else. What is clipped
-        gets no gradient, or it would grow without end.
+        A discriminator that saw unrounded values would tell images from files by those alone. Clipped values get no
+        gradient: whatever it pushed further out would look the same, and so grow without bound.
         """
-        clipped = y.clamp(-1, 1)
-        return straight_through(clipped, as_stored(clipped, self.data.splits["train"].value_range))
+        return straight_through(y.clamp(-1, 1), as_stored(y, self.data.splits["train"].value_range))
 
     def after_step(self) -> None:
         self.model.update_codebooks()
