@@ -44,9 +44,10 @@ demo: $(VENV)/.runtime
 	@echo "report:  $(DEMO)/report/index.html"
 	@echo "samples: $(DEMO)/samples-healthy/grid.png and $(DEMO)/samples-atrophy/grid.png"
 
-# Several processes of one thread each: files of tests are shared out among them.
+# Several processes of one thread each: files of tests are shared out among them, in their order, so that those of a
+# few long tests do not come last.
 test: $(VENV)/.tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-cuda: $(VENV)/.tools
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: PyTorch finds no CUDA device. Install a driver, or a PyTorch for CUDA.")'

@@ -1,16 +1,23 @@
 """Multiply-adds of models in closed form, from their settings alone."""
 
 from vqvae2 import PriorConfig, VQVAEConfig
+from vqvae2.detail import DetailConfig
 
 
 def vqvae_by_hand(config: VQVAEConfig) -> dict[str, int]:
     """Multiply-adds of each level: cells x kernel x channels in x channels out, strides being powers of two."""
+    encoding, decoding = _vqvae_parts(config)
+    return {level: encoding[level] + decoding[level] for level in encoding}
+
+
+def _vqvae_parts(config: VQVAEConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """Multiply-adds of each level up to its codes, and of its decoder."""
     hidden, residual, blocks = (
         config.by_level(name) for name in ("hidden_channels", "residual_channels", "num_residual_layers")
     )
     last = len(config.strides) - 1
     joint = [0, *(config.joint_channels or width for width in hidden[1:])]
-    found = {}
+    encoding, decoding = {}, {}
     for i, level in enumerate(config.levels):
         f, r, cells, d = hidden[i], residual[i], config.shapes[i][0] * config.shapes[i][1], config.embedding_dim[i]
         halvings = config.strides[i].bit_length() - 1
@@ -27,7 +34,24 @@ def vqvae_by_hand(config: VQVAEConfig) -> dict[str, int]:
         decoder += sum(cells * 4**j * 16 * up[j] * up[j + 1] for j in range(halvings))
         if i == last:  # 3x3 and 1x1 before the last upsampling
             decoder += config.num_fine_layers * cells * 4 ** (halvings - 1) * 10 * up[-2] ** 2
-        found[level] = encoder + cells * (f + joint[i]) * d + cells * config.num_embeddings[i] * d + decoder
+        encoding[level] = encoder + cells * (f + joint[i]) * d + cells * config.num_embeddings[i] * d
+        decoding[level] = decoder
+    return encoding, decoding
+
+
+def detail_by_hand(config: DetailConfig) -> dict[str, int]:
+    """Multiply-adds of each level of a detail decoder: the VQ-VAE's decoders, and what paints the finer vectors."""
+    ladder, drawn, blocks = config.vqvae, config.drawn_levels, config.num_layers
+    hidden, found = ladder.by_level("hidden_channels"), _vqvae_parts(ladder)[1]
+    joint = [0, *(ladder.joint_channels or width for width in hidden[1:])]
+    width, given = hidden[drawn - 1], ladder.embedding_dim[drawn - 1] + joint[drawn - 1]
+    for i, level in enumerate(ladder.levels):
+        cells = ladder.shapes[i][0] * ladder.shapes[i][1]
+        if i >= drawn:
+            given, width = width + joint[i], hidden[i] // 2
+            found[level] += cells * width * ladder.embedding_dim[i]
+        if i >= drawn - 1:
+            found[level] += cells * 9 * (given * width + 2 * blocks * width * width)
     return found
 
 

@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from costs_by_hand import prior_by_hand, vqvae_by_hand
+from costs_by_hand import detail_by_hand, prior_by_hand, vqvae_by_hand
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2 import VQVAE, Prior, PriorConfig, VQVAEConfig
 from vqvae2 import budget as module
 from vqvae2.budget import budget, table
+from vqvae2.detail import DetailConfig
 from vqvae2.presets import PRESETS
 
 
-def counts(config: VQVAEConfig | PriorConfig) -> dict[str, int]:
+def counts(config: VQVAEConfig | PriorConfig | DetailConfig) -> dict[str, int]:
     return {part.name: part.multiply_adds for part in budget(config)}
 
 
@@ -46,6 +47,16 @@ def test_levels_cost_their_convolutions_and_distances():
     decoder = 8 * (9 * 4 * 10 + 9 * 10 * 5 + 5 * 10 + 16 * 10 * 7)
     assert counts(TINY)["top"] == encoder + 8 * 10 * 4 + 8 * 8 * 4 + decoder == vqvae_by_hand(TINY)["top"]
     assert counts(TINY) == vqvae_by_hand(TINY)
+
+
+@pytest.mark.parametrize("drawn", [1, 2])
+def test_levels_of_a_detail_decoder_cost_their_decoders_and_painters(drawn):
+    ladder = replace(PRESETS["brain128"].vqvae, hidden_channels=(12, 10, 8), residual_channels=(6, 5, 4))
+    config = DetailConfig(ladder, drawn, num_layers=2)
+    assert counts(config) == detail_by_hand(config)
+    if drawn == 1:  # the top's: convolutions of 3x3, two of each block, beside its decoder
+        own = 256 * 9 * (64 * 12 + 2 * 2 * 12 * 12)
+        assert counts(config)["top"] - own == 256 * (9 * 64 * 12 + 2 * (9 * 12 * 6 + 6 * 12) + 16 * 12 * 10)
 
 
 @pytest.mark.parametrize(

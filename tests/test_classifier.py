@@ -22,7 +22,7 @@ def pictures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.clamp(-1, 1), labels
 
 
-def trained(steps: int = 40, **more) -> Classifier:
+def trained(steps: int = 20, **more) -> Classifier:
     images, labels = pictures(64, 0)
     return train_classifier(CONFIG, lambda rows: images[rows], labels, steps=steps, batch_size=16, **more)
 

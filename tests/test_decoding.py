@@ -264,6 +264,7 @@ def test_covering_leaves_no_border_and_takes_the_middle(shape):
     assert fitted.min() >= 190
 
 
+@pytest.mark.usefixtures("no_budget")
 def test_slices_of_256_pixels_go_through_the_preset_for_128(tmp_path, call):
     for p in range(6):
         for k in range(2):

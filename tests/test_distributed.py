@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from joined_collectives import scanned
+from processes import joined
 from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
 from torchrun import torchrun
 
@@ -33,8 +34,8 @@ def test_one_process_moves_nothing():
 def collectives(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What three processes saw, by rank."""
     folder = tmp_path_factory.mktemp("collectives")
-    done = torchrun(3, TESTS / "joined_collectives.py", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    ended = joined(3, TESTS / "joined_collectives.py", folder=folder)
+    assert [rank.code for rank in ended] == [0, 0, 0], ended
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
@@ -71,8 +72,8 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The same trainings in one process and in two, each with half of every batch."""
     folder = tmp_path_factory.mktemp("trainings")
     for processes in (1, 2):
-        done = torchrun(processes, TESTS / "joined_training.py", folder / str(processes), cwd=folder)
-        assert done.returncode == 0, done.stderr
+        ended = joined(processes, TESTS / "joined_training.py", folder / str(processes), folder=folder)
+        assert not any(rank.code for rank in ended), ended
     return {processes: folder / str(processes) for processes in (1, 2)}
 
 
@@ -124,10 +125,11 @@ def shared(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
                 torch.set_num_threads(threads)
                 assert code == 0
                 continue
-            done = torchrun(2, ROOT / script, "--run", "run", *flags, cwd=place)
-            assert done.returncode == 0, (script, done.stderr)
+            main, other = joined(2, ROOT / script, "--run", "run", *flags, folder=place)
+            assert (main.code, other.code) == (0, 0), (script, main, other)
             told = chain.stages[script.removesuffix(".py")].out
-            assert done.stdout.count("wrote ") == told.count("wrote "), done.stdout
+            assert main.out.count("wrote ") == told.count("wrote "), main
+            assert "wrote " not in other.out
     return {processes: folder / str(processes) / "run" for processes in (1, 2)}
 
 
@@ -175,8 +177,8 @@ def test_both_trainings_run_in_two_processes_and_resume(run):
     ]
     shutil.copytree(run / "vqvae", run / "kept")
     for script, *flags in commands:
-        done = torchrun(2, ROOT / script, "--run", "run", *flags, cwd=run.parent)
-        assert done.returncode == 0, (script, flags, done.stderr)
+        ended = joined(2, ROOT / script, "--run", "run", *flags, folder=run.parent)
+        assert [rank.code for rank in ended] == [0, 0], (script, flags, ended)
         if script == "train_vqvae.py":  # the codes are of the first one
             assert [line["step"] for line in stats(run / "vqvae") if "images_per_second" in line] == [1, 2, 3]
             shutil.rmtree(run / "vqvae")
@@ -196,9 +198,14 @@ def test_a_mistake_is_told_once(tmp_path):
 @pytest.mark.parametrize("fails", ["0", "1", "both", "elsewhere", "bug"])
 def test_a_failure_is_reported_once_by_whichever_process_failed(tmp_path, fails):
     """In one process while the other waits for it, in both alike, in the main one while the other waits, by a bug."""
-    done = torchrun(2, TESTS / "joined_failure.py", fails, cwd=tmp_path)
-    assert done.returncode != 0
+    if fails == "1":  # by torchrun itself
+        done = torchrun(2, TESTS / "joined_failure.py", fails, cwd=tmp_path)
+        code, err = done.returncode, done.stderr
+    else:
+        ended = joined(2, TESTS / "joined_failure.py", fails, folder=tmp_path)
+        code, err = max(abs(rank.code) for rank in ended), "".join(rank.err for rank in ended)
+    assert code != 0
     word = "ZeroDivisionError: " if fails == "bug" else "error: broken: "
-    lines = [line for line in done.stderr.splitlines() if word in line]
-    assert len(lines) == 1, done.stderr
-    assert "lost the connection to another process" not in done.stderr
+    lines = [line for line in err.splitlines() if word in line]
+    assert len(lines) == 1, err
+    assert "lost the connection to another process" not in err

@@ -1,11 +1,12 @@
 """One run at a time works in a folder, and a lock ends with its process, however that ends."""
 
-import subprocess
-import sys
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, VQVAE_FLAGS
+from processes import Started
+from tiny_runs import VQVAE_FLAGS
 
 from vqvae2 import files
 from vqvae2.errors import UserError
@@ -13,34 +14,33 @@ from vqvae2.stages import evaluate, extract_codes, sample, train_prior, train_vq
 
 pytest_plugins = ["tiny_run_fixtures"]
 
-HOLD = """
-import sys
-from vqvae2 import files
 
-with files.locked(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+def hold(path: Path, held: Path) -> None:
+    """Hold a lock until this process is killed."""
+    with files.locked(path):
+        held.touch()
+        while True:
+            time.sleep(60)
 
 
 @pytest.fixture
-def holder():
+def holder(tmp_path):
     """A function: lets another process hold a lock, and returns that process."""
-    processes = []
+    holding = []
 
-    def hold(path: Path) -> subprocess.Popen:
-        command, pipe = [sys.executable, "-c", HOLD, str(path)], subprocess.PIPE
-        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        processes.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+    def start(path: Path) -> BaseProcess:
+        held = tmp_path / f"held-{len(holding)}"
+        started = Started(hold, path, held)
+        holding.append(started.process)
+        while not held.exists():
+            assert started.process.is_alive(), started.wait()
+            time.sleep(0.01)
+        return started.process
 
-    yield hold
-    for process in processes:
+    yield start
+    for process in holding:
         process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        process.join()
 
 
 def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path, holder):
@@ -48,7 +48,7 @@ def test_a_lock_is_refused_while_held_and_free_after_a_kill(tmp_path, holder):
     with pytest.raises(UserError, match="another process is using this folder"), files.locked(tmp_path / ".lock"):
         pass
     process.kill()
-    process.wait()
+    process.join()
     with files.locked(tmp_path / ".lock"):
         pass
 

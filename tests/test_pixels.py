@@ -8,8 +8,6 @@ import pickle
 import platform
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from pictures import every, picture, ten
 from PIL import Image
+from processes import Started
 
 from vqvae2.__main__ import main as command
-from vqvae2.data import DataConfig, load_images, open_data, pixel_writer, pixels, storage
+from vqvae2.data import DataConfig, decoding, load_images, open_data, pixel_writer, pixels, storage
 from vqvae2.data.decoding import decode
 from vqvae2.data.duplicates import near_candidates, nearly_equal, pooled
 from vqvae2.data.pixel_file import Decoded, Mapped, PixelFile
@@ -235,16 +234,16 @@ def test_a_damaged_file_is_made_again(tmp_path, cache, name, damage):
 
 def test_two_processes_at_once_decode_each_image_once(tmp_path):
     paths_of(tmp_path / "data", [picture(i, (64, 64)) for i in range(200)])
-    script = (
-        "import vqvae2.data.decoding as d\n"
-        "inner, count = d._pixels, []\n"
-        "d._pixels = lambda file: (count.append(0), inner(file))[1]\n"
-        "from vqvae2.data import DataConfig, open_data\n"
-        f"open_data(DataConfig(data={str(tmp_path / 'data')!r}))\n"
-        "print(len(count))\n"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sum(int(process.communicate()[0]) for process in both) == 200
+    both = [Started(count_decoded, tmp_path / "data").wait for _ in range(2)]
+    assert sum(int(wait().out) for wait in both) == 200
+
+
+def count_decoded(folder: Path) -> None:
+    """Print how many images are decoded where a folder is opened."""
+    inner, count = decoding._pixels, []
+    decoding._pixels = lambda file: (count.append(0), inner(file))[1]
+    open_data(DataConfig(data=str(folder)))
+    print(len(count))
 
 
 @pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29)])

@@ -255,6 +255,7 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     assert "there is no VQ-VAE yet" in ordinary.err
 
 
+@pytest.mark.usefixtures("no_budget")
 def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, call, refused, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     flags = [*VQVAE_FLAGS, "--preset", "brain128", "--max-steps", 40, "--dry-run", "--run", tmp_path / "a"]

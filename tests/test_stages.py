@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from pictures import picture, save, ten
 from PIL import Image
+from processes import start_script
 from tiny_runs import CHAIN, PRIOR_FLAGS, ROOT, VQVAE_FLAGS, contents, stats
 
 from vqvae2 import VQVAE, CodeStore, checkpoint, sampling
@@ -367,20 +367,18 @@ def test_the_help_names_every_preset(call):
 def test_a_signal_saves_the_state_and_the_training_goes_on(tmp_path, call, kind):
     """SIGINT as from a terminal; SIGTERM to a job's whole group of processes, the loading ones among them."""
     run = tmp_path / "run"
-    command = [sys.executable, ROOT / "train_vqvae.py", "--run", run, *VQVAE_FLAGS]
     # It would train for days: the signal always comes in time.
-    command += ["--max-steps", "1000000000", "--compile", "off", "--num-workers", str(int(kind != "ctrl-c"))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
-        log = run / "vqvae" / "stats.jsonl"
-        while not (log.exists() and log.stat().st_size) and process.poll() is None:
-            time.sleep(0.05)
-        if kind == "ctrl-c":
-            process.send_signal(signal.SIGINT)
-        else:
-            os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate()
-    assert process.returncode == 130, (out, err)
+    endless = ["--max-steps", "1000000000", "--compile", "off", "--num-workers", str(int(kind != "ctrl-c"))]
+    started = start_script(ROOT / "train_vqvae.py", "--run", run, *VQVAE_FLAGS, *endless)
+    log = run / "vqvae" / "stats.jsonl"
+    while not (log.exists() and log.stat().st_size) and started.process.is_alive():
+        time.sleep(0.05)
+    if kind == "ctrl-c":
+        os.kill(started.pid, signal.SIGINT)
+    else:
+        os.killpg(started.pid, signal.SIGTERM)
+    code, out, err = started.wait()
+    assert code == 130, (out, err)
     assert err.count("\n") == 1
     step = stats(run / "vqvae")[-1]["step"]
     assert f"stopped at step {step}" in err

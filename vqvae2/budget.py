@@ -1,8 +1,8 @@
 """What a model costs before it is trained: multiply-adds and time of each of its parts.
 
-Parts of a VQ-VAE are its levels; of a prior its condition stack, its two streams and its output. Multiply-adds are
-those of matrix products and convolutions, counted on tensors that have a shape and no content, so that a model of any
-size is counted in moments. Time is measured, and for small models alone.
+Parts of a VQ-VAE or a detail decoder are its levels; of a prior its condition stack, its two streams and its output.
+Multiply-adds are those of matrix products and convolutions, counted on tensors that have a shape and no content, so
+that a model of any size is counted in moments. Time is measured, and for small models alone.
 """
 
 import time
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqvae2.detail import DetailConfig, DetailDecoder
 from vqvae2.device import autocast
 from vqvae2.prior import Prior, PriorConfig
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -26,6 +27,8 @@ __all__ = ["Part", "budget", "table"]
 _BATCH = 4  # images that are timed
 _MOST = 4_000_000_000  # multiply-adds an image of a model that is timed: a few seconds on one core
 
+Config = VQVAEConfig | PriorConfig | DetailConfig
+Model = VQVAE | Prior | DetailDecoder
 Calls = list[tuple[str, nn.Module, str]]  # part, module, name of the method that does the part's work
 
 
@@ -33,7 +36,7 @@ class Part(NamedTuple):
     """What a part of a model costs.
 
     Attributes:
-        name: a level of the VQ-VAE, or a part of a prior.
+        name: a level of the VQ-VAE or of the detail decoder, or a part of a prior.
         multiply_adds: of one image forwards; a training step takes about three times as many.
         seconds: of four images forwards and backwards, not compiled; None: not timed.
     """
@@ -44,14 +47,14 @@ class Part(NamedTuple):
 
 
 def budget(
-    config: VQVAEConfig | PriorConfig,
+    config: Config,
     device: str | torch.device | None = None,
     precision: torch.dtype = torch.float32,
 ) -> list[Part]:
     """Count the multiply-adds of a model's parts, and time them if the model is small, in evaluation mode.
 
     Attention counts as if every position saw every other. Losses, optimiser, dropout and, with level dropout, the
-    second decoding of training are left out.
+    second decoding of training are left out, as are the networks that only train a detail decoder.
 
     Args:
         config: of the model, which is built here and thrown away.
@@ -91,7 +94,7 @@ def table(name: str, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def _count(config: VQVAEConfig | PriorConfig) -> dict[str, int]:
+def _count(config: Config) -> dict[str, int]:
     with torch.device("meta"):
         model = _build(config)
     # Attention as two matrix products: its fused forms are not counted on every device.
@@ -108,7 +111,7 @@ def _count(config: VQVAEConfig | PriorConfig) -> dict[str, int]:
     return costs
 
 
-def _time(config: VQVAEConfig | PriorConfig, device: torch.device, precision: torch.dtype) -> dict[str, float]:
+def _time(config: Config, device: torch.device, precision: torch.dtype) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         model = _build(config).to(device)
 
@@ -139,25 +142,32 @@ def _cut_off(values: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.detach().requires_grad_(x.requires_grad), values)
 
 
-def _build(config: VQVAEConfig | PriorConfig) -> VQVAE | Prior:
+def _build(config: Config) -> Model:
     if isinstance(config, VQVAEConfig):
         return VQVAE(config).eval()
+    if isinstance(config, DetailConfig):
+        return DetailDecoder(config).eval()
     return Prior(replace(config, recompute=False)).eval()  # which would do a part's work twice
 
 
-def _inputs(model: VQVAE | Prior, batch: int) -> tuple[Any, ...]:
+def _inputs(model: Model, batch: int) -> tuple[Any, ...]:
     config = model.config
     if isinstance(config, VQVAEConfig):
         return (torch.zeros(batch, config.channels, config.height, config.width),)
-    codes = [torch.zeros(batch, *shape, dtype=torch.int64) for shape in (config.shape, *config.condition_shapes)]
-    return codes[0], codes[1:]
+    shapes = config.shapes if isinstance(config, DetailConfig) else (config.shape, *config.condition_shapes)
+    codes = [torch.zeros(batch, *shape, dtype=torch.int64) for shape in shapes]
+    return (codes,) if isinstance(config, DetailConfig) else (codes[0], codes[1:])
 
 
-def _calls(model: VQVAE | Prior) -> Calls:
+def _calls(model: Model) -> Calls:
     if isinstance(model, VQVAE):
         stacks = (model.encoders, model.to_code, model.quantizers, model.decoders)
         parts = [(level, stack[i], "forward") for i, level in enumerate(model.levels) for stack in stacks]
         return parts + [(model.levels[i], stack, "forward") for i, stack in enumerate(model.conditioners)]
+    if isinstance(model, DetailDecoder):
+        levels, drawn = model.config.vqvae.levels, model.config.drawn_levels
+        begins = ((0, model.decoders), (drawn - 1, model.painters), (drawn, model.to_vectors))
+        return [(level, part, "forward") for i, own in begins for level, part in zip(levels[i:], own, strict=True)]
     calls: Calls = [("condition stack", model.condition, "forward")] if model.condition is not None else []
     calls += [("vertical stream", model.input_v, "forward")]
     calls += [("vertical stream", block, "above") for block in model.blocks]

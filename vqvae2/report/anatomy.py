@@ -4,9 +4,8 @@ They need no atlas and no weights, only images of heads, or of other objects, be
 """
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: all of them take a second
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from vqvae2.metrics import foreground
@@ -60,8 +59,8 @@ def anatomy_figures(
         unit = float(sides["real"].std())
         found[name] = {
             **{kind: float(values.mean()) for kind, values in sides.items()},
-            "distance": float(wasserstein_distance(sides["samples"], sides["real"])) / unit,
-            "train_distance": float(wasserstein_distance(sides["train"], sides["real"])) / unit,
+            "distance": float(scipy.stats.wasserstein_distance(sides["samples"], sides["real"])) / unit,
+            "train_distance": float(scipy.stats.wasserstein_distance(sides["train"], sides["real"])) / unit,
         }
     return found or None
 
@@ -83,7 +82,7 @@ def _measure(images: Tensor, background: float, bounds: tuple[float, float]) -> 
 
 def _interior(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Leave out the rim, a fifth of the way to the middle: skin and skull in heads."""
-    depth = ndimage.distance_transform_edt(mask)
+    depth = scipy.ndimage.distance_transform_edt(mask)
     return depth > 0.2 * depth.max() if mask.any() else mask
 
 
@@ -95,7 +94,7 @@ def _symmetry(picture: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
         np.broadcast_to(np.arange(picture.shape[0])[:, None], picture.shape),
         np.broadcast_to(turned, picture.shape),
     )
-    mirrored = ndimage.map_coordinates(picture, places, order=1, mode="nearest")
+    mirrored = scipy.ndimage.map_coordinates(picture, places, order=1, mode="nearest")
     own, other = picture[mask], mirrored[mask]
     if not own.std() or not other.std():
         return 1.0

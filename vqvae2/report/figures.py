@@ -12,13 +12,14 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import files
-from vqvae2.pictures import code_map, grid, to_picture
+from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.report.measures import upper_name
 
 P = ParamSpec("P")
@@ -75,15 +76,16 @@ def reconstructions(originals: Tensor, made: Tensor, titles: Sequence[str]) -> F
     """Show originals, reconstructions and signed differences: one column each, with a title."""
     difference = (made - originals).mean(1).numpy()
     limit = max(0.1, float(np.percentile(np.abs(difference), 99.5)))
-    figure, axes = _sheet(3, len(originals), originals.shape[2:], title=0.55, right=0.7)
-    _row(axes[0], originals, "original")
-    _row(axes[1], made, "reconstruction")
-    for axis, image in zip(axes[2], difference, strict=True):
-        shown = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes[2][0].set_ylabel("difference")
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=6.8, fontweight="normal")
-    bar = figure.colorbar(shown, ax=axes[2].tolist(), fraction=0.02, pad=0.01, aspect=12)
+    colours = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
+    rows = {
+        "original": _pictures(originals),
+        "reconstruction": _pictures(made),
+        "difference": [colours.to_rgba(image, bytes=True)[..., :3] for image in difference],
+    }
+    figure, cell = _sheet(rows, {"original": titles}, title=0.5, fontsize=6.8, right=0.7)
+    width, height = figure.get_size_inches()
+    place = ((width - 0.62) / width, 0.1 * cell / height, 0.1 / width, 0.8 * cell / height)
+    bar = figure.colorbar(colours, cax=figure.add_axes(place))
     bar.ax.tick_params(labelsize=7)
     return figure
 
@@ -91,27 +93,18 @@ def reconstructions(originals: Tensor, made: Tensor, titles: Sequence[str]) -> F
 @_styled
 def rows_of_images(rows: Mapping[str, Tensor], titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
     """Show rows of images, each with its name at the left; ``titles`` stand over a row's images."""
-    titles, first = titles or {}, next(iter(rows.values()))
-    columns = max(map(len, rows.values()))
-    figure, axes = _sheet(len(rows), columns, first.shape[2:], title=0.05 + 0.22 * len(titles))
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        _row(line, images, name)
-        for axis, title in zip(line, titles.get(name, ()), strict=False):
-            axis.set_title(title, fontsize=8, fontweight="normal", pad=2, parse_math=False)  # $ in a file name
-    return figure
+    return _sheet({name: _pictures(images) for name, images in rows.items()}, titles or {})[0]
 
 
 @_styled
 def code_maps(images: Tensor, codes: Sequence[Tensor], num_embeddings: Sequence[int], levels: Sequence[str]) -> Figure:
     """Show images over the maps of their codes (N, h, w) by level, each code in a colour of its own."""
     size = (images.shape[2], images.shape[3])
-    figure, axes = _sheet(1 + len(codes), len(images), images.shape[2:])
-    _row(axes[0], images, "original")
-    for line, level, k, name in zip(axes[1:], codes, num_embeddings, levels, strict=True):
-        for axis, own in zip(line, level, strict=True):
-            axis.imshow(code_map(own, k, size), interpolation="nearest")
-        line[0].set_ylabel(f"{name}\n{level.shape[1]}×{level.shape[2]} of {k}")
-    return figure
+    rows = {"original": _pictures(images)}
+    for name, level, k in zip(levels, codes, num_embeddings, strict=True):
+        label = f"{name}\n{level.shape[1]}×{level.shape[2]} of {k}"
+        rows[label] = [code_map(own, k, size) for own in level]
+    return _sheet(rows, {})[0]
 
 
 @_styled
@@ -256,7 +249,7 @@ def nll_maps(maps: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], backdrop: Te
             axis.set_title(f"{level}: {title}, mean {values.mean():.2f}", fontsize=8.5)
         figure.colorbar(shown, ax=line[:2].tolist(), fraction=0.05, pad=0.02).set_label("nats per code", fontsize=8)
         if backdrop is not None:
-            _show(line[2], backdrop)
+            line[2].imshow(to_picture(backdrop), cmap="gray", vmin=0, vmax=255)
             line[2].set_title("mean training image", fontsize=8.5)
     for axis in axes.flat:
         _bare(axis)
@@ -288,17 +281,47 @@ def ventricle_areas(samples: Mapping[str, NDArray[Any]], true: Mapping[str, NDAr
 
 
 def _sheet(
-    rows: int, columns: int, shape: Sequence[int], title: float = 0.05, right: float = 0.0
-) -> tuple[Figure, NDArray[Any]]:
-    """A figure of rows x columns of bare axes for images of a shape (H, W); title and right in inches."""
-    cell = min((_WIDTH - 0.45 - right) / columns, 2.2)
-    width = cell * columns + 0.45 + right
-    tight = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-    figure = Figure(figsize=(width, cell * shape[0] / shape[1] * rows + title), layout=tight)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        _bare(axis)
-    return figure, axes
+    rows: Mapping[str, Sequence[Picture]],
+    titles: Mapping[str, Sequence[str]],
+    *,
+    title: float = 0.2,
+    fontsize: float = 8,
+    right: float = 0.0,
+) -> tuple[Figure, float]:
+    """Draw rows of pictures of one size, each row under its name; in one axis, since one for each picture is slow.
+
+    Args:
+        rows: name, which stands at the left -> pictures (H, W) or (H, W, 3).
+        titles: name of a row -> what stands over its pictures.
+        title, right: inches left for the titles of a row, and empty at the right.
+        fontsize: of the titles.
+
+    Returns:
+        ``(figure, height)``: the height of a picture in inches.
+    """
+    columns, left, gap = max(map(len, rows.values())), 0.45, 0.03
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    cell = min((_WIDTH - left - right) / columns, 2.2)
+    tall = cell * height / width
+    size = (left + cell * columns + right, len(rows) * tall + title * len(titles) + gap)
+    figure = Figure(figsize=size)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axis.axis("off")
+    top = gap
+    for name, pictures in rows.items():
+        if name in titles:
+            top += title
+            for i, text in enumerate(titles[name]):  # $ in a file name is no formula
+                place = left + (i + 0.5) * cell, top - 0.02
+                axis.text(*place, text, fontsize=fontsize, ha="center", va="bottom", parse_math=False)
+        axis.text(left - 0.08, top + tall / 2, name, rotation=90, ha="right", va="center", color="#333333")
+        for i, picture in enumerate(pictures):
+            x = left + i * cell
+            extent = (x, x + cell - gap, top + tall - gap, top)
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        top += tall
+    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    return figure, tall
 
 
 def _bare(axis: Axes) -> None:
@@ -309,14 +332,8 @@ def _bare(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def _show(axis: Axes, image: Tensor) -> None:
-    axis.imshow(to_picture(image), cmap="gray", vmin=0, vmax=255)
-
-
-def _row(axes: Sequence[Axes], images: Tensor, name: str) -> None:
-    for axis, image in zip(axes, images, strict=False):  # a short row leaves the rest bare
-        _show(axis, image)
-    axes[0].set_ylabel(name)
+def _pictures(images: Tensor) -> list[Picture]:
+    return [to_picture(image) for image in images]
 
 
 def _panels(count: int, width: float = _WIDTH, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from scipy.stats import binom
+import scipy  # scipy.stats is loaded where it is first used: it takes a second
 
 from vqvae2.report.captions import space_words
 
@@ -171,7 +171,7 @@ def more_than_chance(found: Mapping[str, Any], name: str) -> bool:
     That bound is measured on few images, so that twice as many are granted, or more where there are very few.
     """
     share = min(1.0, max(0.02, 3 / (found["real_count"] + 1)))
-    more: bool = found[name] * found["count"] > binom.ppf(0.999, found["count"], share)
+    more: bool = found[name] * found["count"] > scipy.stats.binom.ppf(0.999, found["count"], share)
     return more
 
 

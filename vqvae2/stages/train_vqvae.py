@@ -12,6 +12,7 @@ from vqvae2 import checkpoint, distributed, metrics
 from vqvae2.batches import check_divides
 from vqvae2.budget import budget, table
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
+from vqvae2.detail import DetailConfig
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
 from vqvae2.optim import TrainingConfig
@@ -73,7 +74,8 @@ class Arguments:
     """Start again; the VQ-VAE in the run folder is deleted."""
     dry_run: bool = False
     """Write the data report and its contact sheet, print it with the model's size, code shapes, a memory estimate and
-    the budget of the VQ-VAE's levels and of the preset's priors (multiply-adds, time), and exit."""
+    the budget of the VQ-VAE's levels, of the preset's priors and of the detail decoder (multiply-adds, time), and
+    exit."""
 
 
 _GROUPS = {
@@ -143,6 +145,9 @@ def _story(line: CommandLine[Arguments]) -> None:
         for index, level in enumerate(config.levels):
             prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
+        if arguments.detail.detail_share:
+            detail = DetailConfig(config, arguments.detail.detail_levels)
+            print(table("detail decoder", budget(detail, device, precision)))
         print(arguments.training.describe_limit())
         if told := in_words(_parts(arguments)):
             print(told)
