@@ -5,13 +5,16 @@
 Each slice is a file of its own, with its header, and again 16 slices are one file (a mosaic of 4x4, cut apart before
 scoring), which spares headers. Settings: JPEG optimised, WebP method 6, AVIF speed 4 (speed 0 takes eight times as
 long for files 0.5 % smaller). The codecs know nothing of brains; a model's weights are knowledge that no file pays for.
+
+Then what files without loss need: PNG, WebP, JPEG 2000, and JPEG XL where pillow-jxl-plugin is installed.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,16 @@ from vqvae2.data import DataConfig, ImageSet, open_data
 from vqvae2.metrics import Sharpness, foreground, ssim
 from vqvae2.report import background_of, spread_out
 
+with contextlib.suppress(ImportError):
+    import pillow_jxl  # noqa: F401 - makes Pillow know JPEG XL
+
 CODECS: dict[str, dict[str, Any]] = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "PNG": {"optimize": True},
+    "WEBP": {"lossless": True, "quality": 100, "method": 6},
+    "JPEG2000": {"irreversible": False},
+    "JXL": {"lossless": True, "effort": 9},
+}
 QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 SIDE = 4
 """Slices along each side of a mosaic."""
@@ -69,7 +81,7 @@ def _point(
     background: float | None,
     side: int = 1,
 ) -> Point:
-    made, size = transcode(mosaics(slices, side), codec, quality)
+    made, size = transcode(mosaics(slices, side), codec, {"quality": quality, **CODECS[codec]})
     sharpness, total = Sharpness(slices.shape[1:], background), 0.0
     y = torch.from_numpy(cut(made, side)).float()[:, None] / 127.5 - 1
     for a, b, m in zip(y.split(64), x.split(64), mask.split(64), strict=True):
@@ -83,12 +95,32 @@ def _point(
     }
 
 
-def transcode(slices: Pixels, codec: str, quality: int) -> tuple[Pixels, int]:
+def lossless(slices: Pixels) -> dict[str, float]:
+    """Encode grey slices (N, H, W) without loss, each a file and 16 a file: bits a pixel by codec.
+
+    Raises:
+        ValueError: a codec does not give them back.
+    """
+    Image.init()
+    whole, found = len(slices) // SIDE**2 * SIDE**2, {}
+    for codec, settings in LOSSLESS.items():
+        if codec not in Image.SAVE:
+            continue
+        for name, files in ((codec, slices), (f"{codec} mosaic", mosaics(slices[:whole], SIDE))):
+            if len(files):
+                made, size = transcode(files, codec, settings)
+                if not np.array_equal(made, files):
+                    raise ValueError(f"{codec} does not give back what was written")
+                found[name] = 8 * size / files.size
+    return found
+
+
+def transcode(slices: Pixels, codec: str, settings: Mapping[str, Any]) -> tuple[Pixels, int]:
     """Write and read (N, H, W) by a codec; return what comes back, and the bytes of all files."""
     made, size = np.empty_like(slices), 0
     for i, pixels in enumerate(slices):
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, codec, quality=quality, **CODECS[codec])
+        Image.fromarray(pixels).save(file, codec, **settings)
         size += file.tell()
         made[i] = np.asarray(Image.open(file).convert("L"))
     return made, size
@@ -130,7 +162,9 @@ def main() -> int:
     chosen = some(data.splits[arguments.split], arguments.slices)
     found = curves(chosen, background_of(data.splits["train"]))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"slices": len(chosen), "curves": found}, indent=2) + "\n")
+    exact = lossless(chosen.images[:, 0])
+    record = {"slices": len(chosen), "curves": found, "lossless": exact}
+    arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     print(f"{len(chosen)} slices")
     print(f"{'codec':<14}{'quality':>8}{'bits/pixel':>12}{'SSIM':>8}{'foreground':>12}{'PSNR, fg':>10}")
     for codec, curve in found.items():
@@ -139,6 +173,8 @@ def main() -> int:
                 f"{codec:<14}{p['quality']:>8}{p['bits_per_pixel']:>12.3f}{p['ssim']:>8.4f}"
                 f"{p['ssim_foreground']:>12.4f}{p['psnr_foreground_db']:>10.2f}"
             )
+    for codec, bits in exact.items():
+        print(f"{codec:<16} without loss{bits:>9.3f} bits a pixel")
     print(f"wrote {arguments.json}")
     return 0
 

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_runs import Ended
 
 _FORKED = multiprocessing.get_context("forkserver")
@@ -91,7 +92,6 @@ def joined(processes: int, script: Path, *argv: object, folder: Path) -> list[En
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "GROUP_RANK": "0",
     }
     ranks = [
         start_script(script, *argv, folder=folder, environment={**common, "RANK": str(i), "LOCAL_RANK": str(i)})
@@ -120,6 +120,8 @@ def _begin(
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    if "OMP_NUM_THREADS" in environment:  # which torch has read already
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     function(*arguments)
 
 

@@ -131,6 +131,23 @@ def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_p
     assert not list(tmp_path.glob("out*"))
 
 
+def test_images_of_a_run_come_back_as_they_were(run, tmp_path, call, refused, monkeypatch):
+    file, out = tmp_path / "brains.vq", tmp_path / "images"
+    told = call(compress.main, "--run", run, "--out", file, "--split", "val", "--chunk-size", 4, "--lossless")
+    assert told.code == 0, told.err
+    assert "lossless: what the reconstructions lose takes" in told.out
+    told = call(decompress.main, "--run", run, "--file", file, "--out", out)
+    assert "as they were" in told.out
+    val = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"), ["val"]).splits["val"]
+    for key, image in zip(val.keys, val.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{key}.png")), image[0])
+    # Where a reconstruction is not the same, nothing is written.
+    decode = VQVAE.decode
+    monkeypatch.setattr(VQVAE, "decode", lambda model, codes: decode(model, codes).add(0.05))
+    assert "does not reproduce" in refused(decompress.main, "--run", run, "--file", file, "--out", tmp_path / "none")
+    assert not list(tmp_path.glob("none/*"))
+
+
 def test_the_header_says_who_is_in_it():
     priors, codes, label = two_levels(2)
     streams, checksums = encode_codes(priors, codes, label, 2)

@@ -46,11 +46,11 @@ def helps() -> dict[str, str]:
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
-    """(page, command, flags) of each command line in a code block of a page."""
+    """(page, command, flags) of each command line in a code block of a page, or of the speedrun."""
     found = []
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "benchmarks" / "speedrun.sh"):
         for line in page.read_text().replace("\\\n", " ").splitlines():
-            if match := re.match(r"\s*(?:python |torchrun .*?|srun .*?)?(\w+)\.py\s(.*)", line):
+            if match := re.match(r"\s*(?:python |timed \S+ |torchrun .*?|srun .*?)?(\w+)\.py\s(.*)", line):
                 name, rest = match[1].replace("_", "-"), match[2]
             elif match := re.match(r"\s*vqvae2 ([a-z-]+)\s(.*)", line):
                 name, rest = match[1], match[2]
@@ -64,6 +64,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
 def test_flags_of_every_command_line_exist(helps):
     lines = commands()
     assert len(lines) > 25
+    assert sum(page == "speedrun.sh" for page, _, _ in lines) == 5
     for page, name, flags in lines:
         for flag in flags:
             plain = re.sub("^--no-", "--", flag)

@@ -27,6 +27,17 @@ def test_mosaics_are_laid_out_in_raster_order_and_cut_apart_again():
     assert np.array_equal(image_codecs.cut(made, 4), slices)
 
 
+def test_files_without_loss_are_weighed_and_compared():
+    slices = np.random.default_rng(0).integers(0, 4, (17, 24, 16)).astype(np.uint8) * 60
+    found = image_codecs.lossless(slices)
+    assert {"PNG", "PNG mosaic", "WEBP", "JPEG2000 mosaic"} <= found.keys()
+    assert all(bits > 2 for bits in found.values())  # two bits of noise
+    file = io.BytesIO()
+    Image.fromarray(image_codecs.mosaics(slices[:16], 4)[0]).save(file, "PNG", optimize=True)
+    assert found["PNG mosaic"] == 8 * len(file.getvalue()) / slices[:16].size
+    assert image_codecs.LOSSLESS["JPEG2000"]["irreversible"] is False
+
+
 def test_a_curve_has_the_bytes_of_the_files_and_the_scores_of_what_they_hold(monkeypatch):
     monkeypatch.setattr(image_codecs, "CODECS", {"JPEG": {"optimize": True}})
     images = open_data(DataConfig(phantom_images=200, size="32x32"), ["test"]).splits["test"]

@@ -35,8 +35,9 @@ DEMO = [  # what `make demo` trains
 MADE_HERE = ("README.md", "docs/start.md", "docs/tutorials.md")  # these train the runs that they speak of
 # Each page, and how many command lines of the package it has at least.
 PAGES = {"README.md": 11, "docs/start.md": 12, "docs/tutorials.md": 14, "docs/inference.md": 7, "docs/formats.md": 1}
-# What is made smaller: a limit in minutes, and a box in pixels of slices that are a quarter as large here.
-SMALLER = {"--max-minutes 2": "--max-steps 10", "0,0,64,128": "0,0,16,32"}
+# What is made smaller: limits, and a box in pixels of slices that are a quarter as large here.
+LIMITS = ("--max-minutes 2", "--max-steps 1500", "--max-steps 600")
+SMALLER = {**dict.fromkeys(LIMITS, "--max-steps 10"), "0,0,64,128": "0,0,16,32"}
 
 
 def small(preset: presets.Preset) -> presets.Preset:
@@ -165,3 +166,19 @@ def test_the_code_of_a_page_runs_as_it_stands(page, made, tmp_path, monkeypatch)
             for level in re.findall(r"then (\w+)", match[0] + code[match.end() :]):
                 run_command(re.sub("--level top", f"--level {level}", code))
     assert ran >= PAGES[page]
+
+
+def test_the_speedrun_runs_as_it_stands(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = (ROOT / "benchmarks" / "speedrun.sh").read_text()
+    lines = re.findall(r'timed "\$python" (.+)', script.replace("\\\n", " "))
+    given = {'"$run"': "runs/speedrun", '"$data"': "~/slices", '"${flags[@]}"': "--labels slices.csv:sex"}
+    for line in lines:
+        for name, value in given.items():
+            line = line.replace(name, value)
+        assert run_command(f"python {line}")
+    assert len(lines) == 5
+    monkeypatch.setattr("sys.argv", ["-", "runs/speedrun/report/report.json", *"12345"])
+    capsys.readouterr()
+    exec(script.split("<< 'END'\n")[1].removesuffix("END\n"), {})
+    assert "1.0 + 2.0 + 3.0 + 4.0 + 5.0 = **15.0**" in capsys.readouterr().out

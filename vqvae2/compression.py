@@ -7,7 +7,8 @@ image.
     8 bytes        name and version of the format
     4 bytes        length of the header
     header         JSON, compressed: hashes of the models, sizes, names, labels, and each chunk's bytes and checksum
-    chunks         32 bit words of the range coder, little-endian, one chunk after the other
+    chunks         32 bit words of the range coder, little-endian, one chunk after the other; then those of what the
+                   reconstructions lose, where the file is lossless
     4 bytes        CRC-32 of all that stands before
 
 Shapes: N images, S of a chunk, K codes.
@@ -27,13 +28,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae2.coder import law, range_coder
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.sampling import chunk_rows
 
-__all__ = ["Header", "decode_codes", "encode_codes", "pack", "unpack"]
+__all__ = ["Header", "decode_codes", "encode_codes", "other_machine", "pack", "unpack"]
 
-_MAGIC = b"VQVAE2C\x01"
+_MAGIC = b"VQVAE2C"
+_CODES, _LOSSLESS = 1, 2  # formats
 _CPU = torch.device("cpu")
 
 
@@ -50,6 +53,8 @@ class Header:
         chunks: of each chunk its bytes and the CRC-32 of its codes.
         threads: of the processor that wrote it.
         made_by: version of PyTorch, and kind of processor.
+        losses: of a lossless file: ``model``, the settings of its `ResidualModel`, and ``chunks``, as of the codes, but
+            with the CRC-32 of their images. None: images come back as reconstructions.
     """
 
     hashes: dict[str, Any]
@@ -60,6 +65,7 @@ class Header:
     chunks: list[list[int]]
     threads: int
     made_by: str
+    losses: dict[str, Any] | None = None
 
 
 def made_by() -> str:
@@ -94,7 +100,7 @@ def encode_codes(
     for first in range(0, len(label), chunk_size):
         count = min(chunk_size, len(label) - first)
         rows = chunk_rows(first, chunk_size, len(label))
-        encoder, family = _coder().RangeEncoder(), _family()
+        encoder, family = range_coder().RangeEncoder(), _family()
 
         def draw(logits: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
             code = known.long()
@@ -120,7 +126,7 @@ def decode_codes(
     Args:
         priors: the same, on the CPU, in float32 and evaluation mode.
         header: of the file.
-        streams: the bytes of each chunk.
+        streams: the bytes of each chunk; those beyond are not read.
         progress: called with the number of codes read, after each row.
 
     Yields:
@@ -133,11 +139,11 @@ def decode_codes(
     _check(priors)
     label, size = torch.tensor(header.labels, dtype=torch.int64).view(len(header.keys), -1), header.chunk_size
     with _threads(header.threads):
-        for number, (stream, (_, checksum)) in enumerate(zip(streams, header.chunks, strict=True)):
+        for number, (stream, (_, checksum)) in enumerate(zip(streams, header.chunks, strict=False)):
             first = number * size
             count = min(size, len(label) - first)
             rows = chunk_rows(first, size, len(label))
-            decoder, family = _coder().RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32)), _family()
+            decoder, family = range_coder().RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32)), _family()
 
             def draw(logits: Tensor, _noise: Tensor) -> tuple[Tensor, Tensor]:
                 found = decoder.decode(family, _probabilities(logits[:count]))  # noqa: B023 - called at once
@@ -151,17 +157,19 @@ def decode_codes(
                     empty = torch.zeros(size, *prior.config.shape, dtype=torch.float64)
                     codes.append(prior.generate(draw, empty, list(codes), label[rows], progress)[0])
             except (ValueError, AssertionError) as error:  # the coder, of a stream that cannot be
-                raise _other_machine(header) from error
+                raise other_machine(header) from error
             found = [level[:count] for level in codes]
             if _checksum(found) != checksum:
-                raise _other_machine(header)
+                raise other_machine(header)
             yield found
 
 
 def pack(header: Header, streams: Sequence[bytes]) -> bytes:
     """Join header and chunks to the content of a file."""
-    told = zlib.compress(json.dumps(asdict(header), separators=(",", ":")).encode(), 9)
-    content = _MAGIC + struct.pack("<I", len(told)) + told + b"".join(streams)
+    settings = {name: value for name, value in asdict(header).items() if value is not None}
+    told = zlib.compress(json.dumps(settings, separators=(",", ":")).encode(), 9)
+    form = bytes([_CODES if header.losses is None else _LOSSLESS])
+    content = _MAGIC + form + struct.pack("<I", len(told)) + told + b"".join(streams)
     return content + struct.pack("<I", zlib.crc32(content))
 
 
@@ -171,33 +179,23 @@ def unpack(content: bytes, where: object) -> tuple[Header, list[bytes]]:
     Raises:
         UserError: it is no such file, of a newer version, cut short, or damaged.
     """
-    if content[:7] != _MAGIC[:7]:
+    if content[:7] != _MAGIC or len(content) < 8:
         raise UserError("this is not a compressed file of vqvae2", where, "Give one that vqvae2 compress wrote")
-    if content[7:8] != _MAGIC[7:]:
-        raise UserError(f"the file has format {content[7]}, this version reads {_MAGIC[7]}", where, "Update vqvae2")
+    if content[7] not in (_CODES, _LOSSLESS):
+        raise UserError(f"the file has format {content[7]}, this version reads {_LOSSLESS}", where, "Update vqvae2")
     if len(content) < 16 or struct.unpack("<I", content[-4:])[0] != zlib.crc32(content[:-4]):
         raise UserError("the file is damaged or cut short", where, "Copy it again")
     length = struct.unpack("<I", content[8:12])[0]
     header = Header(**json.loads(zlib.decompress(content[12 : 12 + length])))
     streams, place = [], 12 + length
-    for size, _ in header.chunks:
+    for size, _ in header.chunks + (header.losses["chunks"] if header.losses else []):
         streams.append(content[place : place + size])
         place += size
     return header, streams
 
 
-def _coder() -> Any:
-    try:
-        import constriction
-    except ImportError:
-        raise UserError("compression needs the package constriction", how="Run pip install constriction") from None
-    return constriction.stream.queue
-
-
 def _family() -> Any:
-    import constriction
-
-    return constriction.stream.model.Categorical(perfect=False)
+    return law("Categorical", perfect=False)
 
 
 def _probabilities(logits: Tensor) -> NDArray[np.float64]:
@@ -220,7 +218,8 @@ def _check(priors: Sequence[Prior]) -> None:
             raise ValueError(f"compression runs on the CPU in float32, not on {weight.device} in {weight.dtype}")
 
 
-def _other_machine(header: Header) -> UserError:
+def other_machine(header: Header) -> UserError:
+    """Say that this machine finds other probabilities than the one that wrote a file."""
     there, here = f"{header.made_by}, {header.threads} threads", f"{made_by()}, {torch.get_num_threads()} threads"
     return UserError(
         "this machine does not reproduce the probabilities the file was written with",

@@ -2,24 +2,30 @@
 
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from vqvae2 import files, report
-from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
+from vqvae2.compression import Header, encode_codes, made_by, pack, unpack
+from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
 from vqvae2.progress import Progress
+from vqvae2.residuals import ResidualModel
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, refuse_torchrun
+from vqvae2.stages.decompress import read_images, value_range_of
 from vqvae2.stages.evaluated import open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import load_models
+from vqvae2.vqvae import VQVAE
 
 _CPU = torch.device("cpu")
 
@@ -28,8 +34,9 @@ _CPU = torch.device("cpu")
 class Arguments:
     """Write the codes of images into one small file, by the probabilities of the priors; `vqvae2 decompress` reads it.
 
-    The file holds codes: images come back as the VQ-VAE reconstructs them, not as they were. Reading it takes the run's
-    models, and a machine that computes as this one does. It is read back once as a check before it is saved.
+    The file holds codes: images come back as the VQ-VAE reconstructs them, or, with --lossless, as they were. Reading
+    it takes the run's models, and a machine that computes as this one does. It is read back once as a check before it
+    is saved.
     """
 
     run: Path
@@ -42,11 +49,13 @@ class Arguments:
     """Split to compress; default: test if it exists, else val; all: every image, in any folder."""
     chunk_size: int = 16
     """Images that are coded together; larger is faster, and each chunk costs 16 bytes."""
+    lossless: bool = False
+    """Keep what reconstructions lose, too: images come back pixel for pixel, as the run sees them, in its size."""
     overwrite: bool = False
     """Replace the file."""
 
 
-_GROUPS = {"images": ("data", "split"), "running": ("run", "out", "chunk_size", "overwrite")}
+_GROUPS = {"images": ("data", "split"), "running": ("run", "out", "chunk_size", "lossless", "overwrite")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,6 +91,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     started = time.monotonic()
     with Progress(work, "writing codes", "codes") as progress:
         streams, checksums = encode_codes(priors, codes, label, arguments.chunk_size, progress)
+    value_range = value_range_of(run)
+    losses, more = (None, []) if not arguments.lossless else _losses(model, codes, images, arguments, value_range)
     header = Header(
         hashes=hashes_of(model, run),
         shapes=[list(level.shape[1:]) for level in codes],
@@ -91,16 +102,40 @@ def _story(line: CommandLine[Arguments]) -> None:
         chunks=[[len(stream), checksum] for stream, checksum in zip(streams, checksums, strict=True)],
         threads=torch.get_num_threads(),
         made_by=made_by(),
+        losses=losses,
     )
-    content = pack(header, streams)
+    content = pack(header, [*streams, *more])
     seconds = time.monotonic() - started
     with Progress(work, "reading it back", "codes") as progress:
-        for _ in decode_codes(priors, *unpack(content, arguments.out), progress):
+        for _ in read_images(model, priors, *unpack(content, arguments.out), value_range, progress):
             pass
     files.make_folder(arguments.out.parent)
     files.write_atomic(arguments.out, content)
     _tell(arguments.out, content, streams, codes, label, priors, images, seconds)
+    if losses:
+        lost = sum(map(len, more))
+        print(f"lossless: what the reconstructions lose takes {lost:,} of the bytes ({lost / len(content):.0%})")
     print(f"next: {command('decompress', '--run', run.path, '--file', arguments.out, '--out', 'FOLDER')}")
+
+
+@torch.no_grad()
+def _losses(
+    model: VQVAE, codes: list[torch.Tensor], images: ImageSet, arguments: Arguments, value_range: tuple[float, float]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Write what the reconstructions lose: what the header says of it, and each chunk's bytes."""
+    size = arguments.chunk_size
+    chunks = [slice(first, first + size) for first in range(0, len(images), size)]
+    # Chunk by chunk, as they are read: in batches of other sizes a value near the middle may be rounded otherwise.
+    made = np.concatenate([from_unit(model.decode([c[chunk] for c in codes]), value_range) for chunk in chunks])
+    whole = images.images[:]
+    tried = []
+    for residuals in ResidualModel.fit(whole, made, value_range):
+        written = [residuals.encode(whole[chunk], made[chunk], value_range) for chunk in chunks]
+        tried.append((sum(map(len, written)), residuals, written))
+    _, residuals, written = min(tried, key=lambda one: one[0])
+    sums = [zlib.crc32(np.ascontiguousarray(whole[chunk]).tobytes()) for chunk in chunks]
+    told = [[len(stream), checksum] for stream, checksum in zip(written, sums, strict=True)]
+    return {"model": residuals.settings(), "chunks": told}, written
 
 
 def _tell(

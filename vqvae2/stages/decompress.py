@@ -1,22 +1,29 @@
 """Read a file that `vqvae2 compress` wrote, and write its images."""
 
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from vqvae2 import checkpoint, files
-from vqvae2.compression import decode_codes, unpack
+from vqvae2.compression import Header, decode_codes, other_machine, unpack
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
 from vqvae2.pictures import channels_last, png_bytes
+from vqvae2.prior import Prior
 from vqvae2.progress import Progress
+from vqvae2.residuals import ResidualModel
 from vqvae2.stages.common import RunFolder, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import load_models
+from vqvae2.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,10 @@ def _story(line: CommandLine[Arguments]) -> None:
         raise UserError(
             f"the file was not written with the models in {run.path}", arguments.file, "Give the --run that wrote it"
         )
-    low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
     positions = sum(h * w for h, w in header.shapes)
-    total, done = len(streams) * header.chunk_size * positions, 0
-    with Progress(total, "reading codes", "codes") as progress, torch.no_grad():
-        for codes in decode_codes(priors, header, streams, progress):
-            pixels = from_unit(model.decode(codes), (low, high))
+    total, done = len(header.chunks) * header.chunk_size * positions, 0
+    with Progress(total, "reading codes", "codes") as progress:
+        for pixels in read_images(model, priors, header, streams, value_range_of(run), progress):
             for key, image in zip(header.keys[done : done + len(pixels)], pixels, strict=True):
                 path = arguments.out / Path(key.lstrip("/")).with_suffix(".png")
                 if ".." in path.parts:
@@ -66,4 +71,45 @@ def _story(line: CommandLine[Arguments]) -> None:
                 files.make_folder(path.parent)
                 files.write_atomic(path, png_bytes(channels_last(image)))
             done += len(pixels)
-    print(f"wrote {arguments.out}: {done:,} images")
+    kind = "as reconstructed" if header.losses is None else "as they were"
+    print(f"wrote {arguments.out}: {done:,} images, {kind}")
+
+
+def value_range_of(run: RunFolder) -> tuple[float, float]:
+    """Return the stored values of black and white of a run's images."""
+    low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
+    return low, high
+
+
+@torch.no_grad()
+def read_images(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    header: Header,
+    streams: Sequence[bytes],
+    value_range: tuple[float, float],
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[NDArray[Any]]:
+    """Read the images of a file chunk by chunk, (n, C, H, W) stored values.
+
+    Args:
+        model, priors: with which it was written.
+        header, streams: of the file.
+        value_range: stored values of black and white.
+        progress: called with the number of codes read, after each row.
+
+    Raises:
+        UserError: this machine does not reproduce what the file was written with.
+    """
+    losses = header.losses
+    residuals = ResidualModel(**losses["model"]) if losses else None
+    for number, codes in enumerate(decode_codes(priors, header, streams, progress)):
+        pixels = from_unit(model.decode(codes), value_range)
+        if losses and residuals:
+            try:
+                pixels = residuals.decode(streams[len(header.chunks) + number], pixels, value_range)
+            except (ValueError, AssertionError) as error:  # the coder, of a stream that cannot be
+                raise other_machine(header) from error
+            if zlib.crc32(pixels.tobytes()) != losses["chunks"][number][1]:
+                raise other_machine(header)
+        yield pixels
