@@ -28,7 +28,8 @@ timed() { # a command; its minutes are kept
 
 # 2. Every training slice as codes, and four times more mirrored and shifted, since a prior soon knows a few hundred
 #    people by heart.
-[[ -e $run/codes/data.mdb ]] || timed "$python" extract_codes.py --run "$run"
+[[ -e $run/codes/data.mdb ]] ||
+    timed "$python" extract_codes.py --run "$run"
 
 # 3. The law of the 16x16 codes, one after the other. The finer levels need no prior: they are painted.
 [[ -e $run/prior-top/model.safetensors ]] ||

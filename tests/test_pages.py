@@ -177,6 +177,8 @@ def test_the_speedrun_runs_as_it_stands(made, tmp_path, monkeypatch, capsys):
         for name, value in given.items():
             line = line.replace(name, value)
         assert run_command(f"python {line}")
+        for level in ("middle", "bottom") if "--level top" in line else ():  # no decoder paints them without weights
+            assert run_command(f"python {line.replace('--level top', f'--level {level}')}")
     assert len(lines) == 5
     monkeypatch.setattr("sys.argv", ["-", "runs/speedrun/report/report.json", *"12345"])
     capsys.readouterr()
