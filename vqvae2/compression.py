@@ -7,8 +7,8 @@ image.
     8 bytes        name and version of the format
     4 bytes        length of the header
     header         JSON, compressed: hashes of the models, sizes, names, labels, and each chunk's bytes and checksum
-    chunks         32 bit words of the range coder, little-endian, one chunk after the other; then those of what the
-                   reconstructions lose, where the file is lossless
+    chunks         32 bit words of the range coder, little-endian, one chunk after the other
+    losses         likewise, of a lossless file
     4 bytes        CRC-32 of all that stands before
 
 Shapes: N images, S of a chunk, K codes.
