@@ -3,14 +3,13 @@
 #
 #     benchmarks/speedrun.sh DATA [RUN] [FLAGS OF train_vqvae.py]
 #
-# The last line is a row for the leaderboard (docs/speedrun.md). A stage that is done is passed over, so an interrupted
-# race can be finished, but its time no longer counts.
+# To be run in the folder of the repository. The last line is a row for the leaderboard (docs/speedrun.md). A stage that
+# is done is passed over, so an interrupted race can be finished, but its time no longer counts.
 set -euo pipefail
 
 data=${1:?usage: benchmarks/speedrun.sh DATA [RUN] [FLAGS OF train_vqvae.py]}
 run=${2:-runs/speedrun}
 flags=("${@:3}")
-cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 minutes=()
 

@@ -50,18 +50,13 @@ class ResidualModel:
     @classmethod
     def fit(cls, images: Pixels, made: Pixels, value_range: tuple[float, float]) -> list["ResidualModel"]:
         """Learn from images (N, C, H, W) and their reconstructions: one model for each law, to be compared."""
-        scale = (value_range[1] - value_range[0]) / 255
-        lost, change = images.astype(np.int64) - made, _change(made, scale)
+        lost = images.astype(np.int64) - made
         weights, found = [], []
-        for chosen, offsets in _grids(*images.shape[-2:]):
-            own, case = lost[..., chosen], change[..., chosen]
-            around, size = _around(lost, chosen, offsets)
-            per_case = [(case == k) for k in range(len(_CHANGES) + 1)]
-            weight = [_weight(own[k], around[k]) for k in per_case]
+        for chosen, around, case, loss in _cases(lost, made, value_range):
+            own = lost[..., chosen]
+            weight = [_weight(own[case == k], around[case == k]) for k in range(len(_CHANGES) + 1)]
             weights.append(weight)
-            error = own - np.asarray(weight)[case] / 64 * around
-            loss = np.searchsorted(_LOSSES, size / scale)
-            found.append((error, case, loss))
+            found.append((own - np.asarray(weight)[case] / 64 * around, case, loss))
         models = []
         for name in _LAWS:
             spreads = [
@@ -107,16 +102,25 @@ class ResidualModel:
         self, lost: NDArray[np.int64], made: Pixels, value_range: tuple[float, float]
     ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]]:
         """Go through the grids: which pixels (H, W), and their centres and spreads, by what ``lost`` holds by then."""
-        scale = (value_range[1] - value_range[0]) / 255
-        change = _change(made, scale)
-        for grid, (chosen, offsets) in enumerate(_grids(*made.shape[-2:])):
-            around, size = _around(lost, chosen, offsets)
-            case, loss = change[..., chosen], np.searchsorted(_LOSSES, size / scale)
+        for grid, (chosen, around, case, loss) in enumerate(_cases(lost, made, value_range)):
             centre = made[..., chosen] + self.weights[grid][case] / 64 * around
             yield chosen, centre, _LEAST * 2.0 ** (self.spreads[grid][case, loss] / _STEP)
 
     def _family(self, value_range: tuple[float, float]) -> Any:
         return law(self.name, int(value_range[0]), int(value_range[1]))
+
+
+def _cases(
+    lost: NDArray[np.int64], made: Pixels, value_range: tuple[float, float]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]]:
+    """Go through the grids: which pixels (H, W); mean loss around them, and their cases by change and by loss."""
+    scale = (value_range[1] - value_range[0]) / 255
+    # The filters' sizes leave images and channels apart.
+    change = ndimage.maximum_filter(made, (1, 1, 3, 3)).astype(np.int64) - ndimage.minimum_filter(made, (1, 1, 3, 3))
+    changes = np.searchsorted(_CHANGES, change / scale, side="right")
+    for chosen, offsets in _grids(*made.shape[-2:]):
+        around, size = _around(lost, chosen, offsets)
+        yield chosen, around, changes[..., chosen], np.searchsorted(_LOSSES, size / scale)
 
 
 def _grids(height: int, width: int) -> Iterator[tuple[NDArray[np.bool_], Offsets]]:
@@ -127,13 +131,6 @@ def _grids(height: int, width: int) -> Iterator[tuple[NDArray[np.bool_], Offsets
         up, across = y % (2 * step), x % (2 * step)
         yield (up == step) & (across == step), tuple((a, b) for a in (-step, step) for b in (-step, step))
         yield (up + across == step) & (up * across == 0), ((0, -step), (0, step), (-step, 0), (step, 0))
-
-
-def _change(made: Pixels, scale: float) -> NDArray[np.intp]:
-    """How much a reconstruction changes around each pixel, as a case: (N, C, H, W)."""
-    size = (1, 1, 3, 3)
-    change = ndimage.maximum_filter(made, size).astype(np.int64) - ndimage.minimum_filter(made, size)
-    return np.searchsorted(_CHANGES, change / scale, side="right")
 
 
 def _around(

@@ -288,7 +288,7 @@ def _sheet(
     fontsize: float = 8,
     right: float = 0.0,
 ) -> tuple[Figure, float]:
-    """Draw rows of pictures of one size, each row under its name; in one axis, since one for each picture is slow.
+    """Draw rows of pictures of one size, each row beside its name; in one axis, since one for each picture is slow.
 
     Args:
         rows: name, which stands at the left -> pictures (H, W) or (H, W, 3).
@@ -305,7 +305,7 @@ def _sheet(
     tall = cell * height / width
     size = (left + cell * columns + right, len(rows) * tall + title * len(titles) + gap)
     figure = Figure(figsize=size)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
     top = gap
     for name, pictures in rows.items():
@@ -320,7 +320,7 @@ def _sheet(
             extent = (x, x + cell - gap, top + tall - gap, top)
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
         top += tall
-    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))  # in inches from the top left
     return figure, tall
 
 

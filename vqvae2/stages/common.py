@@ -96,6 +96,12 @@ class RunFolder:
         """The code store."""
         return self.path / "codes"
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Stored values of black and white of its images, as its VQ-VAE knows them."""
+        low, high = checkpoint.load_config(self.vqvae, kind="vqvae")["data"]["value_range"]
+        return low, high
+
     def prior(self, level: str) -> Path:
         """Folder of one level's prior."""
         return self.path / f"prior-{level}"

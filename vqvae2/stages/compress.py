@@ -3,6 +3,7 @@
 import math
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 
 from vqvae2 import files, report
-from vqvae2.compression import Header, encode_codes, made_by, pack, unpack
+from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
 from vqvae2.progress import Progress
 from vqvae2.residuals import ResidualModel
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, refuse_torchrun
-from vqvae2.stages.decompress import read_images, value_range_of
+from vqvae2.stages.decompress import read_images
 from vqvae2.stages.evaluated import open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
@@ -91,8 +92,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     started = time.monotonic()
     with Progress(work, "writing codes", "codes") as progress:
         streams, checksums = encode_codes(priors, codes, label, arguments.chunk_size, progress)
-    value_range = value_range_of(run)
-    losses, more = (None, []) if not arguments.lossless else _losses(model, codes, images, arguments, value_range)
+    losses, more = _losses(model, codes, images, arguments.chunk_size) if arguments.lossless else (None, [])
     header = Header(
         hashes=hashes_of(model, run),
         shapes=[list(level.shape[1:]) for level in codes],
@@ -107,23 +107,25 @@ def _story(line: CommandLine[Arguments]) -> None:
     content = pack(header, [*streams, *more])
     seconds = time.monotonic() - started
     with Progress(work, "reading it back", "codes") as progress:
-        for _ in read_images(model, priors, *unpack(content, arguments.out), value_range, progress):
+        found = unpack(content, arguments.out)
+        back: Iterator[Any] = decode_codes(priors, *found, progress)
+        if arguments.lossless:
+            back = read_images(model, priors, *found, images.value_range, progress)
+        for _ in back:
             pass
     files.make_folder(arguments.out.parent)
     files.write_atomic(arguments.out, content)
-    _tell(arguments.out, content, streams, codes, label, priors, images, seconds)
+    lost = sum(map(len, more))
+    _tell(arguments.out, content, lost, streams, codes, label, priors, images, seconds)
     if losses:
-        lost = sum(map(len, more))
         print(f"lossless: what the reconstructions lose takes {lost:,} of the bytes ({lost / len(content):.0%})")
     print(f"next: {command('decompress', '--run', run.path, '--file', arguments.out, '--out', 'FOLDER')}")
 
 
 @torch.no_grad()
-def _losses(
-    model: VQVAE, codes: list[torch.Tensor], images: ImageSet, arguments: Arguments, value_range: tuple[float, float]
-) -> tuple[dict[str, Any], list[bytes]]:
-    """Write what the reconstructions lose: what the header says of it, and each chunk's bytes."""
-    size = arguments.chunk_size
+def _losses(model: VQVAE, codes: list[torch.Tensor], images: ImageSet, size: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Write what the reconstructions lose, in chunks of a size: what the header says of it, and each chunk's bytes."""
+    value_range = images.value_range
     chunks = [slice(first, first + size) for first in range(0, len(images), size)]
     # Chunk by chunk, as they are read: in batches of other sizes a value near the middle may be rounded otherwise.
     made = np.concatenate([from_unit(model.decode([c[chunk] for c in codes]), value_range) for chunk in chunks])
@@ -133,7 +135,7 @@ def _losses(
         written = [residuals.encode(whole[chunk], made[chunk], value_range) for chunk in chunks]
         tried.append((sum(map(len, written)), residuals, written))
     _, residuals, written = min(tried, key=lambda one: one[0])
-    sums = [zlib.crc32(np.ascontiguousarray(whole[chunk]).tobytes()) for chunk in chunks]
+    sums = [zlib.crc32(whole[chunk].tobytes()) for chunk in chunks]
     told = [[len(stream), checksum] for stream, checksum in zip(written, sums, strict=True)]
     return {"model": residuals.settings(), "chunks": told}, written
 
@@ -141,6 +143,7 @@ def _losses(
 def _tell(
     out: Path,
     content: bytes,
+    lost: int,
     streams: list[bytes],
     codes: list[torch.Tensor],
     label: torch.Tensor,
@@ -148,17 +151,17 @@ def _tell(
     images: Any,
     seconds: float,
 ) -> None:
-    """Print the size beside what the priors promise."""
+    """Print the size beside what the priors promise; ``lost`` bytes of a lossless file are beyond that promise."""
     nats = sum(
         float(report.score_codes(prior, codes[: i + 1], label).nll.sum()) * codes[i][0].numel()
         for i, prior in enumerate(priors)
     )
-    promised, coded = nats / math.log(2) / 8, sum(map(len, streams))
+    promised, coded, told = nats / math.log(2) / 8, sum(map(len, streams)), len(content) - lost
     count, pixels = len(images), math.prod(images.images.shape[2:])
     print(
         f"wrote {out}: {count:,} images in {len(content):,} bytes, {8 * len(content) / count / pixels:.3f} bits a pixel"
     )
     print(
         f"NLL under the priors {promised:,.0f} bytes; codes {coded:,} ({coded / promised:.4f} times that), with names "
-        f"and labels {len(content):,} ({len(content) / promised:.4f} times); {seconds:.0f} s"
+        f"and labels {told:,} ({told / promised:.4f} times); {seconds:.0f} s"
     )

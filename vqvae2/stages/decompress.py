@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from vqvae2 import checkpoint, files
+from vqvae2 import files
 from vqvae2.compression import Header, decode_codes, other_machine, unpack
 from vqvae2.data import from_unit
 from vqvae2.errors import UserError
@@ -63,7 +63,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     positions = sum(h * w for h, w in header.shapes)
     total, done = len(header.chunks) * header.chunk_size * positions, 0
     with Progress(total, "reading codes", "codes") as progress:
-        for pixels in read_images(model, priors, header, streams, value_range_of(run), progress):
+        for pixels in read_images(model, priors, header, streams, run.value_range, progress):
             for key, image in zip(header.keys[done : done + len(pixels)], pixels, strict=True):
                 path = arguments.out / Path(key.lstrip("/")).with_suffix(".png")
                 if ".." in path.parts:
@@ -73,12 +73,6 @@ def _story(line: CommandLine[Arguments]) -> None:
             done += len(pixels)
     kind = "as reconstructed" if header.losses is None else "as they were"
     print(f"wrote {arguments.out}: {done:,} images, {kind}")
-
-
-def value_range_of(run: RunFolder) -> tuple[float, float]:
-    """Return the stored values of black and white of a run's images."""
-    low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
-    return low, high
 
 
 @torch.no_grad()

@@ -206,8 +206,7 @@ class _Unfinished:
         key = hashlib.sha256(json.dumps({"format": 3, **known}, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.model = out / f".unfinished-{key}", model
         self.hashes = {name: value for name, value in how.items() if name in HASHES}
-        low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
-        self.value_range = (low, high)
+        self.value_range = run.value_range
         files.make_folder(self.folder)
 
     def has(self, first: int, label: Tensor) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint, files
+from vqvae2 import files
 from vqvae2.covariates import nearest
 from vqvae2.data import from_unit
 from vqvae2.detail import ImageDecoder
@@ -93,7 +93,6 @@ def draw_sweep(
     names = [attribute for attribute, _ in priors[0].config.attributes]
     known = dict(priors[0].config.attributes)[name]
     classes = [known[place] for place in places]
-    low, high = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]["value_range"]
     num, column = len(label), names.index(name)
     rows = [(sample, k) for sample in range(num) for k in range(len(classes))]
     every = label.repeat_interleave(len(classes), 0)
@@ -116,7 +115,7 @@ def draw_sweep(
         "labels": every.tolist(),
         **how,
     }
-    _write(out, made, rows, (low, high), len(classes), about)
+    _write(out, made, rows, run.value_range, len(classes), about)
     print(f"wrote {out}/grid.png, {len(rows)} images and sweep.json; columns are {', '.join(classes)}")
 
 
