@@ -44,11 +44,12 @@ def detail_by_hand(config: DetailConfig) -> dict[str, int]:
     ladder, drawn, blocks = config.vqvae, config.drawn_levels, config.num_layers
     hidden, found = ladder.by_level("hidden_channels"), _vqvae_parts(ladder)[1]
     joint = [0, *(ladder.joint_channels or width for width in hidden[1:])]
-    width, given = hidden[drawn - 1], ladder.embedding_dim[drawn - 1] + joint[drawn - 1]
+    widths = config.widths or (hidden[drawn - 1], *(width // 2 for width in hidden[drawn:]))
+    width, given = widths[0], ladder.embedding_dim[drawn - 1] + joint[drawn - 1]
     for i, level in enumerate(ladder.levels):
         cells = ladder.shapes[i][0] * ladder.shapes[i][1]
         if i >= drawn:
-            given, width = width + joint[i], hidden[i] // 2
+            given, width = width + joint[i], widths[i - drawn + 1]
             found[level] += cells * width * ladder.embedding_dim[i]
         if i >= drawn - 1:
             found[level] += cells * 9 * (given * width + 2 * blocks * width * width)

@@ -49,10 +49,10 @@ def test_levels_cost_their_convolutions_and_distances():
     assert counts(TINY) == vqvae_by_hand(TINY)
 
 
-@pytest.mark.parametrize("drawn", [1, 2])
-def test_levels_of_a_detail_decoder_cost_their_decoders_and_painters(drawn):
+@pytest.mark.parametrize(("drawn", "widths"), [(1, ()), (2, ()), (1, (12, 9, 7)), (2, (11, 3))])
+def test_levels_of_a_detail_decoder_cost_their_decoders_and_painters(drawn, widths):
     ladder = replace(PRESETS["brain128"].vqvae, hidden_channels=(12, 10, 8), residual_channels=(6, 5, 4))
-    config = DetailConfig(ladder, drawn, num_layers=2)
+    config = DetailConfig(ladder, drawn, num_layers=2, widths=widths)
     assert counts(config) == detail_by_hand(config)
     if drawn == 1:  # the top's: convolutions of 3x3, two of each block, beside its decoder
         own = 256 * 9 * (64 * 12 + 2 * 2 * 12 * 12)

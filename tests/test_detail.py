@@ -8,12 +8,13 @@ import pytest
 import torch
 from random_weights import random_weights
 from tiny_runs import PRIOR_FLAGS, VQVAE_FLAGS, interrupted, stats
+from torchvision.models import mobilenet_v2
 
 from vqvae2 import Prior, checkpoint, metrics, sample
 from vqvae2.adversary import FeatureDiscriminator
 from vqvae2.data import DataConfig, open_data
 from vqvae2.detail import DetailConfig, DetailDecoder
-from vqvae2.metrics import feature_maps, maps_distance, perceptual_distance
+from vqvae2.metrics import feature_maps, maps_distance, perceptual_distance, pretrained
 from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, export, extract_codes, train_prior, train_vqvae
@@ -35,19 +36,25 @@ def network(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "drawn"),
+    ("settings", "drawn", "widths"),
     [
-        ({"strides": (2, 4), "num_embeddings": (16, 12), "embedding_dim": (4, 6)}, 1),
-        ({"strides": (2, 2, 2), "num_embeddings": (8, 8, 8), "embedding_dim": (4, 5, 6), "joint_channels": 5}, 1),
-        ({"strides": (2, 2, 2), "num_embeddings": (8, 8, 8), "embedding_dim": (4, 5, 6)}, 2),
-        ({"strides": (2, 2, 2, 2), "num_embeddings": (8,) * 4, "embedding_dim": (4,) * 4}, 2),
-        ({"strides": (4, 2), "num_embeddings": (8, 8), "embedding_dim": (4, 4), "upper_decoder": "upsample"}, 1),
-        ({"strides": (4, 2), "num_embeddings": (8, 8), "embedding_dim": (4, 4), "upper_decoder": "both"}, 1),
+        ({"strides": (2, 4), "num_embeddings": (16, 12), "embedding_dim": (4, 6)}, 1, ()),
+        (
+            {"strides": (2, 2, 2), "num_embeddings": (8, 8, 8), "embedding_dim": (4, 5, 6), "joint_channels": 5},
+            1,
+            (6, 9, 1),
+        ),
+        ({"strides": (2, 2, 2), "num_embeddings": (8, 8, 8), "embedding_dim": (4, 5, 6)}, 2, ()),
+        ({"strides": (2, 2, 2, 2), "num_embeddings": (8,) * 4, "embedding_dim": (4,) * 4}, 2, (8, 5, 3)),
+        ({"strides": (4, 2), "num_embeddings": (8, 8), "embedding_dim": (4, 4), "upper_decoder": "upsample"}, 1, ()),
+        ({"strides": (4, 2), "num_embeddings": (8, 8), "embedding_dim": (4, 4), "upper_decoder": "both"}, 1, ()),
     ],
 )
-def test_it_starts_as_the_decoding_without_the_finer_levels(started, tmp_path, settings, drawn):
+def test_it_starts_as_the_decoding_without_the_finer_levels(started, tmp_path, settings, drawn, widths):
     model = started(VQVAEConfig(**SMALL, **settings))
-    detail = DetailDecoder.of(model, drawn)
+    detail = DetailDecoder.of(model, drawn, widths=widths)
+    if widths:
+        assert tuple(painter[0].out_channels for painter in detail.painters) == widths
     codes = model.encode(torch.rand(2, 1, 32, 32) * 2 - 1)[:drawn]
     torch.testing.assert_close(detail.decode(codes), model.decode(codes))
     assert detail.levels == model.levels[:drawn]
@@ -74,6 +81,9 @@ def test_it_refuses_other_levels():
         DetailConfig(config, drawn_levels=2)
     with pytest.raises(ValueError, match="num_layers"):
         DetailConfig(config, num_layers=0)
+    for widths in ((8,), (8, 4, 2), (8, 0)):
+        with pytest.raises(ValueError, match=r"need 2 widths >= 1, or none"):
+            DetailConfig(config, widths=widths)
     detail = DetailDecoder(DetailConfig(config))
     with pytest.raises(ValueError, match="expected codes of shapes"):
         detail.decode([torch.zeros(1, 8, 8, dtype=torch.int64)])
@@ -83,6 +93,8 @@ def test_it_refuses_other_levels():
         DetailSettings(detail_share=1.5)
     with pytest.raises(ValueError, match="detail_levels"):
         DetailSettings(detail_levels=0)
+    with pytest.raises(ValueError, match="detail_widths"):
+        DetailSettings(detail_widths=(8, 0))
 
 
 def test_the_limit_is_divided():
@@ -103,6 +115,20 @@ def test_feature_maps_are_those_of_the_perceptual_distance(network):
     assert [m.shape[1] for m in maps] == [16, 24, 32, 96, 320]
     assert [m.shape[2] for m in maps] == [32, 16, 8, 4, 2]
     torch.testing.assert_close(maps_distance(feature_maps(y), maps), perceptual_distance(y, x))
+
+
+def test_batch_norms_are_taken_into_the_convolutions_before_them():
+    network = mobilenet_v2().features.eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+    x = torch.rand(2, 3, 64, 64)
+    before = network(x)
+    after = pretrained._without_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in after.modules())
+    torch.testing.assert_close(after(x), before, rtol=1e-4, atol=1e-4)
 
 
 def test_the_feature_discriminator_standardises_and_bounds():
@@ -244,3 +270,9 @@ def test_a_detail_decoder_alone_leaves_the_vqvae_as_it_is(tmp_path, call, refuse
     assert call(train_vqvae.main, "--run", tmp_path / "b", "--resume").code == 0
     one = [*VQVAE_FLAGS, "--strides", 4, "--num-embeddings", 16, "--embedding-dim", 4]
     assert "nothing to paint" in refused(train_vqvae.main, "--run", tmp_path / "c", *one, "--detail-share", 0.5)
+    two = [*VQVAE_FLAGS, "--detail-share", 0.5, "--detail-widths"]
+    assert "Give 2 numbers" in refused(train_vqvae.main, "--run", tmp_path / "c", *two, 8, 4, 2)
+    assert "--detail-widths must be >= 1" in refused(train_vqvae.main, "--run", tmp_path / "c", *two, 8, 0)
+    assert call(train_vqvae.main, "--run", tmp_path / "d", *two, 8, 4, "--max-steps", 12).code == 0
+    detail = DetailDecoder.from_pretrained(tmp_path / "d" / "vqvae" / "detail")
+    assert detail.config.painter_widths == (8, 4)

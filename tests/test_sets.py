@@ -225,19 +225,26 @@ def test_missing_and_damaged_weights_are_told_in_a_line(tmp_path, monkeypatch):
         features(torch.zeros(1, 1, 32, 32))
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("bytes_are_fast", [False, True])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
-def test_the_nearest_is_exact_however_products_are_rounded(monkeypatch, fast, kind):
-    precision = torch.bfloat16 if fast else torch.float32
-    monkeypatch.setattr(neighbours, "resolve_precision", lambda *_: precision)
+@pytest.mark.parametrize("summed", [1 << 16, 10])
+def test_the_nearest_is_exact_in_integers_and_in_floats(monkeypatch, bytes_are_fast, kind, summed):
+    monkeypatch.setattr(neighbours, "_multiplies_bytes", lambda: bytes_are_fast)
+    monkeypatch.setattr(neighbours, "_SUMMED", summed)
     rng = np.random.default_rng(0)
     references = rng.integers(0, 256, (700, 1, 8, 8)).astype(kind)
     references[600] = references[17]  # the first of equals is taken
-    references[601:680] = references[3]
-    references[601:680, 0, 0, 0] += np.arange(79).astype(kind) % 3  # too many candidates for one query
-    queries = np.concatenate([references[[17, 3, 99]], rng.integers(0, 256, (20, 1, 8, 8)).astype(kind)])
-    queries = queries.astype(np.float32) + rng.normal(0, 0.01, queries.shape).astype(np.float32)
-    index, distance = nearest(torch.from_numpy(queries), references, chunk=64)
-    exact = np.sqrt(np.square(queries[:, None] - references[None].astype(np.float64)).sum((2, 3, 4)))
+    references[0], references[1] = 0, 255
+    queries = np.concatenate([references[[17, 3, 99, 0, 1]], rng.integers(0, 256, (20, 1, 8, 8)).astype(kind)])
+    queries[1, 0, 0, 0] += kind(1)
+    index, distance = nearest(queries, references, chunk=9)
+    exact = np.sqrt(np.square(queries[:, None].astype(np.float64) - references[None]).sum((2, 3, 4)))
     assert index.tolist() == exact.argmin(1).tolist()
-    np.testing.assert_allclose(distance, exact.min(1), rtol=1e-4)
+    np.testing.assert_allclose(distance, exact.min(1), rtol=1e-6)
+
+
+def test_sums_of_products_of_bytes_do_not_overflow(monkeypatch):
+    monkeypatch.setattr(neighbours, "_multiplies_bytes", lambda: True)
+    far, near = np.zeros((1, 200_000), np.uint8), np.full((1, 200_000), 1, np.uint8)
+    index, distance = nearest(np.zeros((1, 200_000), np.uint8), np.concatenate([near, far, near]))
+    assert (index.tolist(), distance.tolist()) == ([1], [0])

@@ -34,6 +34,9 @@ class DetailConfig:
     """Coarsest levels whose codes it is given, >= 1 and fewer than all."""
     num_layers: int = 3
     """Residual blocks of each level that paint the vectors."""
+    widths: tuple[int, ...] = ()
+    """Channels of these blocks at the last level that is drawn and at each finer one; none: the VQ-VAE's hidden channels
+    at the former, half of them at the latter."""
 
     def __post_init__(self) -> None:
         if isinstance(self.vqvae, dict):
@@ -42,6 +45,15 @@ class DetailConfig:
             raise ValueError(f"drawn_levels must be >= 1 and < {len(self.vqvae.strides)}, got {self.drawn_levels}")
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be >= 1, got {self.num_layers}")
+        painted = len(self.vqvae.strides) - self.drawn_levels + 1
+        if self.widths and (len(self.widths) != painted or min(self.widths) < 1):
+            raise ValueError(f"need {painted} widths >= 1, or none; got {self.widths}")
+
+    @property
+    def painter_widths(self) -> tuple[int, ...]:
+        """Channels of the blocks at the last level that is drawn and at each finer one."""
+        hidden = self.vqvae.by_level("hidden_channels")[self.drawn_levels - 1 :]
+        return self.widths or (hidden[0], *(max(channels // 2, 1) for channels in hidden[1:]))
 
     # What sampling asks of a VQ-VAE's config, for the levels that are drawn.
     @property
@@ -99,9 +111,7 @@ class DetailDecoder(checkpoint.Pretrained):
             nn.Embedding(k, d) for k, d in zip(ladder.num_embeddings[:drawn], ladder.embedding_dim, strict=False)
         ).requires_grad_(False)
         self.decoders = VQVAE(ladder).decoders
-        hidden = ladder.by_level("hidden_channels")
-        # Wide where maps are small, narrow where they are large.
-        widths = [hidden[drawn - 1], *(max(hidden[i] // 2, 1) for i in range(drawn, count))]
+        hidden, widths = ladder.by_level("hidden_channels"), config.painter_widths
         joint = [0, *(ladder.joint_channels or hidden[i] for i in range(1, count))]
         first = ladder.embedding_dim[drawn - 1] + joint[drawn - 1]
         inputs = [first, *(widths[i - drawn] + joint[i] for i in range(drawn, count))]
@@ -116,9 +126,9 @@ class DetailDecoder(checkpoint.Pretrained):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: VQVAE, drawn_levels: int = 1, num_layers: int = 3) -> Self:
+    def of(cls, model: VQVAE, drawn_levels: int = 1, num_layers: int = 3, widths: tuple[int, ...] = ()) -> Self:
         """Start from a trained VQ-VAE: it decodes as `VQVAE.decode` does without the finer levels."""
-        made = cls(DetailConfig(model.config, drawn_levels, num_layers))
+        made = cls(DetailConfig(model.config, drawn_levels, num_layers, widths))
         made.decoders.load_state_dict(model.decoders.state_dict())
         for own, codebook in zip(made.embeddings, model.codebooks, strict=False):
             own.load_state_dict({"weight": codebook.embedding})

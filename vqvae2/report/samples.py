@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import files
-from vqvae2.data import ImageSet
+from vqvae2.data import ImageSet, from_unit
 from vqvae2.data.phantom import ventricle_area
 from vqvae2.detail import ImageDecoder
 from vqvae2.metrics import Aligned, aligned_nearest, nearest, ssim
@@ -183,8 +183,9 @@ def nearest_training(queries: Tensor, train: ImageSet) -> tuple[NDArray[np.int64
     low, high = train.value_range
     unit = 2 / (high - low)
     dims = queries[0].numel()
-    # Compared in stored values, so that the training images need not all become floats at once.
-    index, distance = nearest((queries + 1) / unit + low, train.images, chunk=max(8, _ELEMENTS_AT_ONCE // dims))
+    # Compared as stored, so that the training images need not become floats.
+    stored = np.concatenate([from_unit(part, train.value_range) for part in queries.split(256)])
+    index, distance = nearest(stored, train.images, chunk=max(8, _ELEMENTS_AT_ONCE // dims))
     return index.numpy(), distance.double().numpy() * (unit / math.sqrt(dims))
 
 

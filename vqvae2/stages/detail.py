@@ -38,6 +38,9 @@ class DetailSettings:
     from torch's cache."""
     detail_levels: int = 1
     """Coarsest levels that it is given, fewer than all."""
+    detail_widths: tuple[int, ...] = ()
+    """Channels of the blocks that paint, at the last of these levels and at each finer one; none: the VQ-VAE's hidden
+    channels at the former, half of them at the latter."""
     detail_adversarial_weight: float = 1.5
     """Norm of its adversarial gradient relative to that of its distance from the image, >= 0."""
     detail_warmup: int = 120
@@ -50,6 +53,8 @@ class DetailSettings:
             raise ValueError(f"detail_share must be in [0, 1], got {self.detail_share}")
         if self.detail_levels < 1 or min(self.detail_adversarial_weight, self.detail_warmup) < 0:
             raise ValueError("need detail_levels >= 1, detail_adversarial_weight >= 0 and detail_warmup >= 0")
+        if self.detail_widths and min(self.detail_widths) < 1:
+            raise ValueError(f"detail_widths must be >= 1, got {self.detail_widths}")
 
     def divide(self, training: TrainingConfig) -> tuple[TrainingConfig | None, TrainingConfig | None]:
         """Divide a training's limit: settings of all before it, and its own; None: there is no such part."""
@@ -83,7 +88,7 @@ class DetailTask(VQVAETask):
         super().__init__(model, data, train)
         self.settings, self.steps = settings, 0
         self.origin = {"vqvae_sha256": vqvae_sha256}
-        self.detail = DetailDecoder.of(model, settings.detail_levels)
+        self.detail = DetailDecoder.of(model, settings.detail_levels, widths=settings.detail_widths)
         config = model.config
         self.loss_config = replace(config, mse_weight=0.0, l1_weight=1.0, ssim_weight=0.0, spectrum_weight=0.0)
         real = metrics.feature_maps(self._images("train", self._rows("train", _STANDARD)))

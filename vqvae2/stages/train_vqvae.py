@@ -146,7 +146,7 @@ def _story(line: CommandLine[Arguments]) -> None:
             prior = PRESETS[arguments.preset].prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
         if arguments.detail.detail_share:
-            detail = DetailConfig(config, arguments.detail.detail_levels)
+            detail = DetailConfig(config, arguments.detail.detail_levels, widths=arguments.detail.detail_widths)
             print(table("detail decoder", budget(detail, device, precision)))
         print(arguments.training.describe_limit())
         if told := in_words(_parts(arguments)):
@@ -194,6 +194,14 @@ def _check(arguments: Arguments, side: int) -> None:
                 f"a detail decoder of {levels} of {len(arguments.model.strides)} levels has nothing to paint",
                 "--detail-levels",
                 "Give fewer, or --detail-share 0",
+            )
+        widths, wanted = arguments.detail.detail_widths, len(arguments.model.strides) - levels + 1
+        if widths and len(widths) != wanted:
+            raise UserError(
+                f"a detail decoder that is given {levels} of {len(arguments.model.strides)} levels has blocks at {wanted}, "
+                f"got {len(widths)} widths",
+                "--detail-widths",
+                f"Give {wanted} numbers",
             )
         if arguments.detail.detail_share == 1 and arguments.init is None and not (arguments.resume and trained):
             raise UserError(
