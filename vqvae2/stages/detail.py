@@ -39,8 +39,8 @@ class DetailSettings:
     detail_levels: int = 1
     """Coarsest levels that it is given, fewer than all."""
     detail_widths: tuple[int, ...] = ()
-    """Channels of the blocks that paint, at the last of these levels and at each finer one; none: the VQ-VAE's hidden
-    channels at the former, half of them at the latter."""
+    """Channels of the blocks that paint, at the last of these levels and at each finer one. Empty: the VQ-VAE's hidden
+    channels at the former, and half of them at the others."""
     detail_adversarial_weight: float = 1.5
     """Norm of its adversarial gradient relative to that of its distance from the image, >= 0."""
     detail_warmup: int = 120

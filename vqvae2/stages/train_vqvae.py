@@ -198,8 +198,8 @@ def _check(arguments: Arguments, side: int) -> None:
         widths, wanted = arguments.detail.detail_widths, len(arguments.model.strides) - levels + 1
         if widths and len(widths) != wanted:
             raise UserError(
-                f"a detail decoder that is given {levels} of {len(arguments.model.strides)} levels has blocks at {wanted}, "
-                f"got {len(widths)} widths",
+                f"a detail decoder that is given {levels} of {len(arguments.model.strides)} levels paints at {wanted}, "
+                f"but there are {len(widths)} widths",
                 "--detail-widths",
                 f"Give {wanted} numbers",
             )
