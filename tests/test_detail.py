@@ -270,6 +270,15 @@ def test_a_detail_decoder_alone_leaves_the_vqvae_as_it_is(tmp_path, call, refuse
     assert call(train_vqvae.main, "--run", tmp_path / "b", "--resume").code == 0
     one = [*VQVAE_FLAGS, "--strides", 4, "--num-embeddings", 16, "--embedding-dim", 4]
     assert "nothing to paint" in refused(train_vqvae.main, "--run", tmp_path / "c", *one, "--detail-share", 0.5)
+    # From a run that has one it goes on, and waits for the new discriminator; of another shape it begins anew.
+    again = call(train_vqvae.main, "--run", tmp_path / "e", "--init", tmp_path / "b", *flags)
+    assert again.code == 0
+    assert f"from that in {tmp_path / 'b' / 'vqvae' / 'detail'}" in again.out
+    of_b, of_e = (checkpoint.load_tensors(tmp_path / name / "vqvae" / "detail") for name in "be")
+    assert all(torch.equal(tensor, of_e[name]) for name, tensor in of_b.items())
+    other = call(train_vqvae.main, "--run", tmp_path / "f", "--init", tmp_path / "b", *flags, "--detail-widths", 6, 5)
+    assert other.code == 0
+    assert "from that in" not in other.out
     two = [*VQVAE_FLAGS, "--detail-share", 0.5, "--detail-widths"]
     assert "Give 2 numbers" in refused(train_vqvae.main, "--run", tmp_path / "c", *two, 8, 4, 2)
     assert "--detail-widths must be >= 1" in refused(train_vqvae.main, "--run", tmp_path / "c", *two, 8, 0)

@@ -113,7 +113,7 @@ def run_command(line: str) -> bool:
     words = [str(Path(word).expanduser()) for word in shlex.split(line, comments=True)]
     if words[:1] == ["vqvae2"]:
         code = __main__.main(words[1:])
-    elif words[:1] == ["python"] and words[1] != "-m":
+    elif words[:1] == ["python"] and words[1] not in ("-m", "-c"):
         name = Path(words[1]).stem
         assert name.replace("_", "-") in STAGES, line
         more = ["--allow-collapse"] if name == "extract_codes" else []  # models made small use few codes

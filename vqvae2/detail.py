@@ -35,8 +35,8 @@ class DetailConfig:
     num_layers: int = 3
     """Residual blocks of each level that paint the vectors."""
     widths: tuple[int, ...] = ()
-    """Channels of these blocks at the last level that is drawn and at each finer one. Empty: the VQ-VAE's hidden channels
-    at the former, and half of them at the others."""
+    """Channels of these blocks at the last level that is drawn and at each finer one. Empty: as many as the VQ-VAE has
+    hidden channels at the former, half as many at the others."""
 
     def __post_init__(self) -> None:
         if isinstance(self.vqvae, dict):

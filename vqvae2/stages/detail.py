@@ -15,13 +15,13 @@ from vqvae2.detail import DetailDecoder
 from vqvae2.errors import UserError
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, grid, to_picture
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, start_from
 from vqvae2.stages.sharpening import divide
 from vqvae2.stages.vqvae_tasks import EVALUATED, SHOWN, VQVAETask, images_of
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["DetailSettings", "DetailTask", "is_begun", "load_detail"]
+__all__ = ["DetailSettings", "DetailTask", "detail_to_start_from", "is_begun", "load_detail", "shape_of"]
 
 _VECTORS = 0.1  # weight of the distance to the finer levels' vectors, before the discriminator's gradient is let in
 _SHIFT = 32  # pixels of the network's coarsest cell
@@ -72,6 +72,7 @@ class DetailTask(VQVAETask):
         settings: how.
         vqvae_sha256: of the weights of the VQ-VAE.
         train: the training images, where they come changed.
+        start: folder of a trained detail decoder of the same shape, to go on from; None: from the VQ-VAE's decoders.
     """
 
     rate_flag, restarts, compiled_pays_on_cpu = "--detail-learning-rate", True, False
@@ -84,11 +85,14 @@ class DetailTask(VQVAETask):
         settings: DetailSettings,
         vqvae_sha256: str,
         train: AugmentedSet | None = None,
+        start: Path | None = None,
     ) -> None:
         super().__init__(model, data, train)
-        self.settings, self.steps = settings, 0
+        self.settings, self.steps, self.trained = settings, 0, start is not None
         self.origin = {"vqvae_sha256": vqvae_sha256}
         self.detail = DetailDecoder.of(model, settings.detail_levels, widths=settings.detail_widths)
+        if start is not None:
+            start_from(self.detail, start, fresh=("embeddings.",))
         config = model.config
         self.loss_config = replace(config, mse_weight=0.0, l1_weight=1.0, ssim_weight=0.0, spectrum_weight=0.0)
         real = metrics.feature_maps(self._images("train", self._rows("train", _STANDARD)))
@@ -124,7 +128,8 @@ class DetailTask(VQVAETask):
         pushed = (made.float() * gradient).sum()
         trained = told + pushed
         if not warm:
-            trained = trained + _VECTORS * self._distance(painted, codes)
+            # Without the discriminator's gradient a trained decoder would only get blurred: it waits.
+            trained = told + 0 * pushed if self.trained else trained + _VECTORS * self._distance(painted, codes)
         loss = trained + (perceptual + error - trained).detach()
         sums = {"perceptual": perceptual, "l1": error, "discriminator": told}
         return loss, {f"train/{name}": (value.detach(), 1.0) for name, value in sums.items()}
@@ -164,10 +169,10 @@ class DetailTask(VQVAETask):
         self.detail.save_pretrained(folder, self.origin)
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, **self.origin}
+        return {"steps": self.steps, "trained": self.trained, **self.origin}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
+        self.steps, self.trained = state["steps"], state.get("trained", False)
 
     def _painted(self, images: Tensor) -> Tensor:
         levels = self.settings.detail_levels
@@ -178,6 +183,22 @@ def is_begun(run: RunFolder, vqvae_sha256: str) -> bool:
     """Tell whether there is a training to resume of a detail decoder for this VQ-VAE, not for an earlier one."""
     state = run.detail / "state"
     return checkpoint.has_state(state) and checkpoint.load_state(state)["task"].get("vqvae_sha256") == vqvae_sha256
+
+
+def shape_of(run: RunFolder) -> dict[str, Any]:
+    """Return the `DetailSettings`, by name, that give a detail decoder the shape of a run's; none where it has none."""
+    if not checkpoint.has_model(run.detail):
+        return {}
+    config = checkpoint.load_config(run.detail, kind=DetailDecoder.kind)
+    return {"detail_levels": config["drawn_levels"], "detail_widths": tuple(config.get("widths", ()))}
+
+
+def detail_to_start_from(init: Path | None, settings: DetailSettings) -> Path | None:
+    """Return the folder of the detail decoder that ``--init`` brings; None where there is none of this shape."""
+    if init is None:
+        return None
+    shape = shape_of(RunFolder(init))
+    return RunFolder(init).detail if shape and replace(settings, **shape) == settings else None
 
 
 def load_detail(run: RunFolder, device: torch.device) -> DetailDecoder | None:

@@ -35,7 +35,7 @@ from vqvae2.stages.common import (
     start_from,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
-from vqvae2.stages.detail import DetailSettings, DetailTask, is_begun
+from vqvae2.stages.detail import DetailSettings, DetailTask, detail_to_start_from, is_begun, shape_of
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
@@ -309,10 +309,13 @@ def _train(
         return outcome
     best = VQVAE.from_pretrained(run.vqvae, device)
     _check_initialized(best, third, run, "--detail-share 0")
-    print(f"training a detail decoder of {' and '.join(best.levels[: arguments.detail.detail_levels])}, {run.detail}")
+    start = detail_to_start_from(arguments.init, arguments.detail)
+    told = f", from that in {start}" if start else ""
+    of_levels = " and ".join(best.levels[: arguments.detail.detail_levels])
+    print(f"training a detail decoder of {of_levels}, {run.detail}{told}")
     of = distributed.on_main(lambda: checkpoint.sha256_of(run.vqvae))
     resume = arguments.resume and distributed.on_main(lambda: is_begun(run, of))
-    fit(DetailTask(best, data, arguments.detail, of, changing), third, run.detail, resume=resume, **settings)
+    fit(DetailTask(best, data, arguments.detail, of, changing, start), third, run.detail, resume=resume, **settings)
     return outcome
 
 
@@ -397,6 +400,7 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         size = f"{stored['height']}x{stored['width']}"
         configs["model"] = checkpoint.config_from(VQVAEConfig, stored, init)
         configs["data"] = replace(configs["data"], size=size, channels=stored["channels"], fit=stored["data"]["fit"])
+        configs["detail"] = replace(configs["detail"], **shape_of(RunFolder(init)))
     kept = record["train_vqvae"] if record else {}
     if kept:
         configs = resumed(configs, kept, line.given["run"])
