@@ -103,13 +103,15 @@ def test_only_float32_on_the_cpu_is_written():
         encode_codes([priors[0].double(), priors[1]], codes, label)
 
 
-def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_path, call, refused):
-    file, out = tmp_path / "brains.vq", tmp_path / "images"
+def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_path, call, refused, monkeypatch):
+    (tmp_path / "work").mkdir()
+    run, file, out = run.resolve(), tmp_path / "brains.vq", tmp_path / "images"
     told = call(compress.main, "--run", run, "--out", file, "--split", "val", "--chunk-size", 4)
     assert told.code == 0, told.err
     assert "times that" in told.out
     assert "already" in refused(compress.main, "--run", run, "--out", file)
-    assert call(decompress.main, "--run", run, "--file", file, "--out", out).code == 0
+    monkeypatch.chdir(tmp_path / "work")
+    assert call(decompress.main, "--run", run, "--file", file, "--out", "../images").code == 0
     val = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"), ["val"]).splits["val"]
     model = VQVAE.from_pretrained(run / "vqvae")
     with torch.no_grad():
@@ -125,6 +127,10 @@ def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_p
     assert "not written with the models" in refused(
         decompress.main, "--run", run, "--file", file, "--out", tmp_path / "none"
     )
+    dotted = [f"MR_T1.54512_k{i:03}" for i in range(len(header.keys))]  # slices of a volume: none is lost
+    file.write_bytes(pack(replace(header, keys=dotted), streams))
+    assert call(decompress.main, "--run", run, "--file", file, "--out", tmp_path / "dotted").code == 0
+    assert sorted(path.name for path in (tmp_path / "dotted").iterdir()) == [f"{key}.png" for key in dotted]
     escaping = ["../out", *header.keys[1:]]
     file.write_bytes(pack(replace(header, keys=escaping), streams))
     assert "leads out" in refused(decompress.main, "--run", run, "--file", file, "--out", tmp_path / "none")

@@ -14,6 +14,7 @@ from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
 from torchrun import torchrun
 
 from vqvae2 import CodeStore, checkpoint, distributed
+from vqvae2.errors import UserError
 from vqvae2.quantizer import Codebook
 from vqvae2.stages import evaluate, extract_codes, sample
 
@@ -28,6 +29,15 @@ def test_one_process_moves_nothing():
     assert distributed.all_gather_rows(rows) is rows
     assert distributed.on_main(lambda: 5) == 5
     assert distributed.own_part([1, 2, 3]) == [1, 2, 3]
+
+
+def test_an_error_of_the_user_is_no_lost_connection(monkeypatch):
+    told = UserError("the processes could not be joined (no address)", "backend gloo", "Check MASTER_ADDR")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distributed.lost(RuntimeError("[gloo] Connection closed by peer"))
+    assert not distributed.lost(told)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert not distributed.lost(RuntimeError("[gloo] Connection closed by peer"))
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,8 @@ def test_a_run_record_that_is_broken_or_newer_is_refused(run, refused):
     (run / "run.json").write_text(json.dumps({**record, "format": 99}))
     for stage in ("extract-codes", "sample"):
         assert "newer" in refused(vqvae2, stage, "--run", run)
+    (run / "run.json").write_text(json.dumps({**record, "preset": "brain512"}))
+    assert "has no preset brain512" in refused(train_prior.main, "--run", run, "--level", "top", "--overwrite")
     (run / "run.json").write_text("{")
     assert "run.json" in refused(extract_codes.main, "--run", run)
 

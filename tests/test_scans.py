@@ -181,6 +181,8 @@ def test_maps_and_other_volumes_of_freesurfer_are_left_out_and_said(tmp_path):
     assert lay(tmp_path / "fs", [], exclude=("T1.mgz",)).keys[0] == "b01/mri/brain.mgz"
     names = [f"b{p:02}/mri/{'T1' if p == 1 else 'brain'}.mgz" for p in P]  # not all have the same
     assert sorted(lay(tmp_path / "mixed", names).keys) == sorted(names)
+    with pytest.raises(UserError, match="only masks, maps and averages are here"):
+        lay(tmp_path / "averages", ["fsaverage/mri/T1.mgz", "fsaverage/mri/brain.mgz"])
 
 
 def test_a_layout_that_is_asked_for_takes_folders_that_count_parts(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vqvae2 import distributed
@@ -92,18 +93,12 @@ def load_batches(
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
-        yield _to(batch, device)
+        yield tree_map_only(Tensor, lambda value: value.to(device, non_blocking=True), batch)
 
 
 def batch_length(batch: Mapping[str, Any]) -> int:
     """Count the items of a batch, by its first tensor."""
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: _to(value, device) for name, value in batch.items()}
-    return [_to(v, device) for v in batch] if isinstance(batch, list) else batch.to(device, non_blocking=True)
 
 
 def ignore_signals(_worker: int) -> None:

@@ -41,11 +41,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def quiet() -> bool | None:
-    """Return tqdm's ``disable``: the main process alone shows a bar, and only on a terminal."""
-    return None if is_main() else True
-
-
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all processes; no gradient passes.
 
@@ -163,7 +158,7 @@ def report_once(report: Callable[[], object] | None) -> None:
 
 def lost(error: BaseException) -> bool:
     """Tell whether an error says that another process of the group is gone."""
-    if announced() <= 1 or not dist.is_available():
+    if announced() <= 1 or not dist.is_available() or isinstance(error, UserError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
@@ -171,11 +166,6 @@ def lost(error: BaseException) -> bool:
 def announced() -> int:
     """Return the number of processes that the environment announces, as torchrun does; 1 without."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def announced_rank() -> int:
-    """Return this process's number as the environment announces it; 0 without."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -1,7 +1,7 @@
 """How a model is trained: the settings, the optimisers, the schedule and the moving average of the weights."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -155,12 +155,8 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=betas, fused=fused)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step. The gradients of the matrices are used up."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         group = self.param_groups[0]
         alike: dict[tuple[int, int], list[Tensor]] = {}
         for parameter in group["params"]:
@@ -189,7 +185,6 @@ class Muon(torch.optim.AdamW):
             for parameter in matrices:  # AdamW passes over what has no gradient
                 parameter.grad = None
         super().step()
-        return loss
 
 
 _MUON_MOMENTUM = 0.95

@@ -146,7 +146,8 @@ _PAPER_PRIOR = PriorConfig(
     position_logits=False,
     codebook_embeddings=False,
 )
-_PAPER_TRAINING = TrainingConfig(optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, ema_decay=0.9999)
+_PAPER_TRAINING = TrainingConfig(optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0)
+_PAPER_PRIOR_TRAINING = replace(_PAPER_TRAINING, ema_decay=0.9999)
 
 
 def _times(factor: int, training: TrainingConfig) -> TrainingConfig:
@@ -258,21 +259,14 @@ PRESETS: dict[str, Preset] = {
     "imagenet256": Preset(
         source="Razavi et al. 2019 (arXiv 1906.00446); rate as in reimplementations, steps unverified",
         vqvae=_PAPER,
-        vqvae_training=TrainingConfig(
-            batch_size=128,
-            optimizer="adam",
-            learning_rate=3e-4,
-            beta2=0.999,
-            clip_norm=0,
-            max_steps=2_207_444,
-        ),
+        vqvae_training=replace(_PAPER_TRAINING, batch_size=128, max_steps=2_207_444),
         priors=(
             replace(_PAPER_PRIOR, residual_channels=2048, attention_every=5, output_layers=20),
             _PAPER_PRIOR,
         ),
         prior_training=(
-            replace(_PAPER_TRAINING, batch_size=1024, max_steps=1_600_000),
-            replace(_PAPER_TRAINING, batch_size=512, max_steps=754_000),
+            replace(_PAPER_PRIOR_TRAINING, batch_size=1024, max_steps=1_600_000),
+            replace(_PAPER_PRIOR_TRAINING, batch_size=512, max_steps=754_000),
         ),
         size="256x256",
         fit="cover",
@@ -287,18 +281,16 @@ PRESETS: dict[str, Preset] = {
             num_embeddings=(512, 512, 512),
             embedding_dim=(64, 64, 64),
         ),
-        vqvae_training=TrainingConfig(
-            batch_size=128, optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, max_steps=304_741
-        ),
+        vqvae_training=replace(_PAPER_TRAINING, batch_size=128, max_steps=304_741),
         priors=(
             replace(_PAPER_PRIOR, residual_channels=2048, attention_every=5, dropout=0.5, attention_dropout=0.5),
             replace(_PAPER_PRIOR, attention_every=20, condition_layers=8, dropout=0.3, attention_dropout=0.3),
             replace(_PAPER_PRIOR, num_layers=10, condition_layers=8, dropout=0.25),
         ),
         prior_training=(
-            replace(_PAPER_TRAINING, batch_size=1024, max_steps=237_000),
-            replace(_PAPER_TRAINING, batch_size=512, max_steps=57_000),
-            replace(_PAPER_TRAINING, batch_size=256, max_steps=270_000),
+            replace(_PAPER_PRIOR_TRAINING, batch_size=1024, max_steps=237_000),
+            replace(_PAPER_PRIOR_TRAINING, batch_size=512, max_steps=57_000),
+            replace(_PAPER_PRIOR_TRAINING, batch_size=256, max_steps=270_000),
         ),
         size="1024x1024",
     ),
@@ -313,9 +305,7 @@ PRESETS: dict[str, Preset] = {
             embedding_dim=(64,),
             residual_channels=32,
         ),
-        vqvae_training=TrainingConfig(
-            batch_size=32, optimizer="adam", learning_rate=3e-4, beta2=0.999, clip_norm=0, max_steps=10_000
-        ),
+        vqvae_training=replace(_PAPER_TRAINING, batch_size=32, max_steps=10_000),
         priors=(_PRIOR,),
         prior_training=(replace(_PRIOR_TRAINING, max_steps=20_000),),
         size="32x32",

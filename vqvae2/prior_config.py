@@ -84,16 +84,8 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "height",
-            "width",
-            "num_embeddings",
-            "embedding_dim",
-            "channels",
-            "residual_channels",
-            "num_layers",
-            "num_heads",
-            "patch",
-            "patch_channels",
+            *("height", "width", "num_embeddings", "embedding_dim", "channels", "residual_channels", "num_layers"),
+            *("num_heads", "patch", "patch_channels"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

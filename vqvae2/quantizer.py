@@ -166,9 +166,9 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("frozen", start / embedding_dim**0.5)
             self.embedding_map = nn.Parameter(torch.eye(embedding_dim) * embedding_dim**0.5)
             self.embedding_shift = nn.Parameter(torch.zeros(embedding_dim))
-        # Updates made since the codebook was initialised; -1: not initialised. `_updates` spares a device round trip.
-        self._updates = -1 if self.init_vectors else 0
-        self.register_buffer("updates", torch.tensor(self._updates))
+        # Made since the codebook was initialised; -1: not initialised. As a plain number it spares a device round trip.
+        self.num_updates = -1 if self.init_vectors else 0
+        self.register_buffer("updates", torch.tensor(self.num_updates))
         self.gathered: list[Tensor] = []  # encoder outputs that the start has seen so far
         self.pending: list[_Assigned] = []  # training passes since the last update
         self.register_load_state_dict_post_hook(_recall_updates)
@@ -176,18 +176,7 @@ class VectorQuantizer(nn.Module):
     @property
     def initialized(self) -> bool:
         """Whether the codebook holds its start values, so that inputs are quantised in training too."""
-        return self._updates >= 0
-
-    @property
-    def num_updates(self) -> int:
-        """Updates made since the codebook was initialised, -1 before; known without asking the device."""
-        return self._updates
-
-    def extra_repr(self) -> str:
-        """Name the settings in ``print(model)``."""
-        config = self.config
-        how = f"codebook={config.codebook}, decay={config.decay}, beta={config.commitment_cost}"
-        return f"K={self.num_embeddings}, D={self.embedding_dim}, {how}"
+        return self.num_updates >= 0
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Embed codes: (...) int64 in [0, K) -> (..., D)."""
@@ -315,7 +304,7 @@ class VectorQuantizer(nn.Module):
         counts, sums = both[:, 0], both[:, 1:]
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
         # 4K vectors at least: a few vectors say nothing about most of the codes.
-        growing = min(self.config.decay, (1 + self._updates) / (10 + self._updates))
+        growing = min(self.config.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weight = (counts.sum() / (_LEAST_WINDOW * self.num_embeddings)).clamp(1 - self.config.decay, 1 - growing)
         self.cluster_size.lerp_(counts, weight)
         if self.config.codebook == "ema":
@@ -332,7 +321,7 @@ class VectorQuantizer(nn.Module):
         dead = self.cluster_size < self.config.revival_threshold * self.cluster_size.mean()
         errors = torch.cat([distributed.all_gather_rows(part.errors) for part in passes])
         # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
-        generator = torch.Generator(errors.device).manual_seed(self._updates)
+        generator = torch.Generator(errors.device).manual_seed(self.num_updates)
         uniform = torch.rand(errors.shape, dtype=errors.dtype, device=errors.device, generator=generator)
         order = (errors / -uniform.log()).topk(min(self.num_embeddings, len(errors))).indices
         # Draws differ between kinds of GPU.
@@ -349,8 +338,8 @@ class VectorQuantizer(nn.Module):
         return min(5 * self.config.revival_threshold, 1.0) * counts.mean()
 
     def _advance(self) -> None:
-        self._updates += 1
-        self.updates.fill_(self._updates)
+        self.num_updates += 1
+        self.updates.fill_(self.num_updates)
 
 
 def _rows(passes: list[_Assigned], index: Tensor) -> Tensor:
@@ -368,4 +357,4 @@ def _rows(passes: list[_Assigned], index: Tensor) -> Tensor:
 
 def _recall_updates(module: nn.Module, _keys: object) -> None:
     assert isinstance(module, VectorQuantizer)
-    module._updates = int(module.updates)
+    module.num_updates = int(module.updates)

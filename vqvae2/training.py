@@ -182,7 +182,7 @@ class _Run:
         bar = tqdm(
             total=100.0,
             unit="%",
-            disable=distributed.quiet(),
+            disable=None if distributed.is_main() else True,  # none: only where there is a terminal
             bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}",
         )
         try:
@@ -279,7 +279,7 @@ class _Run:
     def _log_window(self, bar: Any) -> None:
         figures = self.window.gather()
         self.window.reset()
-        self._check_loss(figures["train/loss"])
+        self._refuse_non_finite("the loss", figures["train/loss"])
         now = time.monotonic()
         figures[self.task.unit] = self.window_items / (now - self.window_start)
         figures["train/learning_rate"] = self.optimizer.param_groups[-1]["lr"]
@@ -295,12 +295,9 @@ class _Run:
             left = f", {in_words(self.seconds / self.progress - self.seconds)} left" if self.progress else ""
             self.say(f"  step {self.step:,}, {words}{left}")
 
-    def _check_loss(self, value: float) -> None:
-        self._refuse_non_finite("the loss", value)
-
     def _check_model(self) -> None:
         """Raise UserError if the loss, a weight or a codebook is not finite: such a model is never written."""
-        self._check_loss(self.window.gather().get("train/loss", 0.0))
+        self._refuse_non_finite("the loss", self.window.gather().get("train/loss", 0.0))
         for module in self.modules.values():
             for name, tensor in module.state_dict().items():
                 if tensor.is_floating_point():

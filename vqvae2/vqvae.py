@@ -158,7 +158,7 @@ class VQVAE(checkpoint.Pretrained):
                 mean = self.codebooks[i].mean_embedding().to(vectors.dtype)
                 left = torch.where((kept > i)[:, None, None, None], vectors, mean)
             shares = shown is decoded and left is vectors and not self.conditioners
-            shown = self._descend(i, left, shown)
+            shown = self.decoders[i](_join(left, shown))
             decoded = shown if shares else self._condition(i, vectors, decoded) if i < last else None
         assert shown is not None
         return Reconstruction(shown, codes, commitment)
@@ -310,12 +310,8 @@ class VQVAE(checkpoint.Pretrained):
         joined = feature if decoded is None else torch.cat([feature, decoded], 1)
         return self.quantizers[i](self.to_code[i](joined).permute(0, 2, 3, 1))
 
-    def _descend(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
-        """Decode level i, from vectors (B, h, w, D) and the decoded upper levels (B, J, h, w), one resolution finer."""
-        return self.decoders[i](_join(vectors, decoded))
-
     def _condition(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
-        """Tell the next finer level's codes of level i; arguments and result as of `_descend`."""
+        """Tell the next finer level of level i: of its vectors (B, h, w, D) and what is decoded so far (B, J, h, w)."""
         return (self.conditioners or self.decoders)[i](_join(vectors, decoded))
 
     def _levels_kept(self, batch: int, device: torch.device) -> Tensor | None:

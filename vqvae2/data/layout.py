@@ -247,9 +247,7 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
     training = [i for i, split in enumerate(layout.splits) if split in (None, "train")]
     for depth in range(3):
         names = [parts[depth] if len(parts) > depth else "" for parts in folders]
-        if not all(names[i] for i in training) or len(set(names) - {""}) < (
-            1 if depth == 0 and wanted != "auto" else 2
-        ):
+        if not all(names[i] for i in training) or len(set(names) - {""}) < 2:
             return None
         if are_chunks(layout.keys, names):
             return None

@@ -62,22 +62,7 @@ IMAGES = re.compile(
     r"ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|scans?"
 )
 """Folders that hold the images where another holds what was made of them."""
-QUALIFIERS = {
-    "whole",
-    "total",
-    "all",
-    "left",
-    "right",
-    "l",
-    "r",
-    "lh",
-    "rh",
-    "optic",
-    "white",
-    "matter",
-    "binary",
-    "final",
-}
+QUALIFIERS = set("whole total all left right l r lh rh optic white matter binary final".split())
 """Words that go with those: ``P01_whole_tumor``."""
 PICTURES = re.compile(
     r"qc|qa|quality|checks?|slicesdir|snapshots?|screenshots?|shots?|thumb(?:nail)?s?|previews?|montages?|mosaics?|overlays?|"

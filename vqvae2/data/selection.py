@@ -115,6 +115,8 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
         _leave_out_masks(layout)
         _leave_out_maps(layout)
         _of_freesurfer(layout)
+    if not layout.paths:
+        raise UserError("only masks, maps and averages are here", folder, "--include-masks takes them")
     return layout
 
 

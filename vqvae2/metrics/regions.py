@@ -83,7 +83,7 @@ def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates:
     which = index[:, :, 0].clone()
     for p, place in enumerate(places):
         own, back = _standard(_cut(grey, place, size)), index[p].unique()
-        others = torch.cat([take(references, rows).float().mean(1) for rows in _lists(back, chunk)])
+        others = torch.cat([take(references, rows.tolist()).float().mean(1) for rows in back.split(chunk)])
         at = torch.searchsorted(back, index[p])
         for moved in _moved(place, size, (height, width), reach):
             known = _standard(_cut(others, moved, size))
@@ -104,7 +104,7 @@ def _standard(regions: Tensor) -> Tensor:
     """Flat (B, d) of mean 0 and length 1; zeros where a region is one single value."""
     flat = regions.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
-    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return F.normalize(flat, eps=1e-6)
 
 
 def _thumbnails(regions: Tensor) -> Tensor:
@@ -119,8 +119,3 @@ def _moved(
     for y in {min(max(place[0] + step, 0), frame[0] - size[0]) for step in steps}:
         for x in {min(max(place[1] + step, 0), frame[1] - size[1]) for step in steps}:
             yield y, x
-
-
-def _lists(numbers: Tensor, chunk: int) -> Iterator[list[int]]:
-    for part in numbers.split(chunk):
-        yield part.tolist()

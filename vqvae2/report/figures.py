@@ -188,13 +188,9 @@ def histograms(
         bins = np.linspace(low - margin, high + margin, count + 1)
         for (name, values), colour in zip(finite.items(), (BLUE, GREY, ORANGE, GREEN, PINK), strict=False):
             weights = np.full(len(values), 1 / max(len(values), 1))
-            shape: dict[str, Any] = {
-                "bins": bins,
-                "weights": weights,
-                "histtype": "stepfilled",
-                "facecolor": _fade(colour),
-            }
-            axis.hist(values, **shape, edgecolor=colour, linewidth=1.2, label=f"{name} (mean {values.mean():.3g})")
+            style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colour, 0.25), "edgecolor": colour}
+            label = f"{name} (mean {values.mean():.3g})"
+            axis.hist(values, bins, weights=weights, histtype="stepfilled", linewidth=1.2, label=label, **style)
         for name, value in (lines or {}).items():
             axis.axvline(value, color="#333333", linewidth=1, linestyle="--", label=name)
         axis.set(title=title, ylabel=ylabel)
@@ -252,7 +248,7 @@ def nll_maps(maps: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], backdrop: Te
             line[2].imshow(to_picture(backdrop), cmap="gray", vmin=0, vmax=255)
             line[2].set_title("mean training image", fontsize=8.5)
     for axis in axes.flat:
-        _bare(axis)
+        axis.axis("off")
     return figure
 
 
@@ -324,14 +320,6 @@ def _sheet(
     return figure, tall
 
 
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.grid(visible=False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
 def _pictures(images: Tensor) -> list[Picture]:
     return [to_picture(image) for image in images]
 
@@ -360,8 +348,3 @@ def _curve(axis: Axes, stats: Stats, name: str, label: str, colour: str, marker:
 
 def _level_line(axis: Axes, value: float, label: str | None, style: str = ":") -> None:
     axis.axhline(value, color="#333333", linewidth=1.1, linestyle=style, label=label)
-
-
-def _fade(colour: str) -> tuple[float, float, float, float]:
-    red, green, blue = mpl.colors.to_rgb(colour)
-    return red, green, blue, 0.25

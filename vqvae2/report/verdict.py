@@ -18,34 +18,8 @@ _ENOUGH = 30
 """Images of each set from which on coverage and neighbours are judged."""
 _APART = 0.9
 """Accuracy of the nearest neighbour above which samples are told from held-out images."""
-_LEAST_RELIANCE = 0.005
-"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
 _LEAST_SHARE = 0.75
 """Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-EXCESS = 0.1
-"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
-_ENOUGH = 30
-"""Images of each set from which on coverage and neighbours are judged."""
-_APART = 0.9
-"""Accuracy of the nearest neighbour above which samples are told from held-out images."""
-_LEAST_RELIANCE = 0.005
-"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
-_LEAST_SHARE = 0.75
-"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-EXCESS = 0.1
-"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
-_APART = 0.9
-"""Accuracy of the nearest neighbour above which samples are told from held-out images."""
-_LEAST_RELIANCE = 0.005
-"""Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
-_LEAST_SHARE = 0.75
-"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-EXCESS = 0.1
-"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
-_LEAST_SHARE = 0.75
-"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-EXCESS = 0.1
-"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 EXCESS = 0.1
 """Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 

@@ -15,10 +15,6 @@ Report = Mapping[str, Any]
 
 _LEAST_RELIANCE = 0.005
 """Rise of a prior's NLL, in nats, below which it makes no use of what was exchanged."""
-_LEAST_SHARE = 0.75
-"""Share of the training images' coverage and recall below which kinds of images are missing from samples."""
-_EXCESS = 0.1
-"""Mean SSIM of two samples minus that of two real images' reconstructions, beyond which the two kinds differ."""
 
 
 def warnings(report: Report) -> list[str]:

@@ -23,7 +23,7 @@ from vqvae2.metrics import foreground
 from vqvae2.pictures import grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
-from vqvae2.stages.common import RunFolder
+from vqvae2.stages.common import RunFolder, png_names
 from vqvae2.stages.compared import background_of
 from vqvae2.stages.evaluated import Evaluated
 from vqvae2.stages.sample_folder import check_own, hashes_of
@@ -227,6 +227,7 @@ def _write(
     files.make_folder(out)
     (out / "anomaly.json").unlink(missing_ok=True)  # never beside maps of another call
     sheets: list[NDArray[np.uint8]] = []
+    names = png_names(images.keys)
     for row in rows:
         i = row["index"]
         image = images[i]["image"]
@@ -234,11 +235,9 @@ def _write(
         heat = _heat(np.where(found.masks[i], found.maps[i], 0), threshold)
         above = (found.maps[i] > threshold) & found.masks[i]
         strip = [picture, to_picture(expected[i]), heat, _outlined(picture, above)]
-        name = Path(images.keys[i].lstrip("/")).with_suffix(".png")
-        if ".." in name.parts:
-            name = Path(name.name)
-        files.make_folder((out / "pictures" / name).parent)
-        files.write_atomic(out / "pictures" / name, png_bytes(grid(strip, 4)))
+        path = out / "pictures" / names[i]
+        files.make_folder(path.parent)
+        files.write_atomic(path, png_bytes(grid(strip, 4)))
         if len(sheets) < 4 * _SHOWN:
             sheets += strip
     files.write_atomic(out / "grid.png", png_bytes(grid(sheets, 4)))

@@ -3,8 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,14 +76,12 @@ def _story(line: CommandLine[Arguments]) -> None:
     print(f"{memory_in_words(sum(entry.size for entry in entries))} in {folder}")
 
 
-@contextmanager
-def _unused(entry: _Entry) -> Iterator[None]:
+def _unused(entry: _Entry) -> AbstractContextManager[None]:
     """Hold the lock under which an entry is written; the lock itself stays, as locks must."""
-    with ExitStack() as stack:
-        if entry.path.parent.name == "pixels":
-            key = entry.path.name.lstrip(".").split(".")[0]
-            stack.enter_context(files.locked(entry.path.parent / f".{key}.lock"))
-        yield
+    if entry.path.parent.name != "pixels":
+        return nullcontext()
+    key = entry.path.name.lstrip(".").split(".")[0]
+    return files.locked(entry.path.parent / f".{key}.lock")
 
 
 def _entries(folder: Path) -> list[_Entry]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vqvae2 import checkpoint, distributed, files
 from vqvae2.codes import CodeStore
+from vqvae2.data.decoding import SUFFIXES
 from vqvae2.data.pools import cores
 from vqvae2.device import DeviceChoice, PrecisionChoice, forbid_tf32, resolve_device, resolve_precision
 from vqvae2.errors import UserError
@@ -192,6 +193,24 @@ def initial_batches(config: VQVAEConfig, batch_size: int) -> int:
     return max(-(-config.init_vectors // (batch_size * h * w)) for h, w in config.shapes)
 
 
+def png_names(keys: Sequence[str]) -> list[str]:
+    """Name a PNG after each image, no two alike, none outside the folder that they are put in.
+
+    Example:
+        >>> png_names(["P01/a.jpg", "P01/a.png", "MR_T1.54512_k098"])
+        ['P01/a.png', 'P01/a.png.png', 'MR_T1.54512_k098.png']
+    """
+    names: dict[str, None] = {}
+    for key in keys:
+        bare = "/".join(part for part in Path(key.lstrip("/")).parts if part != "..")
+        end = Path(bare).suffix
+        name = f"{bare.removesuffix(end) if end.lower() in SUFFIXES else bare}.png"
+        while name in names:
+            bare = name = f"{bare}.png"
+        names[name] = None
+    return list(names)
+
+
 def start_from(model: nn.Module, folder: Path, fresh: Sequence[str] = ()) -> None:
     """Fill a new model with the weights of another one.
 
@@ -349,6 +368,7 @@ __all__ = [
     "locked",
     "longer_training",
     "memory_in_words",
+    "png_names",
     "prepare_folder",
     "record_of",
     "refuse_torchrun",

@@ -18,7 +18,7 @@ from vqvae2.pictures import channels_last, png_bytes
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.residuals import ResidualModel
-from vqvae2.stages.common import RunFolder, refuse_torchrun
+from vqvae2.stages.common import RunFolder, png_names, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import hashes_of
@@ -60,14 +60,15 @@ def _story(line: CommandLine[Arguments]) -> None:
         raise UserError(
             f"the file was not written with the models in {run.path}", arguments.file, "Give the --run that wrote it"
         )
+    for key in header.keys:
+        if ".." in Path(key).parts:
+            raise UserError("a name in the file leads out of the folder", key, "Do not trust this file")
+    paths = [arguments.out / name for name in png_names(header.keys)]
     positions = sum(h * w for h, w in header.shapes)
     total, done = len(header.chunks) * header.chunk_size * positions, 0
     with Progress(total, "reading codes", "codes") as progress:
         for pixels in read_images(model, priors, header, streams, run.value_range, progress):
-            for key, image in zip(header.keys[done : done + len(pixels)], pixels, strict=True):
-                path = arguments.out / Path(key.lstrip("/")).with_suffix(".png")
-                if ".." in path.parts:
-                    raise UserError("a name in the file leads out of the folder", key, "Do not trust this file")
+            for path, image in zip(paths[done : done + len(pixels)], pixels, strict=True):
                 files.make_folder(path.parent)
                 files.write_atomic(path, png_bytes(channels_last(image)))
             done += len(pixels)

@@ -21,7 +21,7 @@ from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.stages.anomaly import write_anomalies
 from vqvae2.stages.commands import command
-from vqvae2.stages.common import Compute, RunFolder, locked, refuse_torchrun
+from vqvae2.stages.common import Compute, RunFolder, locked, png_names, refuse_torchrun
 from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_distances, measure_samples
 from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
@@ -289,11 +289,7 @@ def _images(
 
 def _keeper(folder: Path, images: Any) -> Callable:
     """Return a function that writes reconstructions as PNG under the images' names."""
-    names: dict[str, int] = {}  # a.png and a.jpg may both exist
-    for i, key in enumerate(images.keys):
-        name = Path(key.lstrip("/")).with_suffix(".png").as_posix()
-        names[name if name not in names else f"{key.lstrip('/')}.png"] = i
-    paths = [folder / name for name in names]
+    paths = [folder / name for name in png_names(images.keys)]
 
     def keep(rows: Sequence[int], made: Any) -> None:
         for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):

@@ -232,12 +232,10 @@ def describe(
     return {
         "levels": [prior.config.level for prior in priors],
         "label": label,
-        "temperature": [level.temperature for level in sharpness],
-        "top_k": [level.top_k for level in sharpness],
-        "top_p": [level.top_p for level in sharpness],
-        "guidance": [level.guidance for level in sharpness],
-        "min_p": [level.min_p for level in sharpness],
-        "autoguidance": [level.autoguidance for level in sharpness],
+        **{
+            name: [getattr(level, name) for level in sharpness]
+            for name in ("temperature", "top_k", "top_p", "guidance", "min_p", "autoguidance")
+        },
         "seed": seed,
         "chunk_size": chunk_size,
         "device": like.device.type,

@@ -288,6 +288,10 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     run, level = RunFolder(line.given["run"]), line.given["level"]
     record = run.read()
     store = CodeStore(run.codes)
+    if record["preset"] not in PRESETS:
+        raise UserError(
+            f"this version has no preset {record['preset']}", run.path, "Use the version that began the run"
+        )
     index, preset = _level_index(store, level), PRESETS[record["preset"]]
     model = preset.prior_for(index, *_codes(store))
     _, training = preset.prior(index)
