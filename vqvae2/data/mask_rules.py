@@ -62,7 +62,9 @@ IMAGES = re.compile(
     r"ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|scans?"
 )
 """Folders that hold the images where another holds what was made of them."""
-QUALIFIERS = set("whole total all left right l r lh rh optic white matter binary final".split())
+QUALIFIERS = {
+    *("whole", "total", "all", "left", "right", "l", "r", "lh", "rh", "optic", "white", "matter", "binary", "final"),
+}
 """Words that go with those: ``P01_whole_tumor``."""
 PICTURES = re.compile(
     r"qc|qa|quality|checks?|slicesdir|snapshots?|screenshots?|shots?|thumb(?:nail)?s?|previews?|montages?|mosaics?|overlays?|"

@@ -308,8 +308,8 @@ VISIT_COLUMNS = re.compile(
 )
 """Columns that tell the visit of a row."""
 MISSING = {
-    *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown", "unk"),
-    *("missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
+    *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown"),
+    *("unk", "missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
     *("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#n/a n/a"),
 }
 """Cells that tell nothing, in any case."""
