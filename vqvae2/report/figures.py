@@ -190,7 +190,7 @@ def histograms(
             weights = np.full(len(values), 1 / max(len(values), 1))
             style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colour, 0.25), "edgecolor": colour}
             label = f"{name} (mean {values.mean():.3g})"
-            axis.hist(values, bins, weights=weights, histtype="stepfilled", linewidth=1.2, label=label, **style)
+            axis.hist(values, bins.tolist(), weights=weights, histtype="stepfilled", linewidth=1.2, label=label, **style)
         for name, value in (lines or {}).items():
             axis.axvline(value, color="#333333", linewidth=1, linestyle="--", label=name)
         axis.set(title=title, ylabel=ylabel)
