@@ -188,9 +188,9 @@ def histograms(
         bins = np.linspace(low - margin, high + margin, count + 1)
         for (name, values), colour in zip(finite.items(), (BLUE, GREY, ORANGE, GREEN, PINK), strict=False):
             weights = np.full(len(values), 1 / max(len(values), 1))
-            style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colour, 0.25), "edgecolor": colour, "linewidth": 1.2}
-            label = f"{name} (mean {values.mean():.3g})"
-            axis.hist(values, bins.tolist(), weights=weights, histtype="stepfilled", label=label, **style)
+            style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colour, 0.25), "edgecolor": colour}
+            style |= {"linewidth": 1.2, "label": f"{name} (mean {values.mean():.3g})"}
+            axis.hist(values, bins.tolist(), weights=weights, histtype="stepfilled", **style)
         for name, value in (lines or {}).items():
             axis.axvline(value, color="#333333", linewidth=1, linestyle="--", label=name)
         axis.set(title=title, ylabel=ylabel)
