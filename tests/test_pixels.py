@@ -246,10 +246,9 @@ def count_decoded(folder: Path) -> None:
     print(len(count))
 
 
-@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 59), (20,), tuple(range(16, 32))])
-@pytest.mark.parametrize("coloured", [(), range(60), range(50, 60), (0,), (33,)])
-def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad, coloured):
-    images = [picture(i, (12, 10, 3) if i in coloured else (12, 10)) for i in range(60)]
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29)])
+def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad):
+    images = [*(picture(i, (12, 10)) for i in range(20)), *(picture(i, (12, 10, 3)) for i in range(20, 30))]
     paths = paths_of(tmp_path / "data", images)
     for i in bad:
         paths[i].write_bytes(b"no image")
@@ -258,37 +257,11 @@ def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, 
     monkeypatch.setattr(pixels, "_MANY", 10)
     monkeypatch.setattr(pixels, "processes_pay", lambda _: True)
     monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("threads"))
-    written: list[int] = []
-    plain = pixel_writer.PixelWriter._write
-    monkeypatch.setattr(pixel_writer.PixelWriter, "_write", lambda self, one: written.append(1) or plain(self, one))
     by_processes = read(paths)
-    if not bad and len(coloured) in (0, 60):  # each lies in its place already
-        assert not written
-    (file,) = cache.glob("pixels/*/pixels")
-    assert file.stat().st_size == by_processes.images[:].nbytes
-    assert sorted(path.name for path in file.parent.iterdir()) == ["about.json", "index.npy", "pixels"]
     assert_array_equal(by_processes.images[:], by_threads.images[:])
     assert by_processes.index.tobytes() == by_threads.index.tobytes()
     assert by_processes.skipped == by_threads.skipped
     assert [item for item, _ in by_threads.skipped] == list(bad)
-
-
-def test_processes_hand_over_what_they_cannot_write(tmp_path, monkeypatch, cache):
-    def full(path, mode="r", *more):
-        if mode == "r+b":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return open(path, mode, *more)
-
-    monkeypatch.setattr(pixels, "_MANY", 10)
-    monkeypatch.setattr(pixels, "processes_pay", lambda _: True)
-    monkeypatch.setattr(pixel_writer, "open", full, raising=False)
-    images = [picture(i, (12, 10)) for i in range(40)]
-    found = read(paths_of(tmp_path / "data", images))
-    assert isinstance(found.images, Mapped)
-    assert_array_equal(found.images[:, 0], np.stack(images))
-    other = read(paths_of(tmp_path / "more", [*images, picture(0, (10, 10))]))
-    assert other.images is None  # sizes differ
-    assert len(other.index) == 41
 
 
 def test_sizes_that_differ_are_told_with_their_counts(tmp_path):

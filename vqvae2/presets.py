@@ -223,7 +223,9 @@ PRESETS: dict[str, Preset] = {
         sampling={},
         painted_sampling={},
         vqvae=replace(_BRAIN.vqvae, rate_weight=(0.0, 0.5, 0.3)),
-        vqvae_training=replace(_BRAIN.vqvae_training, batch_size=16, max_steps=8250, max_minutes=800),
+        vqvae_training=replace(_BRAIN.vqvae_training, batch_size=16, max_steps=12000, max_minutes=800),
+        # Judges take more of its paintings for real; KID does not see it (docs/log.md).
+        detail={"detail_share": 15 / 32, "detail_widths": (128, 96, 64)},
         # Long enough to learn from slices that are turned and scaled besides.
         augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03, augment_rotate=6, augment_scale=0.06),
         copies=16,

@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -30,47 +30,14 @@ INDEX = np.dtype(
 """What is known of each image."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """The pixels of an image that the process which decoded it has written to its place in a file."""
-
-    path: Path
-    place: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the image."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def read(self) -> NDArray[Any]:
-        """Read them."""
-        pixels = np.fromfile(self.path, self.dtype, int(np.prod(self.shape)), offset=self.place * self.nbytes)
-        return pixels.reshape(self.shape)
-
-
 class Prepared(NamedTuple):
     """One image: pixels (1, H, W) or (3, H, W) as they are stored, and its record but for ``item`` and ``place``."""
 
-    pixels: NDArray[Any] | Placed
+    pixels: NDArray[Any]
     record: tuple[Any, ...]
 
 
-class Prepare(Protocol):
-    """Brings pictures to the size and colours in which they are stored."""
-
-    def __call__(self, picture: Picture) -> Prepared:
-        """Prepare one."""
-        ...
-
-    def for_processes(self, first: Path, count: int) -> "Prepare":
-        """Return what processes use for so many files: they may write images like the first where they belong."""
-        ...
-
-    def placed(self, pixels: Sequence[NDArray[Any]], start: int) -> list[Placed] | None:
-        """Write images to their places, from ``start`` on; None where they have none."""
-        ...
+Prepare = Callable[[Picture], Prepared]
 
 
 class Item(NamedTuple):

@@ -6,9 +6,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2 import files
-from vqvae2.data.decoding import Picture, UnreadableError, decode, fit, recolour
+from vqvae2.data.decoding import Picture, UnreadableError, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
-from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Placed, Prepared, Source, on_demand
+from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Source, on_demand
 from vqvae2.data.storage import cache_folder, memory_limit
 from vqvae2.errors import UserError
 
@@ -37,19 +36,11 @@ def has_room(need: int, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Brings a picture to the size and colours in which it is stored, and makes its record.
-
-    Attributes:
-        size, how, grey: as of `PixelWriter`.
-        file: where processes may write what they decode, or None.
-        kind: shape and type of the images that have a place in it.
-    """
+    """Brings a picture to the size and colours in which it is stored, and makes its record."""
 
     size: tuple[int, int] | None
     how: str
     grey: bool
-    file: Path | None = None
-    kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
 
     def __call__(self, picture: Picture) -> Prepared:
         pixels = picture.pixels
@@ -60,30 +51,6 @@ class Preparation:
         digest = np.frombuffer(picture.digest or bytes(32), np.uint8)
         kind = (picture.halved, coloured, stored.dtype == np.uint16, stored.min(), stored.max())
         return Prepared(stored, (picture.size, digest, *kind, pooled(thumbnail(pixels))))
-
-    def for_processes(self, first: Path, count: int) -> "Preparation":
-        """Give each of so many images a place in the file, if they are like the first and there is room."""
-        try:
-            pixels = self(decode(first)).pixels
-        except (UnreadableError, UserError):  # told when its turn comes
-            return self
-        if self.file is None or not has_room(pixels.nbytes * count, self.file.parent):
-            return self
-        return replace(self, kind=(tuple(pixels.shape), pixels.dtype))
-
-    def placed(self, pixels: Sequence[NDArray[Any]], start: int) -> list[Placed] | None:
-        """Write images to their places, from ``start`` on; None where they have none, or the disk is full."""
-        if self.file is None or any((image.shape, image.dtype) != self.kind for image in pixels):
-            return None
-        places = [Placed(self.file, start + i, image.shape, image.dtype) for i, image in enumerate(pixels)]
-        try:
-            with open(self.file, "r+b") as file:  # it is gone where the writer has given up
-                file.seek(start * places[0].nbytes)
-                for image in pixels:
-                    file.write(image.data)
-        except OSError:
-            return None
-        return places
 
 
 @dataclass
@@ -103,7 +70,6 @@ class PixelWriter:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     count: int = 0  # images
     unequal: bool = False  # in size or bit depth
-    _in_place: bool = True  # what processes write lies in the file that is kept
 
     def read(self) -> PixelFile:
         """Read all."""
@@ -137,8 +103,7 @@ class PixelWriter:
 
     def _items(self) -> None:
         records = []
-        file = Path(self.out.name) if isinstance(self.out, io.BufferedRandom) and self.folder is not None else None
-        for item, result in self.source.items(Preparation(self.size, self.how, self.grey, file)):
+        for item, result in self.source.items(Preparation(self.size, self.how, self.grey)):
             if isinstance(result, UnreadableError):
                 self.skipped.append((item, str(result)))
                 continue
@@ -152,23 +117,17 @@ class PixelWriter:
                 records = []
         self.records.append(np.array(records, INDEX))
 
-    def _keep(self, pixels: NDArray[Any] | Placed) -> None:
-        """Write one image, unless there is no room, or it is in its place, or not all are alike."""
+    def _keep(self, pixels: NDArray[Any]) -> None:
+        """Write one image, unless there is no room or not all are alike."""
         if not self.count:
-            self.shape, self.dtype = tuple(pixels.shape), pixels.dtype
+            self.shape, self.dtype = pixels.shape, pixels.dtype
             self._check_room(pixels.nbytes)
         self.count += 1
         self.unequal |= pixels.shape[1:] != self.shape[1:] or pixels.dtype != self.dtype
         if self.unequal:
             return
-        if pixels.shape[0] > self.shape[0]:
+        if len(pixels) > self.shape[0]:
             self._widen()
-        if isinstance(pixels, Placed):
-            if self.out is None or (self._in_place and pixels.place == self.count - 1):
-                return
-            pixels = pixels.read()
-        if self.out is not None:  # behind images that are in their places
-            self.out.seek((self.count - 1) * int(np.prod(self.shape)) * self.dtype.itemsize)
         self._write(np.broadcast_to(pixels, self.shape))
 
     def _check_room(self, each: int) -> None:
@@ -203,8 +162,6 @@ class PixelWriter:
     def _give_up(self) -> None:
         """Go on with the index alone: images are decoded when they are asked for."""
         self._close()
-        if isinstance(self.out, io.BufferedRandom) and self.folder is not None:
-            Path(self.out.name).unlink(missing_ok=True)
         self.out = None
 
     def _close(self) -> None:
@@ -228,7 +185,8 @@ class PixelWriter:
             part = np.frombuffer(grey.read(n * each), self.dtype).reshape(n, *shape)
             self._write(np.broadcast_to(part, (n, *self.shape)))
         grey.close()
-        self._in_place = False
+        if self.out is not None and self.folder is not None:
+            os.replace(self.out.name, grey.name)
 
     def _images(self, partial: Path | None, index: NDArray[Any]) -> Images:
         """Give the folder its name where there is one, and return the images."""
@@ -253,9 +211,7 @@ class PixelWriter:
         """Write the index, and give the folder its name."""
         assert self.folder is not None
         if self.out is not None:
-            self.out.truncate(int(np.prod(shape)) * self.dtype.itemsize)
             os.fsync(self.out.fileno())
-            os.replace(self.out.name, partial / "pixels")
         else:
             for left in partial.iterdir():
                 left.unlink()

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from vqvae2 import files
 from vqvae2.data.decoding import UnreadableError, decode
-from vqvae2.data.pixel_file import INDEX, Decoded, Item, Mapped, PixelFile, Placed, Prepare, Prepared, Source, on_demand
+from vqvae2.data.pixel_file import INDEX, Decoded, Item, Mapped, PixelFile, Prepare, Prepared, Source, on_demand
 from vqvae2.data.pixel_writer import NoCacheError, PixelWriter, has_room
 from vqvae2.data.pools import cores, processes_pay, read_all, read_by_processes
 from vqvae2.data.storage import cache_folder
@@ -58,9 +58,8 @@ class Files:
             read = functools.partial(_item, prepare)
             yield from read_all(self.paths, read, "reading images", "images", 2 * cores())
             return
-        read_some = functools.partial(_chunk, prepare.for_processes(self.paths[0], len(self.paths)), self.paths)
         for first, (pixels, records) in read_by_processes(
-            range(len(self.paths)), read_some, "reading images", "images"
+            self.paths, functools.partial(_chunk, prepare), "reading images", "images"
         ):
             if isinstance(pixels, str):
                 raise UserError(pixels)
@@ -77,27 +76,24 @@ def _item(prepare: Prepare, path: Path) -> Item:
 
 
 def _chunk(
-    prepare: Prepare, paths: Sequence[Path], numbers: range
-) -> tuple[torch.Tensor | list[NDArray[Any]] | list[Placed] | str, list[tuple[Any, ...] | str]]:
+    prepare: Prepare, paths: Sequence[Path]
+) -> tuple[torch.Tensor | list[NDArray[Any]] | str, list[tuple[Any, ...] | str]]:
     """Decode some files: the pixels of those that can be read, together where they are alike, and record or reason.
 
     An error of the user's is returned as its text: raised, it would reach the main process as a traceback.
     """
     pixels: list[NDArray[Any]] = []
     records: list[tuple[Any, ...] | str] = []
-    for number in numbers:
+    for path in paths:
         try:
-            image = prepare(decode(paths[number]))
+            image = prepare(decode(path))
         except UnreadableError as reason:
             records.append(str(reason))
             continue
         except UserError as error:
             return str(error), []
-        assert not isinstance(image.pixels, Placed)
         pixels.append(image.pixels)
         records.append(image.record)
-    if len(pixels) == len(numbers) and (placed := prepare.placed(pixels, numbers.start)):
-        return placed, records
     alike = len({(image.shape, image.dtype) for image in pixels}) == 1
     return torch.from_numpy(np.stack(pixels)) if alike else pixels, records
 

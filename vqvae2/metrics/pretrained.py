@@ -174,7 +174,7 @@ def _mobilenet(path: Path) -> nn.Module:
 
 
 def _without_norms(network: nn.Module) -> nn.Module:
-    """Take each batch norm into the convolution before it: the same features in a tenth less time of a training."""
+    """Take each batch norm into the convolution before it: the same features in less time."""
     for stack in network.modules():
         if isinstance(stack, nn.Sequential):
             for at, (layer, norm) in enumerate(pairwise(stack)):
