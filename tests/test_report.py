@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from vqvae2 import distributed, report
-from vqvae2.data import DataConfig, ImageSet, open_data, to_unit
+from vqvae2.data import DataConfig, ImageSet, from_unit, open_data, to_unit
 from vqvae2.errors import UserError
 from vqvae2.metrics import Bands, foreground, foreground_scores, gaussian_blur, positionwise_unigram_nll
 from vqvae2.prior import Prior
@@ -272,6 +272,7 @@ def test_the_nearest_training_image_is_that_of_a_naive_loop(dtype, top):
     train = ImageSet(pixels, [str(i) for i in range(20)], ["a"] * 20, np.zeros((20, 0), np.int64), (0, top))
     queries = torch.from_numpy(draw.uniform(-1, 1, (6, 2, 5, 6))).float()
     index, distance = nearest_training(queries, train)
+    queries = to_unit(from_unit(queries, (0, top)), (0, top))  # compared as they are stored
     reference = to_unit(pixels, (0, top)).double().numpy()
     naive = np.sqrt(((queries.double().numpy()[:, None] - reference[None]) ** 2).mean((2, 3, 4)))
     assert index.tolist() == naive.argmin(1).tolist()

@@ -171,7 +171,7 @@ def diversity_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, limi
 
 
 def nearest_training(queries: Tensor, train: ImageSet) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Find the nearest training image of each query.
+    """Find the nearest training image of each query, rounded as images are stored.
 
     Args:
         queries: (N, C, H, W) in [-1, 1].
