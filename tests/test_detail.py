@@ -273,9 +273,23 @@ def test_a_detail_decoder_alone_leaves_the_vqvae_as_it_is(tmp_path, call, refuse
     # From a run that has one it goes on, and waits for the new discriminator; of another shape it begins anew.
     again = call(train_vqvae.main, "--run", tmp_path / "e", "--init", tmp_path / "b", *flags)
     assert again.code == 0
-    assert f"from that in {tmp_path / 'b' / 'vqvae' / 'detail'}" in again.out
-    of_b, of_e = (checkpoint.load_tensors(tmp_path / name / "vqvae" / "detail") for name in "be")
+    own = tmp_path / "e" / "vqvae" / "detail"
+    assert f"from that in {own / 'start'}" in again.out
+    of_b = checkpoint.load_tensors(tmp_path / "b" / "vqvae" / "detail")
+    of_e = checkpoint.load_tensors(own)
     assert all(torch.equal(tensor, of_e[name]) for name, tensor in of_b.items())
+    whole = [*flags[:-4], "--detail-share", 0.5, "--max-steps", 4]  # the VQ-VAE is trained before
+    assert call(train_vqvae.main, "--run", tmp_path / "g", "--init", tmp_path / "b", *whole).code == 0
+    own = tmp_path / "g" / "vqvae" / "detail"
+    painting = {name for name in of_b if not name.startswith("embeddings.")}
+    assert all(torch.equal(of_b[name], checkpoint.load_tensors(own)[name]) for name in painting)
+    # Killed before its first state, and resumed where the other run is gone.
+    shutil.rmtree(own / "state")
+    (own / "model.safetensors").unlink()
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    assert call(train_vqvae.main, "--run", tmp_path / "g", "--resume").code == 0
+    assert all(torch.equal(of_b[name], checkpoint.load_tensors(own)[name]) for name in painting)
+    (tmp_path / "elsewhere").rename(tmp_path / "b")
     other = call(train_vqvae.main, "--run", tmp_path / "f", "--init", tmp_path / "b", *flags, "--detail-widths", 6, 5)
     assert other.code == 0
     assert "from that in" not in other.out

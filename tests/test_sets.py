@@ -243,6 +243,21 @@ def test_the_nearest_is_exact_in_integers_and_in_floats(monkeypatch, bytes_are_f
     np.testing.assert_allclose(distance, exact.min(1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_the_nearest_of_queries_that_are_no_integers_is_exact(kind):
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, 256, (700, 1, 8, 8)).astype(kind)
+    references[600] = references[17]  # the first of equals is taken
+    references[601:680] = references[3]
+    references[601:680, 0, 0, 0] += np.arange(79).astype(kind) % 3
+    queries = np.concatenate([references[[17, 3, 99]], rng.integers(0, 256, (20, 1, 8, 8)).astype(kind)])
+    queries = queries.astype(np.float32) + rng.normal(0, 0.01, queries.shape).astype(np.float32)
+    index, distance = nearest(torch.from_numpy(queries), references, chunk=64)
+    exact = np.sqrt(np.square(queries[:, None] - references[None].astype(np.float64)).sum((2, 3, 4)))
+    assert index.tolist() == exact.argmin(1).tolist()
+    np.testing.assert_allclose(distance, exact.min(1), rtol=1e-4)
+
+
 def test_sums_of_products_of_bytes_do_not_overflow(monkeypatch):
     monkeypatch.setattr(neighbours, "_multiplies_bytes", lambda: True)
     far, near = np.zeros((1, 200_000), np.uint8), np.full((1, 200_000), 1, np.uint8)

@@ -21,7 +21,7 @@ from vqvae2.stages.vqvae_tasks import EVALUATED, SHOWN, VQVAETask, images_of
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["DetailSettings", "DetailTask", "detail_to_start_from", "is_begun", "load_detail", "shape_of"]
+__all__ = ["DetailSettings", "DetailTask", "is_begun", "keep_start", "load_detail", "shape_of", "start_of"]
 
 _VECTORS = 0.1  # weight of the distance to the finer levels' vectors, before the discriminator's gradient is let in
 _SHIFT = 32  # pixels of the network's coarsest cell
@@ -185,20 +185,28 @@ def is_begun(run: RunFolder, vqvae_sha256: str) -> bool:
     return checkpoint.has_state(state) and checkpoint.load_state(state)["task"].get("vqvae_sha256") == vqvae_sha256
 
 
+def start_of(run: RunFolder) -> Path:
+    """Name the folder of the detail decoder from which a run's own goes on, where ``--init`` brought one."""
+    return run.detail / "start"
+
+
+def keep_start(run: RunFolder, init: Path | None, settings: DetailSettings) -> None:
+    """Keep the detail decoder that ``--init`` brings, if it is of this shape: a resumed training may still need it."""
+    if init is None:
+        return
+    theirs = RunFolder(init)
+    shape = shape_of(theirs)
+    if shape and replace(settings, **shape) == settings:
+        detail = DetailDecoder.from_pretrained(theirs.detail)
+        distributed.on_main(lambda: detail.save_pretrained(start_of(run)))
+
+
 def shape_of(run: RunFolder) -> dict[str, Any]:
     """Return the `DetailSettings`, by name, that give a detail decoder the shape of a run's; none where it has none."""
     if not checkpoint.has_model(run.detail):
         return {}
     config = checkpoint.load_config(run.detail, kind=DetailDecoder.kind)
     return {"detail_levels": config["drawn_levels"], "detail_widths": tuple(config.get("widths", ()))}
-
-
-def detail_to_start_from(init: Path | None, settings: DetailSettings) -> Path | None:
-    """Return the folder of the detail decoder that ``--init`` brings; None where there is none of this shape."""
-    if init is None:
-        return None
-    shape = shape_of(RunFolder(init))
-    return RunFolder(init).detail if shape and replace(settings, **shape) == settings else None
 
 
 def load_detail(run: RunFolder, device: torch.device) -> DetailDecoder | None:

@@ -35,7 +35,7 @@ from vqvae2.stages.common import (
     start_from,
 )
 from vqvae2.stages.data_report import check_subjects, write_data_report
-from vqvae2.stages.detail import DetailSettings, DetailTask, detail_to_start_from, is_begun, shape_of
+from vqvae2.stages.detail import DetailSettings, DetailTask, is_begun, keep_start, shape_of, start_of
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
@@ -285,6 +285,8 @@ def _train(
         "seed": arguments.compute.seed,
         "num_workers": arguments.compute.workers(decoding=data.splits["train"].on_demand),
     }
+    if third is not None and not arguments.resume:
+        keep_start(run, arguments.init, arguments.detail)
     train = AugmentedSet(data.splits["train"], arguments.augmentation, arguments.compute.seed)
     changing = train if arguments.augmentation.changes else None
     if second is not None:
@@ -300,7 +302,7 @@ def _train(
         return outcome
     best = VQVAE.from_pretrained(run.vqvae, device)
     _check_initialized(best, third, run, "--detail-share 0")
-    start = detail_to_start_from(arguments.init, arguments.detail)
+    start = start_of(run) if checkpoint.has_model(start_of(run)) else None
     told = f", from that in {start}" if start else ""
     of_levels = " and ".join(best.levels[: arguments.detail.detail_levels])
     print(f"training a detail decoder of {of_levels}, {run.detail}{told}")
