@@ -128,7 +128,7 @@ class DetailTask(VQVAETask):
         pushed = (made.float() * gradient).sum()
         trained = told + pushed
         if not warm:
-            # Without the discriminator's gradient a trained decoder would only get blurred: it waits.
+            # Without the discriminator's gradient a trained decoder would only get blurred, so it is not changed yet.
             trained = told + 0 * pushed if self.trained else trained + _VECTORS * self._distance(painted, codes)
         loss = trained + (perceptual + error - trained).detach()
         sums = {"perceptual": perceptual, "l1": error, "discriminator": told}
@@ -191,7 +191,7 @@ def start_of(run: RunFolder) -> Path:
 
 
 def keep_start(run: RunFolder, init: Path | None, settings: DetailSettings) -> None:
-    """Keep the detail decoder that ``--init`` brings, if it is of this shape: a resumed training may still need it."""
+    """Copy the detail decoder of ``--init`` into the run if it has this shape: a resumed training may still need it."""
     if init is None:
         return
     theirs = RunFolder(init)
@@ -202,7 +202,7 @@ def keep_start(run: RunFolder, init: Path | None, settings: DetailSettings) -> N
 
 
 def shape_of(run: RunFolder) -> dict[str, Any]:
-    """Return the `DetailSettings`, by name, that give a detail decoder the shape of a run's; none where it has none."""
+    """Return `detail_levels` and `detail_widths` of a run's detail decoder; an empty mapping if it has none."""
     if not checkpoint.has_model(run.detail):
         return {}
     config = checkpoint.load_config(run.detail, kind=DetailDecoder.kind)
