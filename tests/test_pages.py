@@ -10,15 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from case_trees import head, volume
 from pictures import save
 
-from vqvae2 import Prior, __main__, presets
-from vqvae2.checkpoint import load_config
-from vqvae2.data import load_images
+from vqvae2 import __main__, presets
 from vqvae2.stages.commands import STAGES
-from vqvae2.vqvae import VQVAE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = [  # the run that every page but README and start supposes
@@ -133,20 +129,6 @@ def code_of(page: str) -> Iterator[tuple[str, str]]:
             yield from (("command", line) for line in match["commands"].replace("\\\n", " ").splitlines())
 
 
-def given() -> dict[str, object]:
-    """What the Python of a page supposes."""
-    hole = torch.zeros(32, 32, dtype=torch.bool)
-    hole[:16, :16] = True
-    model = VQVAE.from_pretrained("runs/brain/vqvae").eval()
-    x = load_images("slices/", like=load_config("runs/brain/vqvae")["data"])[0]["image"]
-    return {
-        "model": model,
-        "priors": [Prior.from_pretrained(f"runs/brain/prior-{level}").eval() for level in model.levels],
-        "x": x,
-        "hole": hole,
-    }
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_it_stands(page, made, tmp_path, monkeypatch):
     work = shutil.copytree(made, tmp_path / "work")
@@ -159,7 +141,7 @@ def test_the_code_of_a_page_runs_as_it_stands(page, made, tmp_path, monkeypatch)
     ran = 0
     for kind, code in code_of((ROOT / page).read_text()):
         if kind == "python":
-            exec(code, names := names or given())
+            exec(code, names)
             continue
         ran += run_command(code)
         if match := re.search(r"--level top.*then", code):  # "then middle, then bottom"
