@@ -1,5 +1,6 @@
 """Data as people have them: public data sets by their own names, each read as its cohort means it."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -696,6 +697,27 @@ def test_a_run_refuses_data_whose_people_are_called_otherwise_now(tmp_path):
     )
     with pytest.raises(UserError, match="cannot be told"):
         check_subjects(data, tmp_path / "report")
+
+
+def test_the_report_lists_every_image_with_its_split_person_labels_and_copies(tmp_path):
+    folder = slices(tmp_path / "d", [f"p{p}_{i}.png" for p in range(9) for i in range(2)])
+    save(folder / "p0_2.png", np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8))  # p0_0.png again
+    save(folder / "p1_2.png", np.zeros((80, 64), np.uint8))
+    (folder / "p2_2.png").write_bytes(b"no picture")
+    (folder / "t.csv").write_text("subject,sex,note\n" + "".join(f"p{p},{'MF'[p % 2]},\n" for p in range(8)))
+    data = open_data(DataConfig(data=str(folder), size="64x64", labels="t.csv:sex"))
+    write_data_report(data, tmp_path / "report")
+    with open(tmp_path / "report/images.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    splits = {key: name for name, images in data.splits.items() for key in images.keys}
+    assert {key: row["split"] for key, row in rows.items()} == {**splits, "p2_2.png": ""}
+    assert {(key[1], row["sex"]) for key, row in rows.items() if row["split"]} == {
+        (str(p), "" if p == 8 else "MF"[p % 2]) for p in range(9)
+    }
+    assert all(row["subject"] == key[:2] for key, row in rows.items() if row["split"])
+    assert rows["p0_0.png"]["digest"] == rows["p0_2.png"]["digest"] != rows["p0_1.png"]["digest"]
+    assert [rows["p1_2.png"][name] for name in ("height", "width", "digest")] == ["80", "64", ""]  # of one value
+    assert rows["p2_2.png"]["skipped"] and not any(row["skipped"] for row in rows.values() if row["split"])
 
 
 def test_words_that_say_nothing_are_missing_labels(tmp_path):

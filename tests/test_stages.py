@@ -199,7 +199,8 @@ def test_a_dry_run_tells_what_would_happen_and_writes_the_data_report_alone(run,
     assert ended.code == 0
     written = sorted(contents(tmp_path / "new"))
     assert written == [
-        f"data-report/{name}" for name in ("contact-sheet.png", "data-report.json", "report.txt", "subjects.csv")
+        f"data-report/{name}"
+        for name in ("contact-sheet.png", "data-report.json", "images.csv", "report.txt", "subjects.csv")
     ]
     for told in (
         "train            44",

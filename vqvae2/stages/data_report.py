@@ -1,9 +1,10 @@
-"""The data report as files: text, JSON, a contact sheet of each split, and the split of every subject."""
+"""The data report as files: text, JSON, a contact sheet of each split, the split of every subject and of every image."""
 
 import csv
 import io
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,15 @@ from vqvae2.version import __version__
 
 __all__ = ["check_subjects", "write_data_report"]
 _SUBJECTS = "subjects.csv"
+_IMAGES = "images.csv"
 
 
 def write_data_report(data: ImageData, folder: Path) -> None:
-    """Write ``report.txt``, ``data-report.json``, ``subjects.csv`` and ``contact-sheet.png`` into a folder.
+    """Write ``report.txt``, ``data-report.json``, ``subjects.csv``, ``images.csv`` and ``contact-sheet.png``.
+
+    Args:
+        data: all splits.
+        folder: where they go; it is made if need be.
 
     Raises:
         UserError: the folder cannot be written.
@@ -63,9 +69,33 @@ def write_data_report(data: ImageData, folder: Path) -> None:
     for split, images in data.splits.items():
         writer.writerows([subject, split, count] for subject, count in sorted(Counter(images.subjects).items()))
     files.write_atomic(folder / _SUBJECTS, table.getvalue().encode("utf-8", "surrogatepass"))
+    files.write_atomic(folder / _IMAGES, lambda file: _write_images(data, file))
     save(contact_sheet(data.splits), folder / "contact-sheet.png")
     files.write_atomic(folder / "report.txt", (data.report() + "\n").encode())
-    print(f"wrote {folder}/contact-sheet.png, report.txt, {_SUBJECTS} and {DATA_REPORT}")
+    print(f"wrote {folder}/contact-sheet.png, report.txt, {_SUBJECTS}, {_IMAGES} and {DATA_REPORT}")
+
+
+def _write_images(data: ImageData, file: BinaryIO) -> None:
+    """Write a row for each image, then one for each file that was left out, as CSV.
+
+    Labels are the names of the classes, empty where missing; ``height`` and ``width`` are those of the file in pixels;
+    images with the same ``digest`` have the same pixels at that size, and those of one value have none.
+    """
+    text = io.TextIOWrapper(file, "utf-8", "surrogatepass", newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "split", "subject", *data.attributes, "height", "width", "digest", "skipped"])
+    for split, images in data.splits.items():
+        sizes = images.file.index["size"] if images.file else [(data.height, data.width)] * len(images)
+        for key, subject, labels, (height, width), digest in zip(
+            images.keys, images.subjects, images.labels, sizes, images.digests, strict=True
+        ):
+            names = [
+                classes[k] if k >= 0 else "" for k, classes in zip(labels, data.attributes.values(), strict=True)
+            ]
+            writer.writerow([key, split, subject, *names, height, width, digest.hex(), ""])
+    empty = [""] * (len(data.attributes) + 5)
+    writer.writerows([path, *empty, reason] for path, reason in data.skipped)
+    text.detach()  # flushes; the file stays open for its owner
 
 
 def _counts(labels: NDArray[np.int64], classes: int) -> list[int]:
