@@ -17,6 +17,7 @@ from torch import distributed as dist
 from vqvae2.errors import UserError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sequence[Any])
 
 
 _store: Any = None  # shared by the processes of the group, as long as it exists
@@ -118,7 +119,7 @@ def on_main(call: Callable[[], T]) -> T:
     return from_main((True, value))[1]
 
 
-def own_part(items: Sequence[T]) -> Sequence[T]:
+def own_part(items: S) -> S:
     """Cut out this process's share: contiguous, in the order of the ranks, of sizes that differ by one at most.
 
     Example:
@@ -126,7 +127,7 @@ def own_part(items: Sequence[T]) -> Sequence[T]:
         [1, 2, 3]
     """
     low, high = (len(items) * n // world_size() for n in (rank(), rank() + 1))
-    return items[low:high]
+    return items[low:high]  # type: ignore[return-value]
 
 
 def barrier() -> None:

@@ -1,6 +1,7 @@
 """Copies that a distance of pixels misses: shifted, mirrored, blurred or in another light."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2 import distributed
 from vqvae2.metrics.neighbours import take
 
 _SIDE = 16  # of the thumbnails that choose candidates
@@ -29,12 +31,17 @@ class Aligned:
 
 
 def aligned_nearest(
-    queries: Tensor, references: Any, reach: int = 4, candidates: int = 16, chunk: int = 256
+    queries: Tensor,
+    references: Any,
+    reach: int = 4,
+    candidates: int = 16,
+    chunk: int = 256,
+    progress: Callable[[int], object] | None = None,
 ) -> Aligned:
     """Find the reference that correlates best with each query after the best shift, mirrored or not.
 
     Correlation does not change with brightness and contrast. Thumbnails choose the candidates, which are then compared
-    at full size at every shift.
+    at full size at every shift. Several processes share the work; each must make the call, with the same arguments.
 
     Args:
         queries: (N, C, H, W) of any range.
@@ -44,6 +51,7 @@ def aligned_nearest(
             other side.
         candidates: references, mirrored ones included, that are compared at full size.
         chunk: images turned into thumbnails at once.
+        progress: called with the number of references turned into thumbnails since.
 
     Raises:
         ValueError: shapes differ or there is no reference.
@@ -53,30 +61,39 @@ def aligned_nearest(
             "aligned_nearest takes (N, C, H, W) and (M, C, H, W), M >= 1, got "
             f"{tuple(queries.shape)} and {tuple(references.shape)}"
         )
-    known = _thumbnails(references, chunk)
-    known = torch.cat([known, known.flip(-1)]).flatten(1)
     count, height, width = len(references), *queries.shape[2:]
-    most = min(candidates, len(known))
+    own = distributed.own_part(range(count))
+    known = _thumbnails(references, chunk, own, progress)
+    known = torch.cat([known, known.flip(-1)]).flatten(1)
+    numbers = torch.cat([torch.arange(own.start, own.stop) + moved for moved in (0, count)])  # beyond M: mirrored
     # A shift of a few pixels changes a thumbnail: the query is shifted, too.
     moved = [(down, across) for down in {-(reach // 2), 0, reach // 2} for across in {-(reach // 2), 0, reach // 2}]
     small = torch.stack([_thumbnails(queries.roll(move, (2, 3)), chunk).flatten(1) for move in moved])
     alike = (functools.reduce(torch.maximum, (part @ known.T for part in parts)) for parts in small.split(chunk, dim=1))
-    chosen = torch.cat([rows.topk(most, dim=1).indices for rows in alike])
+    own_best = [rows.topk(min(candidates, len(known)), dim=1) for rows in alike]
+    values, places = (
+        distributed.all_gather_rows(torch.cat(parts).T)
+        for parts in ([rows.values for rows in own_best], [numbers[rows.indices] for rows in own_best])
+    )
+    chosen = places.gather(0, values.topk(min(candidates, len(values)), dim=0).indices).T
     rows = torch.arange(-min(reach, height // 2), min(reach, height // 2) + 1) % height
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width
     found = []
-    for query, places in zip(queries, chosen, strict=True):
+    share = distributed.own_part(range(len(queries)))
+    for query, places in zip(queries[share.start : share.stop], chosen[share.start : share.stop], strict=True):
         others = torch.stack([take(references, int(place) % count) for place in places])
         mirrored = places >= count
         others = torch.where(mirrored[:, None, None], _standard(others).flip(-1), _standard(others))
         product = torch.fft.rfft2(_standard(query[None])).conj() * torch.fft.rfft2(others)
         at_shifts = torch.fft.irfft2(product, s=(height, width))[:, rows][:, :, columns]
         best, where = at_shifts.flatten(1).amax(1).max(0)
-        found.append((places[where] % count, best, mirrored[where]))
-    if not found:
-        return Aligned(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-    index, correlation, flipped = map(torch.stack, zip(*found, strict=True))
-    return Aligned(index, correlation.clamp(-1, 1), flipped)
+        found.append((int(places[where]) % count, float(best), bool(mirrored[where])))
+    columns_found = [list(column) for column in zip(*found, strict=True)] or [[], [], []]
+    index, correlation, flipped = (
+        distributed.all_gather_rows(torch.tensor(column, dtype=dtype))
+        for column, dtype in zip(columns_found, (torch.int64, torch.float32, torch.uint8), strict=True)
+    )
+    return Aligned(index, correlation.clamp(-1, 1), flipped.bool())
 
 
 def _standard(images: Tensor) -> Tensor:
@@ -86,12 +103,17 @@ def _standard(images: Tensor) -> Tensor:
     return grey / grey.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12)
 
 
-def _thumbnails(images: Any, chunk: int) -> Tensor:
-    """Small ones, standardised: (N, side, side)."""
+def _thumbnails(
+    images: Any, chunk: int, rows: range | None = None, progress: Callable[[int], object] | None = None
+) -> Tensor:
+    """Small ones of all images or of these rows, standardised: (N, side, side)."""
     height, width = images.shape[2:]
     size = (min(_SIDE, height), min(_SIDE, width))
+    rows = range(len(images)) if rows is None else rows
     parts = [torch.zeros(0, *size)]
-    for start in range(0, len(images), chunk):
-        grey = take(images, slice(start, start + chunk)).float().mean(1, keepdim=True)
+    for start in range(rows.start, rows.stop, chunk):
+        grey = take(images, slice(start, min(start + chunk, rows.stop))).float().mean(1, keepdim=True)
         parts.append(_standard(F.adaptive_avg_pool2d(grey, size)))
+        if progress is not None:
+            progress(len(grey))
     return torch.cat(parts)

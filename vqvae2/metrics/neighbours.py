@@ -5,26 +5,33 @@ Shapes: N queries and M references, d pixels.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2 import distributed
 
-def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+
+def nearest(
+    queries: Any, references: Any, chunk: int = 1024, progress: Callable[[int], object] | None = None
+) -> tuple[Tensor, Tensor]:
     """Find each query's nearest reference in the Euclidean distance of pixels, in one pass over the references.
 
-    Where both are bytes and the processor multiplies these fast, distances are compared in integers.
+    Where both are bytes and the processor multiplies these fast, distances are compared in integers. Several processes
+    share the references; each must make the call, with the same arguments.
 
     Args:
-        queries: (N, ...) images or vectors.
+        queries: (N, ...) images or vectors, on the device that compares them.
         references: (M, ...) of the same shape, M >= 1: an array, a tensor, or what gives rows of either.
         chunk: rows of either side compared at once.
+        progress: called with the number of references compared since.
 
     Returns:
         index (N,) int64 into the references (the first among equals), and distance (N,), the root of the
-        summed squares.
+        summed squares, both on the CPU.
 
     Raises:
         ValueError: shapes differ or there is no reference.
@@ -33,18 +40,23 @@ def nearest(queries: Any, references: Any, chunk: int = 1024) -> tuple[Tensor, T
     if tuple(q.shape[1:]) != shape[1:] or shape[0] == 0:
         raise ValueError(f"nearest takes (N, ...) and (M, ...), M >= 1, got {tuple(q.shape)} and {shape}")
     q, one = q.reshape(len(q), math.prod(shape[1:])), take(references, slice(0, 1))
-    in_bytes = q.dtype == one.dtype == torch.uint8 and _multiplies_bytes()
-    best = torch.full((len(q),), math.inf, dtype=torch.float64 if in_bytes else torch.float32)
-    index = torch.zeros(len(q), dtype=torch.int64)
-    parts = [_signed(part) if in_bytes else part.float() for part in q.split(chunk)]
-    for start in range(0, shape[0], chunk):
-        others = take(references, slice(start, start + chunk)).flatten(1)
+    in_bytes = q.device.type == "cpu" and q.dtype == one.dtype == torch.uint8 and _multiplies_bytes()
+    best = torch.full((len(q),), math.inf, dtype=torch.float64 if in_bytes else torch.float32, device=q.device)
+    index = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+    own = distributed.own_part(range(shape[0]))
+    for start in range(own.start, own.stop, chunk):
+        others = take(references, slice(start, min(start + chunk, own.stop))).flatten(1).to(q.device)
         others = _signed(others) if in_bytes else others.float()
         squares = _squares(others)
-        for part, least, at in zip(parts, best.split(chunk), index.split(chunk), strict=True):
+        for part, least, at in zip(q.split(chunk), best.split(chunk), index.split(chunk), strict=True):
+            part = _signed(part) if in_bytes else part.float()
             value, where = (squares - 2 * _products(part, others)).min(dim=1)  # but for |query|^2
             closer = value < least
             least[closer], at[closer] = value[closer].to(least.dtype), where[closer] + start
+        if progress is not None:
+            progress(len(others))
+    bests, indices = (distributed.all_gather_rows(one[None].cpu()) for one in (best.double(), index))
+    index, q = indices.gather(0, bests.argmin(0)[None])[0], q.cpu()
     # Measured as a difference: the expanded square cannot tell a copy from a near copy.
     distance = torch.zeros(len(q))
     for i, found in enumerate(index.tolist()):

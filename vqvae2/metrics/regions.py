@@ -1,7 +1,7 @@
 """Regions that were copied from one image into another, at about the same place."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2 import distributed
 from vqvae2.metrics.neighbours import take
 
 __all__ = ["Regions", "region_nearest"]
@@ -36,11 +37,19 @@ class Regions:
     size: tuple[int, int]
 
 
-def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates: int = 8, chunk: int = 256) -> Regions:
+def region_nearest(
+    queries: Tensor,
+    references: Any,
+    reach: int = 2,
+    candidates: int = 8,
+    chunk: int = 256,
+    progress: Callable[[int], object] | None = None,
+) -> Regions:
     """Find for each region of the queries the reference that correlates best with it there.
 
     Regions are squares of a quarter of the image, every eighth of it. Thumbnails of them choose the candidates, which
-    are then compared at full size. Correlation does not change with brightness and contrast.
+    are then compared at full size. Correlation does not change with brightness and contrast. Several processes share
+    the work; each must make the call, with the same arguments.
 
     Args:
         queries: (N, C, H, W) of any range, N >= 1.
@@ -49,6 +58,7 @@ def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates:
         reach: pixels by which a reference is shifted along each side.
         candidates: references compared at full size.
         chunk: images compared at once.
+        progress: called with the number of references compared since.
 
     Raises:
         ValueError: shapes differ, there is no query or no reference, or images are smaller than 8x8.
@@ -70,8 +80,9 @@ def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates:
     most = min(candidates, len(references))
     alike = torch.full((len(places), len(grey), most), -2.0)
     index = torch.zeros(len(places), len(grey), most, dtype=torch.int64)
-    for start in range(0, len(references), chunk):
-        others = take(references, slice(start, start + chunk)).float().mean(1)
+    mine = distributed.own_part(range(len(references)))
+    for start in range(mine.start, mine.stop, chunk):
+        others = take(references, slice(start, min(start + chunk, mine.stop))).float().mean(1)
         for p, place in enumerate(places):
             around = _moved(place, size, (height, width), reach)
             products = (small[p] @ _thumbnails(_cut(others, corner, size)).T for corner in around)
@@ -79,6 +90,12 @@ def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates:
             numbers = torch.arange(start, start + len(others)).expand(len(grey), -1)
             alike[p], chosen = known.topk(most, 1)
             index[p] = torch.cat([index[p], numbers], 1).gather(1, chosen)
+        if progress is not None:
+            progress(len(others))
+    alike, index = (distributed.all_gather_rows(one.movedim(2, 0)).movedim(0, 2) for one in (alike, index))
+    index = index.gather(2, alike.topk(most, 2).indices)
+    share = distributed.own_part(range(len(grey)))
+    grey, index = grey[share.start : share.stop], index[:, share.start : share.stop]
     best = torch.full((len(places), len(grey)), -1.0)
     which = index[:, :, 0].clone()
     for p, place in enumerate(places):
@@ -92,8 +109,8 @@ def region_nearest(queries: Tensor, references: Any, reach: int = 2, candidates:
                 better = found > best[p, part]
                 best[p, part] = torch.where(better, found, best[p, part])
                 which[p, part] = torch.where(better, index[p, part].gather(1, where[:, None])[:, 0], which[p, part])
-    correlation = torch.where(torch.stack(textured), best.clamp(-1, 1), torch.nan)
-    return Regions(correlation.T, which.T, places, (size[0], size[1]))
+    correlation, which = (distributed.all_gather_rows(one.T) for one in (best.clamp(-1, 1), which))
+    return Regions(torch.where(torch.stack(textured, 1), correlation, torch.nan), which, places, (size[0], size[1]))
 
 
 def _cut(grey: Tensor, place: tuple[int, int], size: tuple[int, ...]) -> Tensor:

@@ -1,5 +1,6 @@
 """Whether samples hold regions that were copied from training images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,13 @@ _KNOWN = 0.3  # share of held-out images that must have texture at a place
 _UNLIKE = 0.02  # 1 - correlation there, in the median, below which everyone's images are too much alike
 
 
-def region_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, train: ImageSet) -> dict[str, Any] | None:
+def region_figures(
+    samples: Tensor,
+    real: Tensor,
+    reconstructed: Tensor,
+    train: ImageSet,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any] | None:
     """Look for regions, a quarter of the image wide and high, that are in samples as they are in a training image.
 
     At each place 1 - correlation with the most similar training image is divided by its median over held-out images and
@@ -32,6 +39,7 @@ def region_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, train: 
         real: (M, C, H, W) held-out images.
         reconstructed: (M, C, H, W) their reconstructions.
         train: the training images.
+        progress: called with the number of training images compared since, twice their number in all.
 
     Returns:
         ``count`` and ``real_count`` (images searched), ``copied`` (samples with such a region), ``bound``, the lower
@@ -45,7 +53,7 @@ def region_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, train: 
     rows, beside = spread_out(len(samples), _MOST), spread_out(len(real), _MOST)
     sets = (samples[rows], real[beside], reconstructed[beside])
     together = torch.cat(sets)
-    both = [region_nearest(images, train.images) for images in (together, together.flip(-1))]
+    both = [region_nearest(images, train.images, progress=progress) for images in (together, together.flip(-1))]
     known = both[0].correlation[len(rows) :]
     typical = (1 - known).nanmedian(0).values.nan_to_num(0)
     usable = ((~known.isnan()).double().mean(0) > _KNOWN) & (typical > _UNLIKE)

@@ -7,7 +7,7 @@ the number of values, so that they can be read beside a reconstruction error.
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,43 +170,64 @@ def diversity_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, limi
     }
 
 
-def nearest_training(queries: Tensor, train: ImageSet) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def nearest_training(
+    queries: Tensor | Iterable[Tensor],
+    train: ImageSet,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the nearest training image of each query, rounded as images are stored.
 
     Args:
-        queries: (N, C, H, W) in [-1, 1].
+        queries: (N, C, H, W) in [-1, 1], or several such sets.
         train: of the same shape.
+        device: that compares them.
+        progress: called with the number of training images compared since.
 
     Returns:
         Index (N,) and root-mean-square difference (N,) on the [-1, 1] scale.
     """
     low, high = train.value_range
     unit = 2 / (high - low)
-    dims = queries[0].numel()
+    sets = (queries,) if isinstance(queries, Tensor) else queries
     # Compared as stored, so that the training images need not become floats.
-    stored = np.concatenate([from_unit(part, train.value_range) for part in queries.split(256)])
-    index, distance = nearest(stored, train.images, chunk=max(8, _ELEMENTS_AT_ONCE // dims))
+    stored = np.concatenate([from_unit(part, train.value_range) for images in sets for part in images.split(256)])
+    dims = math.prod(stored.shape[1:])
+    there = torch.from_numpy(stored).to(device)
+    index, distance = nearest(there, train.images, max(8, _ELEMENTS_AT_ONCE // dims), progress)
     return index.numpy(), distance.double().numpy() * (unit / math.sqrt(dims))
 
 
 @torch.no_grad()
-def neighbours(samples: Tensor, real: Tensor, reconstructed: Tensor, train: ImageSet) -> Neighbours:
-    """Measure how near samples and held-out images (and their reconstructions) are to the training images."""
-    index, distance = nearest_training(samples, train)
-    mirrored_index, mirrored = nearest_training(samples.flip(-1), train)
-    real_index, real_distance = nearest_training(real, train)
-    _, reconstructed_distance = nearest_training(reconstructed, train)
-    aligned, *beside = (aligned_nearest(images, train.images) for images in (samples, real, reconstructed))
+def neighbours(
+    samples: Tensor,
+    real: Tensor,
+    reconstructed: Tensor,
+    train: ImageSet,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> Neighbours:
+    """Measure how near samples and held-out images (and their reconstructions) are to the training images.
+
+    Several processes share the work; each must make the call, with the same arguments. ``progress`` is called with the
+    number of training images compared since, twice their number in all.
+    """
+    counts = [len(samples), len(real), len(reconstructed)]
+    pixels = nearest_training((samples, real, reconstructed, samples.flip(-1)), train, device, progress)
+    index, real_index, _, mirrored_index = np.split(pixels[0], np.cumsum(counts))
+    distance, of_real, of_reconstructed, mirrored = np.split(pixels[1], np.cumsum(counts))
+    aligned = aligned_nearest(torch.cat([samples, real, reconstructed]), train.images, progress=progress)
+    correlation = [part.double().numpy() for part in aligned.correlation.split(counts)]
     return Neighbours(
         index,
         distance,
         mirrored_index,
         mirrored,
         real_index,
-        real_distance,
-        reconstructed_distance,
-        aligned,
-        *(found.correlation.double().numpy() for found in beside),
+        of_real,
+        of_reconstructed,
+        Aligned(*(one[: len(samples)] for one in (aligned.index, aligned.correlation, aligned.mirrored))),
+        *correlation[1:],
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae2 import distributed, report
 from vqvae2.data import ImageSet
+from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, locked
@@ -81,28 +82,31 @@ def measure_samples(
         )
         return [], None
     model, train = models.vqvae, evaluated.train
-    found_set = report.read_samples(run.path / "samples", models.decoders, models.hashes)
-    if found_set is None and num_samples and not (run.path / "samples" / "samples.json").exists():
+    whole = report.read_samples(run.path / "samples", models.decoders, models.hashes)
+    if whole is None and num_samples and not (run.path / "samples" / "samples.json").exists():
         _draw(run, models, num_samples, seed)
-        found_set = report.read_samples(run.path / "samples", models.decoders, models.hashes)
+        whole = report.read_samples(run.path / "samples", models.decoders, models.hashes)
+    if whole is not None:
+        found_set = whole.some(_MOST_SAMPLES)
+        images, real, again = found_set.images(), beside.real, beside.again
+        own = distributed.own_part(range(len(train)))
+        with Progress(4 * len(own), "comparing with training images", "images") as progress:
+            near = report.neighbours(images, real, again, train, next(model.parameters()).device, progress)
+            regions = report.region_figures(images, real, again, train, progress)
     if not distributed.is_main():
         return [], None
-    sets = [found_set] if found_set else []
+    sets = [] if whole is None else [found_set]
     for folder in sorted(run.path.glob("samples?*")):
         other = report.read_samples(folder, models.decoders, models.hashes)
         sets += [other] if other else []
         if other is None and (folder / "samples.json").exists():
             models.missing.append(f"{folder.name}, which other models made: sample it again")
-    if found_set is None:
+    if whole is None:
         others = (run.path / "samples" / "samples.json").exists()
         what = "samples, which other models made" if others else "samples"
         models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
         return sets, None
-    whole, found_set = found_set, found_set.some(_MOST_SAMPLES)
-    sets[0] = found_set
-    images, real, again = found_set.images(), beside.real, beside.again
-    near = report.neighbours(images, real, again, train)
-    own_codes = models.store.read(models.store.indices("train"))[: len(found_set.codes)]
+    own_codes = models.store.read(models.store.indices("train"), found_set.decoder.levels)
     found["samples"] = {
         "folder": found_set.folder.name,
         "count": len(whole),
@@ -122,7 +126,7 @@ def measure_samples(
     anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
     if anatomy is not None and not found_set.how["label"]:
         found["samples"]["anatomy"] = anatomy
-    found["samples"]["regions"] = report.region_figures(images, real, again, train)
+    found["samples"]["regions"] = regions
     found["samples"]["numbers"] = _measure_numbers(evaluated, beside, found_set, images)
     album.samples(images, found_set, real, near, train)
     numbers = evaluated.like.get("numbers", ())

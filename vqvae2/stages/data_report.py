@@ -1,4 +1,4 @@
-"""The data report as files: text, JSON, a contact sheet of each split, the split of every subject and of every image."""
+"""The data report as files: text, JSON, a contact sheet of each split, lists of subjects and images."""
 
 import csv
 import io
@@ -89,9 +89,7 @@ def _write_images(data: ImageData, file: BinaryIO) -> None:
         for key, subject, labels, (height, width), digest in zip(
             images.keys, images.subjects, images.labels, sizes, images.digests, strict=True
         ):
-            names = [
-                classes[k] if k >= 0 else "" for k, classes in zip(labels, data.attributes.values(), strict=True)
-            ]
+            names = [classes[k] if k >= 0 else "" for k, classes in zip(labels, data.attributes.values(), strict=True)]
             writer.writerow([key, split, subject, *names, height, width, digest.hex(), ""])
     empty = [""] * (len(data.attributes) + 5)
     writer.writerows([path, *empty, reason] for path, reason in data.skipped)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vqvae2 import checkpoint, distributed, files, report
+from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
 from vqvae2.metrics import named_features
@@ -307,13 +309,12 @@ def _priors(
         return
     model, store, labels = models.vqvae, models.store, evaluated.labels()
     train = store.indices("train")
-    train_codes = store.read(train)
     known = store.__getitems__([train[i] for i in report.spread_out(len(train), COMPARED)])
     maps, nll, size = {}, {}, arguments.batch_size
     work = len(models.priors) * sum(len(distributed.own_part(range(n))) for n in (len(labels), len(known["label"])))
     with Progress(work, "scoring codes", "images") as progress:
         for i, (level, k) in enumerate(zip(model.levels, model.config.num_embeddings, strict=True)):
-            figures, position_map = report.table_figures(codes[i].numpy(), train_codes[i], k)
+            figures, position_map = distributed.on_main(partial(_tables, store, train, level, codes[i], k))
             if level in models.priors:
                 prior, upto = models.priors[level], i + 1
                 held_out = report.score_codes(prior, codes[:upto], labels, size, progress)
@@ -328,6 +329,11 @@ def _priors(
         found["bits_per_dim"] = report.bits_per_dim(found["levels"], config.channels * config.height * config.width)
     if maps and distributed.is_main():
         album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
+
+
+def _tables(store: CodeStore, train: list[int], level: str, codes: Tensor, k: int) -> tuple[dict[str, float], Any]:
+    """Score a level's codes under tables of counts of its training codes."""
+    return report.table_figures(codes.numpy(), store.read(train, [level])[0], k)
 
 
 def _own_figures(models: Models, val: ImageSet, background: float | None, arguments: Arguments) -> dict[str, Any]:
