@@ -10,6 +10,7 @@ from vqvae2 import VQVAE, VQVAEConfig, distributed, report
 from vqvae2.batches import EpochBatches
 from vqvae2.data import ImageSet
 from vqvae2.errors import UserError
+from vqvae2.metrics import aligned_nearest, nearest, region_nearest
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
         except UserError as error:
             seen["batch"] = str(error)
         seen["scan"] = scanned()
+        seen["search"] = {references: searched(references) for references in ("1", "2", "40")}
         Path(f"{rank}.json").write_text(json.dumps(seen))
 
 
@@ -40,6 +42,25 @@ def scanned() -> dict[str, object]:
     found = report.scan(model, images, naive=report.mean_image(images))
     scores = {name: {figure: values.tolist() for figure, values in own.items()} for name, own in found.scores.items()}
     return {"codes": [level.tolist() for level in found.codes], "scores": scores}
+
+
+def searched(references: str) -> dict[str, object]:
+    """Search so many references for copies of two queries, among equal ones for the first."""
+    known = np.random.default_rng(1).integers(0, 256, (int(references), 1, 32, 32)).astype(np.uint8)
+    queries = torch.from_numpy(known[[-1, len(known) // 3]].copy())
+    queries[1, 0, 8:16] = queries[0, 0, 8:16]
+    aligned, regions = (search(queries.float(), known) for search in (aligned_nearest, region_nearest))
+    known[len(known) // 2] = known[-1]
+    index, distance = nearest(queries, known, chunk=4)
+    return {
+        "index": index.tolist(),
+        "distance": distance.tolist(),
+        "aligned": aligned.index.tolist(),
+        "correlation": aligned.correlation.tolist(),
+        "mirrored": aligned.mirrored.tolist(),
+        "regions": regions.index.tolist(),
+        "regions_correlation": regions.correlation.flatten().tolist(),
+    }
 
 
 def fail() -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from joined_collectives import scanned
+from joined_collectives import scanned, searched
 from processes import joined
 from tiny_runs import PRIOR_FLAGS, ROOT, VQVAE_FLAGS, Chain, stats
 from torchrun import torchrun
@@ -71,6 +71,15 @@ def test_fewer_images_than_processes_are_scanned_as_in_one_process(collectives):
     for seen in collectives:
         assert seen["scan"]["codes"] == one["codes"]
         assert_near(seen["scan"]["scores"], one["scores"], "scores")
+
+
+@pytest.mark.parametrize("references", ["1", "2", "40"])
+def test_several_processes_find_the_copies_that_one_finds(collectives, references):
+    one = searched(references)
+    if references == "40":
+        assert one["index"] == [20, 13]
+    for seen in collectives:
+        assert_near(seen["search"][references], one, references)
 
 
 def test_a_batch_that_does_not_divide_is_refused_everywhere(collectives):

@@ -258,6 +258,17 @@ def test_the_nearest_of_queries_that_are_no_integers_is_exact(kind):
     np.testing.assert_allclose(distance, exact.min(1), rtol=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_gpu_finds_the_nearest_that_the_processor_finds(kind):
+    references = np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8)).astype(kind)
+    queries = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (20, 1, 8, 8)).astype(kind))
+    index, distance = nearest(queries.cuda(), references, chunk=64)
+    known_index, known_distance = nearest(queries, references)
+    assert torch.equal(index, known_index)
+    torch.testing.assert_close(distance, known_distance)
+
+
 def test_sums_of_products_of_bytes_do_not_overflow(monkeypatch):
     monkeypatch.setattr(neighbours, "_multiplies_bytes", lambda: True)
     far, near = np.zeros((1, 200_000), np.uint8), np.full((1, 200_000), 1, np.uint8)
