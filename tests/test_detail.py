@@ -106,7 +106,7 @@ def test_the_limit_is_divided():
     assert DetailSettings(detail_share=1).divide(training)[0] is None
     brain = PRESETS["brain128"]
     before, own = DetailSettings(**brain.detail).divide(brain.vqvae_training)
-    assert (before.max_steps, own.max_steps) == (5100, 1500)
+    assert (before.max_steps, own.max_steps) == (5100, 2400)
 
 
 def test_feature_maps_are_those_of_the_perceptual_distance(network):
@@ -224,6 +224,26 @@ def test_a_run_paints_its_samples(tmp_path, call, refused, network, monkeypatch)
     assert report["samples"]["levels"] == ["top"]
     assert list(report["samples"]["nll"]) == ["top"]
     assert report["decoder_trained_by"] == ["MobileNetV2", "mobilenet_v2"]
+    # What is exported needs no more.
+    small = tmp_path / "small"
+    assert "priors of top, " in call(export.main, "--run", run, "--out", small, "--weights", "fp32").out
+    card = (small / "README.md").read_text()
+    assert "the prior of top, exported" in card
+    assert f"| KID of 5 samples (encoder) | {report['distances']['encoder']['samples']['kid']:.3f} |" in card
+    made: dict = {"x": torch.zeros(1, 1, 32, 32)}
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", card, re.S)[0], made)
+    assert made["out"].images.shape == (16, 1, 32, 32)
+    assert call(sample_stage.main, "--run", small, "--num", 5, "--chunk-size", 2, "--seed", 3).code == 0
+    assert (small / "samples" / "00004.png").read_bytes() == (run / "samples" / "00004.png").read_bytes()
+    slices = ["--data", "phantom", "--out", tmp_path / "scored"]
+    assert (
+        "not measured: prior of level bottom, which was not exported"
+        in call(evaluate.main, "--run", small, *slices, "--dry-run").out
+    )
+    told = refused(evaluate.main, "--run", small, *slices, "--anomaly", run / "samples" / "00000.png")
+    assert "priors of all levels" in told
+    assert "which was not exported" in told
     # By all levels: another set.
     assert call(train_prior.main, "--run", run, "--level", "bottom", *PRIOR_FLAGS).code == 0
     assert "with levels" in refused(sample_stage.main, "--run", run, "--num", 5, "--levels", 2)

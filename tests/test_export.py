@@ -91,6 +91,11 @@ def test_exported_models_score_other_images(models, tmp_path, call, refused):
     missing = json.loads((tmp_path / "report" / "report.json").read_text())["missing"]
     assert any("exported models have none" in line for line in missing)
     assert "other files" in refused(export.main, "--run", out, "--out", out)
+    weights = out / "prior-top" / "guide" / "model.safetensors"
+    guide = weights.read_bytes()
+    weights.write_bytes((out / "vqvae" / "model.safetensors").read_bytes())
+    assert "not those that were exported" in refused(sample.main, "--run", out, "--autoguidance", 2)
+    weights.write_bytes(guide)
     (out / "prior-top" / "model.safetensors").write_bytes((out / "vqvae" / "model.safetensors").read_bytes())
     assert "not those that were exported" in refused(sample.main, "--run", out)
 

@@ -20,7 +20,7 @@ from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.stages.data_report import check_subjects
 from vqvae2.stages.detail import load_detail
 from vqvae2.stages.sample_folder import hashes_of
-from vqvae2.stages.sampled import exported, load_models
+from vqvae2.stages.sampled import exported, load_priors
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["Evaluated", "Models", "commands", "open_evaluated"]
@@ -66,19 +66,19 @@ class Models:
         config = checkpoint.load_config(run.vqvae, kind="vqvae")
         if min(config["height"], config["width"]) < 11:
             raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")
-        if exported(run):
-            model, levels = load_models(run, device)
-            by_level = dict(zip(model.levels, levels, strict=True))
-            return cls(model, None, by_level, hashes_of(model, run), ["NLL: codes are not there"])
         model = VQVAE.from_pretrained(run.vqvae, device)
-        hashes: dict[str, Any] = {"vqvae_sha256": checkpoint.sha256_of(run.vqvae)}
+        there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
+        absent = [level for level in model.levels if level not in there]
+        hashes = hashes_of(model, run)
+        if exported(run):
+            priors = dict(zip(there, load_priors(run, there, device), strict=True))
+            missing = [f"prior of level {level}, which was not exported" for level in absent]
+            return cls(model, None, priors, hashes, [*missing, "NLL: codes are not there"])
         if not (run.codes / "data.mdb").exists():
             missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
             return cls(model, None, {}, hashes, missing)
         store = CodeStore(run.codes)
-        there = [level for level in model.levels if checkpoint.has_model(run.prior(level))]
         check_fingerprints(run, store, there)
-        absent = [level for level in model.levels if level not in there]
         missing = [
             f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
         ]
@@ -88,7 +88,6 @@ class Models:
         if detail is not None:
             hashes["detail_sha256"] = checkpoint.sha256_of(run.detail)
         hashes["codes_fingerprint"] = store.fingerprint
-        hashes["prior_sha256"] = {level: checkpoint.sha256_of(run.prior(level)) for level in there}
         priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
         return cls(model, store, priors, hashes, missing, detail)
 

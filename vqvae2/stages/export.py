@@ -24,7 +24,7 @@ from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.model_card import model_card
-from vqvae2.stages.sampled import MODELS, check_exported, drawn_levels, exported
+from vqvae2.stages.sampled import MODELS, check_exported, drawn_levels, exported, guide_name
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE, VQVAEConfig, level_names
 
@@ -79,14 +79,17 @@ def _story(line: CommandLine[Arguments]) -> None:
         raise UserError("there is no VQ-VAE yet", run.vqvae, "Train it first")
     config = checkpoint.load_config(run.vqvae, kind="vqvae")
     levels = level_names(len(config["strides"]))
-    labels = _labels(run, levels)
+    drawn = levels[: drawn_levels(run)]  # samples need these priors; the others may not have been trained
+    priors = [level for level in levels if level in drawn or checkpoint.has_model(run.prior(level))]
+    labels = _labels(run, priors)
     with _whole(out) as made:
         vqvae_weights = "fp32" if arguments.weights == "fp32" else "fp16"
         hashes = {"vqvae": _copy(run.vqvae, made.vqvae, vqvae_weights)}
-        for level in levels:
+        for level in priors:
             hashes[level] = _copy(run.prior(level), made.prior(level), arguments.weights)
             if checkpoint.has_model(run.guide(level)):
-                _copy(run.guide(level), made.guide(level), arguments.weights if arguments.weights == "fp32" else "int8")
+                guide_weights = "fp32" if arguments.weights == "fp32" else "int8"
+                hashes[guide_name(level)] = _copy(run.guide(level), made.guide(level), guide_weights)
         if checkpoint.has_model(run.detail):
             hashes["detail"] = _copy(run.detail, made.detail, vqvae_weights, vqvae_sha256=hashes["vqvae"])
         model = VQVAE.from_pretrained(made.vqvae)
@@ -108,12 +111,12 @@ def _story(line: CommandLine[Arguments]) -> None:
         if exported(run) and (run.path / _README).is_file() and not (out / _README).exists():
             print(f"README.md is that of {run.path.name}: look at what it says of weights and programs")
         if not (out / _README).exists():
-            card = _card(run, out, made, model.config, labels, kept, arguments.weights, programs)
+            card = _card(run, out, made, model.config, labels, kept, arguments.weights, programs, priors)
             files.write_atomic(made.path / _README, card)
         size = sum(path.stat().st_size for path in made.path.rglob("*") if path.is_file())
     for kind, found in programs.items():
         print(f"{kind:<10} {_checked(found)}")
-    print(f"wrote {out}: VQ-VAE and priors of {', '.join(levels)}, {size / 1e6:.1f} MB, {arguments.weights}")
+    print(f"wrote {out}: VQ-VAE and priors of {', '.join(priors)}, {size / 1e6:.1f} MB, {arguments.weights}")
 
 
 def _check_out(out: Path) -> None:
@@ -179,6 +182,7 @@ def _card(
     kept: Mapping[str, Any],
     weights: str,
     programs: Mapping[str, Mapping[str, Any]],
+    priors: Sequence[str],
 ) -> bytes:
     """The model card; that of models that had been exported before says what only their owner knows, and is kept."""
     if exported(run) and (run.path / _README).is_file():
@@ -186,12 +190,12 @@ def _card(
     data = checkpoint.load_config(made.vqvae)["data"]
     images = sum(count for _, count in labels)
     painted = drawn_levels(made) if checkpoint.has_model(made.detail) else 0
-    return model_card(
-        out.resolve().name, config, data, images, kept, _report(run, config.levels), weights, programs, painted
-    ).encode()
+    report = _report(run, priors)
+    name = out.resolve().name
+    return model_card(name, config, data, images, kept, report, weights, programs, priors, painted).encode()
 
 
-def _report(run: RunFolder, levels: Sequence[str]) -> dict[str, Any] | None:
+def _report(run: RunFolder, priors: Sequence[str]) -> dict[str, Any] | None:
     """The run's report, where it is of the present models."""
     path = run.path / "report" / "report.json"
     if not path.is_file():
@@ -199,7 +203,9 @@ def _report(run: RunFolder, levels: Sequence[str]) -> dict[str, Any] | None:
     report: dict[str, Any] = files.read_json(path)
     hashes = report.get("hashes", {})
     same = hashes.get("vqvae_sha256") == checkpoint.sha256_of(run.vqvae)
-    same &= hashes.get("prior_sha256") == {level: checkpoint.sha256_of(run.prior(level)) for level in levels}
+    same &= hashes.get("prior_sha256") == {level: checkpoint.sha256_of(run.prior(level)) for level in priors}
+    painted = checkpoint.has_model(run.detail)
+    same &= hashes.get("detail_sha256") == (checkpoint.sha256_of(run.detail) if painted else None)
     return report if same else None
 
 

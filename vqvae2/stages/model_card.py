@@ -36,6 +36,7 @@ def model_card(
     report: Mapping[str, Any] | None,
     weights: str,
     programs: Mapping[str, Mapping[str, Any]],
+    priors: Sequence[str],
     painted: int = 0,
 ) -> str:
     """Write the model card of exported models, in Markdown with a front matter as the Hugging Face Hub reads it.
@@ -49,13 +50,15 @@ def model_card(
         report: the run's report.json, where it is of these models; None: figures are those that the trainings kept.
         weights: how they are stored.
         programs: as of `vqvae2.programs.write_programs`.
+        priors: levels whose priors are there.
         painted: levels from which a detail decoder paints samples; 0: there is none.
     """
+    which = "each" if len(priors) == len(config.levels) else " and ".join(priors)
     parts = [
         _HEAD,
         f"# {name}",
         f"A VQ-VAE with {'one level' if len(config.levels) == 1 else f'{len(config.levels)} levels'} (VQ-VAE-2, Razavi "
-        f"et al. 2019, arXiv 1906.00446) and the prior of each, exported by vqvae2 {__version__}.",
+        f"et al. 2019, arXiv 1906.00446) and the prior of {which}, exported by vqvae2 {__version__}.",
         "## Training",
         _training(config, data, images, record),
         "## Levels",
@@ -183,30 +186,24 @@ def _use(
     asked = ["--label", "=".join(label)] if label else []
     low, high = data.get("value_range", (0, 255))
     shape = f"(B, {config.channels}, {config.height}, {config.width})"
+    decoder, imported, loaded = "model", "", ""
+    if painted:
+        decoder, imported = "detail", "\nfrom vqvae2.detail import DetailDecoder"
+        whence = f"{painted} of the levels" if painted > 1 else f"the {config.levels[0]} level's codes"
+        loaded = f"detail = DetailDecoder.from_pretrained({_quoted(f'{name}/vqvae/detail')})  # paints from {whence}\n"
     text = f"""
     {shlex.join(["vqvae2", "sample", "--run", name, "--num", "16", "--out", "samples", *asked])}
     {shlex.join(["vqvae2", "evaluate", "--run", name, "--data", "IMAGES", "--split", "all"])}
     {shlex.join(["vqvae2", "train-vqvae", "--run", "runs/mine", "--data", "IMAGES", "--init", name])}
 
 ```python
-from vqvae2 import VQVAE, Prior, sample
+from vqvae2 import VQVAE, Prior, sample{imported}
 
 model = VQVAE.from_pretrained({_quoted(f"{name}/vqvae")})
 codes = model.encode(x)  # x {shape} in [-1, 1]: stored values {low:g} to {high:g}
 y = model.decode(codes)
-priors = [Prior.from_pretrained(f{_quoted(name + "/prior-{level}")}) for level in model.levels]
-out = sample(model, priors, num=16, seed=0)  # out.images, out.codes, out.nll
-```"""
-    if painted:
-        text += f"""
-
-Better pictures come from the detail decoder, as `vqvae2 sample` uses it: it paints them from {painted} of the levels.
-
-```python
-from vqvae2.detail import DetailDecoder
-
-detail = DetailDecoder.from_pretrained({_quoted(f"{name}/vqvae/detail")})
-out = sample(detail, priors[:{painted}], num=16, seed=0)
+{loaded}priors = [Prior.from_pretrained(f{_quoted(name + "/prior-{level}")}) for level in {decoder}.levels]
+out = sample({decoder}, priors, num=16, seed=0)  # out.images, out.codes, out.nll
 ```"""
     if programs:
         text += "\n\nPrograms that run without vqvae2, each checked against the model when it was written:\n"

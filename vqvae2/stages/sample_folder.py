@@ -90,12 +90,16 @@ def check_own(out: Path, record: str, overwrite: bool) -> None:
 
 
 def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:
-    """Return the SHA-256 of the weights of the VQ-VAE, the priors, and the detail decoder, if that is the model."""
+    """Return the SHA-256 of the weights of the VQ-VAE, the priors there are, and the detail decoder, if it is one."""
     detail = {"detail_sha256": checkpoint.sha256_of(run.detail)} if isinstance(model, DetailDecoder) else {}
     return {
         **detail,
         "vqvae_sha256": checkpoint.sha256_of(run.vqvae),
-        "prior_sha256": {level: checkpoint.sha256_of(run.prior(level)) for level in model.levels},
+        "prior_sha256": {
+            level: checkpoint.sha256_of(run.prior(level))
+            for level in model.levels
+            if checkpoint.has_model(run.prior(level))
+        },
     }
 
 

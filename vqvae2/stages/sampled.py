@@ -25,10 +25,12 @@ __all__ = [
     "describe",
     "drawn_levels",
     "exported",
+    "guide_name",
     "labels_to_sample",
     "load_drawn",
     "load_guides",
     "load_models",
+    "load_priors",
     "parse_labels",
     "usual_sampling",
     "usual_sharpness",
@@ -43,6 +45,11 @@ def exported(run: RunFolder) -> bool:
     return (run.path / MODELS).is_file() and not (run.codes / "data.mdb").exists()
 
 
+def guide_name(level: str) -> str:
+    """Return what the guide of a level's prior is called among the hashes of exported models."""
+    return f"guide-{level}"
+
+
 def check_exported(run: RunFolder, levels: Sequence[str]) -> None:
     """Refuse models that were not exported together.
 
@@ -53,6 +60,10 @@ def check_exported(run: RunFolder, levels: Sequence[str]) -> None:
     checkpoint.check_format(record.get("format", 0), run.path / MODELS, record.get("version"))
     there = {"vqvae": run.vqvae, **{level: run.prior(level) for level in levels}}
     there |= {"detail": run.detail} if checkpoint.has_model(run.detail) else {}
+    guides = {guide_name(level): run.guide(level) for level in levels if checkpoint.has_model(run.guide(level))}
+    there |= {
+        name: folder for name, folder in guides.items() if name in record["sha256"]
+    }  # earlier versions named none
     for name, folder in there.items():
         if record["sha256"].get(name) != checkpoint.sha256_of(folder):
             raise UserError("these weights are not those that were exported", folder, "Export or download them again")
@@ -65,7 +76,7 @@ def load_models(run: RunFolder, device: torch.device) -> tuple[VQVAE, list[Prior
         UserError: one is missing, or two do not belong together.
     """
     model = VQVAE.from_pretrained(run.vqvae, device)
-    return model, _load_priors(run, model.levels, device)
+    return model, load_priors(run, model.levels, device)
 
 
 def load_drawn(run: RunFolder, device: torch.device, levels: int | None = None) -> tuple[ImageDecoder, list[Prior]]:
@@ -86,7 +97,7 @@ def load_drawn(run: RunFolder, device: torch.device, levels: int | None = None) 
     if detail is None or detail.config.drawn_levels != wanted:
         there = f"{detail.config.drawn_levels} or " if detail else ""
         raise UserError(f"nothing decodes {wanted} of {every} levels", "--levels", f"Give {there}{every}")
-    return detail, _load_priors(run, detail.levels, device)
+    return detail, load_priors(run, detail.levels, device)
 
 
 def drawn_levels(run: RunFolder, asked: int | None = None) -> int:
@@ -98,14 +109,17 @@ def drawn_levels(run: RunFolder, asked: int | None = None) -> int:
     return len(checkpoint.load_config(run.vqvae, kind="vqvae")["strides"])
 
 
-def _load_priors(run: RunFolder, levels: Sequence[str], device: torch.device) -> list[Prior]:
+def load_priors(run: RunFolder, levels: Sequence[str], device: torch.device) -> list[Prior]:
+    """Load the priors of some levels.
+
+    Raises:
+        UserError: one is missing, or two do not belong together.
+    """
     for level in levels:
         if not checkpoint.has_model(run.prior(level)):
-            raise UserError(
-                f"there is no prior of level {level}",
-                run.prior(level),
-                f"Run {command('train-prior', '--run', run.path, '--level', level)}",
-            )
+            train = f"Run {command('train-prior', '--run', run.path, '--level', level)}"
+            how = "It was not exported: take a run that has it" if exported(run) else train
+            raise UserError(f"there is no prior of level {level}", run.prior(level), how)
     if exported(run):
         check_exported(run, levels)
     else:
