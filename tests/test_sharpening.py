@@ -18,7 +18,7 @@ from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS
 from vqvae2.stages import evaluate, extract_codes, train_vqvae
 from vqvae2.stages.detail import DetailSettings
-from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, trained_by_features
 from vqvae2.vqvae import VQVAE, VQVAEConfig
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -251,6 +251,12 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
         assert call(evaluate.main, "--run", tmp_path / name).code == 0
         found = json.loads((tmp_path / name / "report" / "report.json").read_text())
         assert found.get("decoder_trained_by") == by
+    # What begins from it is said to be trained by these features, too.
+    begun = ["--run", tmp_path / "c", "--data", "phantom", "--phantom-images", 60, "--init", tmp_path / "b"]
+    assert call(train_vqvae.main, *begun, "--sharpen-share", 0, "--max-steps", 2).code == 0
+    assert call(train_vqvae.main, "--run", tmp_path / "c", "--resume", "--max-steps", 3).code == 0
+    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in "abc"}
+    assert {name: trained_by_features(record) for name, record in records.items()} == {"a": False, "b": True, "c": True}
     ordinary = call(train_vqvae.main, "--run", tmp_path / "a", "--resume", "--sharpen-share", 1, "--max-steps", 8)
     assert "there is no VQ-VAE yet" in ordinary.err
 

@@ -29,6 +29,7 @@ from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.recognition import check, recognition
+from vqvae2.stages.sharpening import trained_by_features
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -185,10 +186,7 @@ def _measure(
         "data": {name: value for name, value in evaluated.like.items() if name != "bins"},
         "split": evaluated.describe(),
     }
-    trained = record["train_vqvae"]
-    sharpening = trained.get("sharpening", {})
-    sharpened = trained.get("outcome") and sharpening.get("sharpen_share") and sharpening.get("perceptual_weight")
-    if sharpened or models.detail is not None:
+    if trained_by_features(record) or models.detail is not None:
         found["decoder_trained_by"] = ["MobileNetV2", "mobilenet_v2"]  # ours, and --features mobilenet_v2
     codes = _images(found, models.vqvae, evaluated, arguments, out, album)
     _priors(found, models, evaluated, codes, arguments, album)

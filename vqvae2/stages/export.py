@@ -31,7 +31,10 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig, level_names
 _TENTHS = 10
 _LEAST = 4096  # values of a tensor that is worth storing in fewer bits
 # Of what a training says of itself.
-_STAGES = ("model", "training", "augmentation", "sharpening", "detail", "copies", "outcome", "imported")
+_STAGES = (
+    *("model", "training", "augmentation", "sharpening", "detail", "copies", "outcome", "imported"),
+    "init_trained_by_features",
+)
 _README = "README.md"
 _MAY_LIE_THERE = (_README, "LICENSE", "LICENSE.txt", "LICENSE.md")  # as in a new repository of a hub
 

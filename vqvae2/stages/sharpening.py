@@ -1,5 +1,6 @@
 """The last part of a VQ-VAE's training, in which its image decoder is trained on alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vqvae2.stages.vqvae_tasks import VQVAETask, images_of
 from vqvae2.task import Sums
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["SharpeningConfig", "SharpeningTask", "divide", "features_missing"]
+__all__ = ["SharpeningConfig", "SharpeningTask", "divide", "features_missing", "trained_by_features"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,14 @@ def divide(
         evaluations=1,
         patience=0,
     )
+
+
+def trained_by_features(record: Mapping[str, Any]) -> bool:
+    """Tell by a run.json whether MobileNetV2 trained the image's decoder, here or in the run of ``--init``."""
+    trained = record["train_vqvae"]
+    own = trained.get("sharpening", {})
+    here = trained.get("outcome") and own.get("sharpen_share") and own.get("perceptual_weight")
+    return bool(here or trained.get("init_trained_by_features"))
 
 
 def features_missing() -> str:

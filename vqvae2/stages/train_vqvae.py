@@ -38,7 +38,7 @@ from vqvae2.stages.data_report import check_subjects, write_data_report
 from vqvae2.stages.detail import DetailSettings, DetailTask, is_begun, keep_start, shape_of, start_of
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask
+from vqvae2.stages.sharpening import SharpeningConfig, SharpeningTask, trained_by_features
 from vqvae2.stages.vqvae_parts import Parts, divided, in_words, without_optional
 from vqvae2.stages.vqvae_tasks import VQVAETask
 from vqvae2.training import Outcome, fit
@@ -224,8 +224,10 @@ def _work(
         check_resumed(kept["model"], config, run)
         check_resumed(kept["data"], arguments.data, run, free=_NOT_OF_LABELS)
         check_subjects(data, run.data_report)
+        before = bool(kept.get("init_trained_by_features"))
     else:
         distributed.on_main(lambda: write_data_report(data, run.data_report))
+        before = arguments.init is not None and trained_by_features(RunFolder(arguments.init).read())
     run.write(
         preset=arguments.preset,
         levels=config.levels,
@@ -240,6 +242,7 @@ def _work(
             "copies": kept.get("copies", 0) if kept else PRESETS[arguments.preset].copies,
             "sharpening": asdict(arguments.sharpening),
             "detail": asdict(arguments.detail),
+            **({"init_trained_by_features": True} if before else {}),
             **({"before_sharpening": kept["before_sharpening"]} if "before_sharpening" in kept else {}),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
