@@ -187,7 +187,7 @@ def divide(
 
 
 def trained_by_features(record: Mapping[str, Any]) -> bool:
-    """Tell by a run.json whether MobileNetV2 trained the image's decoder, here or in the run of ``--init``."""
+    """Tell by a run.json whether MobileNetV2 trained the decoder of the image, here or in the run of ``--init``."""
     trained = record["train_vqvae"]
     own = trained.get("sharpening", {})
     here = trained.get("outcome") and own.get("sharpen_share") and own.get("perceptual_weight")
