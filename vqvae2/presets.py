@@ -158,7 +158,7 @@ def _times(factor: int, training: TrainingConfig) -> TrainingConfig:
 
 
 _BRAIN = Preset(
-    source="ours: 128x128 brain slices of about a hundred subjects, about an hour on 2 CPU cores",
+    source="ours: 128x128 brain slices of about a hundred subjects, an hour and a half to samples on 2 CPU cores",
     # A fine level at half the image's resolution holds the texture; few codes and narrow stacks keep it cheap.
     vqvae=replace(
         _OURS,
@@ -193,9 +193,9 @@ _BRAIN = Preset(
         replace(_PRIOR, num_layers=6, attention_every=0, patch=2, dropout=0.1, position_logits=False),
     ),
     prior_training=(
-        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=20, evaluations=8),
-        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=30, evaluations=6),
-        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=50, evaluations=4),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=40, evaluations=8),
+        replace(_PRIOR_TRAINING, max_steps=3000, max_minutes=90, evaluations=6),
+        replace(_PRIOR_TRAINING, max_steps=2400, max_minutes=90, evaluations=4),
     ),
     # Samples are painted from the top's codes alone: KID far below that of all levels' (docs/log.md).
     detail={"detail_share": 8 / 25, "detail_widths": (128, 96, 64)},
