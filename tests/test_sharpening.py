@@ -265,7 +265,7 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
 def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, call, refused, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     flags = [*VQVAE_FLAGS, "--preset", "brain128", "--max-steps", 40, "--dry-run", "--run", tmp_path / "a"]
-    flags += ["--strides", 2, 2, "--rate-weight", 0, "--num-embeddings", 8, 8]
+    flags += ["--strides", 2, 2, "--rate-weight", 0, "--num-embeddings", 8, 8, "--detail-widths", 8, 8]
     ended = call(train_vqvae.main, *flags)
     assert ended.code == 0
     assert "which sharpen the decoder and paint detail, are left out: MobileNetV2's weights are not there" in ended.out
@@ -282,7 +282,7 @@ def test_a_preset_does_without_weights_that_are_not_there_and_says_so(tmp_path, 
     random_weights(tmp_path / "some")
     told = call(train_vqvae.main, *flags)
     assert "2 steps for its decoder alone" in told.out
-    assert "9 steps for the detail decoder" in told.out
+    assert "13 steps for the detail decoder" in told.out
     assert call(train_vqvae.main, *VQVAE_FLAGS, "--run", tmp_path / "first", "--max-steps", 2).code == 0
     record = json.loads((tmp_path / "first" / "run.json").read_text())
     (tmp_path / "first" / "run.json").write_text(json.dumps(record | {"preset": "brain128"}))

@@ -55,7 +55,7 @@ def nearest(
             least[closer], at[closer] = value[closer].to(least.dtype), where[closer] + start
         if progress is not None:
             progress(len(others))
-    bests, indices = (distributed.all_gather_rows(one[None].cpu()) for one in (best.double(), index))
+    bests, indices = (distributed.all_gather_rows(one[None].cpu()) for one in (best.cpu().double(), index))
     index, q = indices.gather(0, bests.argmin(0)[None])[0], q.cpu()
     # Measured as a difference: the expanded square cannot tell a copy from a near copy.
     distance = torch.zeros(len(q))
