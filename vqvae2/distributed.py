@@ -5,6 +5,7 @@ order.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -20,6 +21,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Sequence[Any])
 
 
+_KEPT = 30.0  # seconds
 _store: Any = None  # shared by the processes of the group, as long as it exists
 
 
@@ -212,12 +214,25 @@ def process_group(timeout: timedelta = timedelta(hours=1)) -> Iterator[None]:
         raise UserError(
             f"the processes could not be joined ({error})", f"backend {backend}", "Start them with torchrun"
         ) from error
+    together = False
     try:
         yield
         dist.barrier()  # nobody leaves while another still listens to him
+        together = True
     finally:
-        _store = None
         dist.destroy_process_group()
+        if not together and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun serves it
+            _keep_store(_store, number, count)
+        _store = None
+
+
+def _keep_store(store: Any, number: int, count: int) -> None:
+    """Keep the store, which the main process serves, until the others have asked it who reports the failure."""
+    with suppress(RuntimeError):  # it is gone
+        left, until = store.add("left", 1), time.monotonic() + _KEPT
+        while number == 0 and left < count and time.monotonic() < until:
+            time.sleep(0.05)
+            left = store.add("left", 0)
 
 
 def _active() -> bool:

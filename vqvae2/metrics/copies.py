@@ -1,7 +1,7 @@
 """Copies that a distance of pixels misses: shifted, mirrored, blurred or in another light."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2 import distributed
-from vqvae2.metrics.neighbours import take
+from vqvae2.metrics.neighbours import own_chunks, take
 
 _SIDE = 16  # of the thumbnails that choose candidates
 
@@ -63,12 +63,13 @@ def aligned_nearest(
         )
     count, height, width = len(references), *queries.shape[2:]
     own = distributed.own_part(range(count))
-    known = _thumbnails(references, chunk, own, progress)
+    known = _thumbnails((rows for _, rows in own_chunks(references, chunk, progress)), (height, width))
     known = torch.cat([known, known.flip(-1)]).flatten(1)
     numbers = torch.cat([torch.arange(own.start, own.stop) + moved for moved in (0, count)])  # beyond M: mirrored
     # A shift of a few pixels changes a thumbnail: the query is shifted, too.
     moved = [(down, across) for down in {-(reach // 2), 0, reach // 2} for across in {-(reach // 2), 0, reach // 2}]
-    small = torch.stack([_thumbnails(queries.roll(move, (2, 3)), chunk).flatten(1) for move in moved])
+    shifted = (queries.roll(move, (2, 3)).split(chunk) for move in moved)
+    small = torch.stack([_thumbnails(parts, (height, width)).flatten(1) for parts in shifted])
     alike = (functools.reduce(torch.maximum, (part @ known.T for part in parts)) for parts in small.split(chunk, dim=1))
     own_best = [rows.topk(min(candidates, len(known)), dim=1) for rows in alike]
     values, places = (
@@ -103,17 +104,8 @@ def _standard(images: Tensor) -> Tensor:
     return grey / grey.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12)
 
 
-def _thumbnails(
-    images: Any, chunk: int, rows: range | None = None, progress: Callable[[int], object] | None = None
-) -> Tensor:
-    """Small ones of all images or of these rows, standardised: (N, side, side)."""
-    height, width = images.shape[2:]
-    size = (min(_SIDE, height), min(_SIDE, width))
-    rows = range(len(images)) if rows is None else rows
-    parts = [torch.zeros(0, *size)]
-    for start in range(rows.start, rows.stop, chunk):
-        grey = take(images, slice(start, min(start + chunk, rows.stop))).float().mean(1, keepdim=True)
-        parts.append(_standard(F.adaptive_avg_pool2d(grey, size)))
-        if progress is not None:
-            progress(len(grey))
-    return torch.cat(parts)
+def _thumbnails(parts: Iterable[Tensor], frame: tuple[int, int]) -> Tensor:
+    """Small ones of images (n, C, *frame) that come in parts, standardised: (N, side, side)."""
+    size = (min(_SIDE, frame[0]), min(_SIDE, frame[1]))
+    grey = (part.float().mean(1, keepdim=True) for part in parts)
+    return torch.cat([torch.zeros(0, *size), *(_standard(F.adaptive_avg_pool2d(part, size)) for part in grey)])

@@ -5,7 +5,7 @@ Shapes: N queries and M references, d pixels.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,8 @@ def nearest(
     in_bytes = q.device.type == "cpu" and q.dtype == one.dtype == torch.uint8 and _multiplies_bytes()
     best = torch.full((len(q),), math.inf, dtype=torch.float64 if in_bytes else torch.float32, device=q.device)
     index = torch.zeros(len(q), dtype=torch.int64, device=q.device)
-    own = distributed.own_part(range(shape[0]))
-    for start in range(own.start, own.stop, chunk):
-        others = take(references, slice(start, min(start + chunk, own.stop))).flatten(1).to(q.device)
+    for start, rows in own_chunks(references, chunk, progress):
+        others = rows.flatten(1).to(q.device)
         others = _signed(others) if in_bytes else others.float()
         squares = _squares(others)
         for part, least, at in zip(q.split(chunk), best.split(chunk), index.split(chunk), strict=True):
@@ -53,8 +52,6 @@ def nearest(
             value, where = (squares - 2 * _products(part, others)).min(dim=1)  # but for |query|^2
             closer = value < least
             least[closer], at[closer] = value[closer].to(least.dtype), where[closer] + start
-        if progress is not None:
-            progress(len(others))
     bests, indices = (distributed.all_gather_rows(one[None].cpu()) for one in (best.cpu().double(), index))
     index, q = indices.gather(0, bests.argmin(0)[None])[0], q.cpu()
     # Measured as a difference: the expanded square cannot tell a copy from a near copy.
@@ -76,6 +73,21 @@ def take(array: Any, rows: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # mapped files are read-only
         return torch.from_numpy(np.ascontiguousarray(found))
+
+
+def own_chunks(
+    references: Any, chunk: int, progress: Callable[[int], object] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Go through this process's part of the references, ``chunk`` rows at a time, each with the number of its first.
+
+    ``progress`` is called with the number of rows after each.
+    """
+    own = distributed.own_part(range(len(references)))
+    for start in range(own.start, own.stop, chunk):
+        rows = take(references, slice(start, min(start + chunk, own.stop)))
+        yield start, rows
+        if progress is not None:
+            progress(len(rows))
 
 
 def _multiplies_bytes() -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2 import distributed
-from vqvae2.metrics.neighbours import take
+from vqvae2.metrics.neighbours import own_chunks, take
 
 __all__ = ["Regions", "region_nearest"]
 
@@ -80,9 +80,8 @@ def region_nearest(
     most = min(candidates, len(references))
     alike = torch.full((len(places), len(grey), most), -2.0)
     index = torch.zeros(len(places), len(grey), most, dtype=torch.int64)
-    mine = distributed.own_part(range(len(references)))
-    for start in range(mine.start, mine.stop, chunk):
-        others = take(references, slice(start, min(start + chunk, mine.stop))).float().mean(1)
+    for start, images in own_chunks(references, chunk, progress):
+        others = images.float().mean(1)
         for p, place in enumerate(places):
             around = _moved(place, size, (height, width), reach)
             products = (small[p] @ _thumbnails(_cut(others, corner, size)).T for corner in around)
@@ -90,8 +89,6 @@ def region_nearest(
             numbers = torch.arange(start, start + len(others)).expand(len(grey), -1)
             alike[p], chosen = known.topk(most, 1)
             index[p] = torch.cat([index[p], numbers], 1).gather(1, chosen)
-        if progress is not None:
-            progress(len(others))
     alike, index = (distributed.all_gather_rows(one.movedim(2, 0)).movedim(0, 2) for one in (alike, index))
     index = index.gather(2, alike.topk(most, 2).indices)
     share = distributed.own_part(range(len(grey)))
