@@ -14,6 +14,14 @@ from vqvae2.data.tables import join, read_table
 from vqvae2.errors import UserError
 
 P = range(1, 11)
+JOINED = (
+    "P{p:02}S{s:02}_{k:03}",
+    "P{p:02}R{s}_{k}",
+    "S{p:02}s{s}_{k}",
+    "p{p}d{s}_{k}",
+    "{p:02}v{s}_{k}",
+    "sub{p:02}fu{s}_{k}",
+)
 
 
 def lay(folder: Path, names: list[str], **choice: object) -> Layout:
@@ -47,6 +55,42 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
     "parts of an archive": {f"images_{p % 3 + 1:03}/images/{p:08}_{k:03}.png": p for p in P for k in (0, 1)},
     "shards": {f"p1{p % 2}/p1{p % 2}{p:06}/s{5000 + s}.png": p for p in P for s in (1, 2)},
     "folds": {f"fold_{p % 2}/AD/P{p:02}_{k}.png": p for p in P for k in (1, 2)},
+    "conditions behind a short number": {
+        f"S{p:02}_{c}_{k}.png": p for p in P for c in ("rest", "stress") for k in (1, 2)
+    },
+    "series behind a bare number": {f"{p}_series{s}_{k}.png": p for p in P for s in (1, 2) for k in (1, 2)},
+    "cameras": {f"{1880 + 6 * p}_c{c}_f00{46000 + 7 * p + 13 * c}.jpg": p for p in P for c in (1, 2)},
+    "short dates": {f"P{p:02}_20{d:02}{10 + p}_{k}.png": p for p in P for d in (1, 2) for k in (1, 2)},
+    "dates without zeros": {f"P{p:02}_2020-{d}-{p}_{k}.png": p for p in P for d in (1, 2) for k in (1, 2)},
+    "dates with times": {f"P{p:02}_2020010{d}1430{20 + p}_{k}.png": p for p in P for d in (1, 2) for k in (1, 2)},
+    "accession numbers": {
+        f"P{p:02}_{107956 + 37 * p + 1001 * d}_{k}.png": p for p in P for d in (1, 2) for k in (1, 2)
+    },
+    **{form: {form.format(p=p, s=s, k=k) + ".png": p for p in P for s in (1, 2) for k in (1, 2)} for form in JOINED},
+    "two people of a family": {f"F{f:02}P{p:02}_{k}.png": (f, p) for f in P for p in (1, 2) for k in (1, 2)},
+    "subjects under classes": {f"C{c:02}S{p:02}_{k}.png": (c, p) for c in P for p in (1, 2) for k in (1, 2)},
+    "slices before people": {f"{k:03}_P{p:02}.png": p for p in P for k in range(4)},
+    "slices before numbers": {f"{k:03}_{1000 + p}.png": p for p in P for k in range(4)},
+    "batches of people": {f"subset{(p + k) % 4}/P{p:02}_{k}.png": p for p in P for k in range(6)},
+    "discs of people": {f"dvd{p % 3}/P{p:02}_{k}.png": p for p in P for k in range(3)},
+    "classes in a list": {
+        f"{c}/{p}A_Prim-{p:02}_{k}.png": p for c in ("01_TUMOR", "02_STROMA") for p in P for k in (1, 2)
+    },
+    "one picture in two sizes": {f"data{s}x{s}/{p:05}.png": p for p in P for s in (128, 256)},
+    "a picture and what was made of it": {f"img_{p}{end}.png": p for p in P for end in ("", "_gauss", "_clahe")},
+    "frames and a counter": {f"frame{p:03}_{k}.png": p for p in P for k in (0, 1)},
+    "people of two splits": {
+        f"{split}_{p}/VSD.Brain.XX.O.MR_{kind}.{number + p}/VSD.nii": (split, p)
+        for p in P
+        for split in ("training", "test")
+        for kind, number in (("ADC", 128000), ("MTT", 129000))
+    },
+    "years of a cohort": {f"PPMI_{y}/{3100 + p}/T1.nii.gz": p for p in P for y in (2022, 2023)},
+    "pictures of two splits": {
+        f"{split}/COCO_{split}_{10 * (split == 'val2014') + p:012}.jpg": (split, p)
+        for p in P
+        for split in ("train2014", "val2014")
+    },
     "words above people": {
         f"{'benign' if p % 2 else 'malignant'}/{'adenosis' if p % 2 else 'ductal'}/14-{22540 + p}AB/{k}.png": p
         for p in P
@@ -156,6 +200,62 @@ def test_endings_that_are_people_or_hardly_recur_are_left():
         [f"F{f:02}_{who}" for f in P for who in ("brother", "sister")],
     ):
         assert under_heads(names, names) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "doubt"),
+    [
+        ([f"{c}_P{p:02}_{k}.png" for p in P for c in ("rest", "stress") for k in (1, 2)], "if they show one, give"),
+        ([f"study1_series{s}_{p}.png" for s in P for p in P] + ["study2_series1_1.png"], ""),
+        ([f"{c}/{k:05}.png" for c in ("00_Mild", "01_Severe") for k in range(20)], "give --layout classes"),
+        ([f"G{c}/{k}.png" for c in (1, 2, 3) for k in range(20)], "give --layout classes"),
+        ([f"{p}/{k}.png" for p in P for k in range(3)], "give --layout subjects"),
+        ([f"{c}_{k}.png" for c in range(10) for k in range(20)], "if these are classes"),
+        ([f"{y}_{k:06}.jpg" for y in range(2007, 2013) for k in range(20)], "if these are classes"),
+        ([f"{c}_{k}.png" for c in "abcdefghijkl" for k in range(20)], "if these are classes"),
+        ([f"patient{p}/{k}.png" for p in P for k in range(3)], ""),
+        ([f"P{p:02}_{k:03}.png" for p in P for k in range(9)], ""),
+    ],
+)
+def test_what_may_be_a_class_or_a_condition_is_asked(tmp_path, names, doubt):
+    doubts = lay(tmp_path, names).subject_doubts
+    assert any(doubt in one for one in doubts) if doubt else not doubts
+
+
+@pytest.mark.parametrize(
+    "word", ["synthseg", "brainseg", "parc", "lbl", "staple", "pred", "Maske", "mascara", "labelled"]
+)
+def test_words_of_masks_leave_the_images(tmp_path, word):
+    layout = lay(tmp_path, [f"P{p:02}_3{end}.png" for p in P for end in ("", f"_{word}")])
+    assert layout.keys == [f"P{p:02}_3.png" for p in P]
+
+
+@pytest.mark.parametrize("folder", ["groundtruths", "ground_truths", "Ground", "lbl", "predictions"])
+def test_folders_of_masks_leave_the_images(tmp_path, folder):
+    layout = lay(tmp_path, [f"{where}/P{p:02}_3.png" for p in P for where in ("images", folder)])
+    assert layout.keys == [f"images/P{p:02}_3.png" for p in P]
+
+
+def test_folders_are_no_masks_by_their_first_letters_and_splits_by_their_parts(tmp_path):
+    games = lay(tmp_path / "a", [f"{where}/{k:05}.png" for where in ("gta", "cityscapes") for k in P])
+    assert len(games.keys) == 20 and set(games.attributes["class"]) == {"gta", "cityscapes"}  # noqa: PT018
+    parts = [
+        f"{s}/n0144076{c}/n0144076{c}_{k}.JPEG" for s in ("train.X1", "train.X2", "val.X") for c in P for k in (1, 2)
+    ]
+    assert set(lay(tmp_path / "b", parts).splits) == {"train", "val"}
+    nested = [f"seg_{s}/seg_{s}/{c}/{k}.jpg" for s in ("train", "test") for c in ("glacier", "sea") for k in P]
+    layout = lay(tmp_path / "c", nested)
+    assert set(layout.splits) == {"train", "test"}
+    assert set(layout.attributes["class"]) == {"glacier", "sea"}
+
+
+def test_the_column_that_names_people_to_the_letter_is_taken(tmp_path):
+    names = [f"P{p:02}_{k}.png" for p in P for k in (0, 1)]
+    layout = lay(tmp_path / "data", names)
+    table = tmp_path / "people.csv"
+    table.write_text("record_id,code,sex\n" + "".join(f"{p},P{11 - p:02},{'FM'[p % 2]}\n" for p in P))
+    matches = read_table(table).match(layout.keys, layout.subjects)
+    assert [row["sex"] for row in matches.rows[:4]] == ["F", "F", "M", "M"]
 
 
 def test_maps_and_steps_of_processing_are_told_from_names_that_look_alike():

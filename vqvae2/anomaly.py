@@ -1,6 +1,7 @@
 """Where an image differs from what the models expect there, given the rest of it.
 
-Blocks of an image are redrawn, a quarter of them at a time, given the codes of all the others. Brightness, contrast and
+Blocks of an image are redrawn, a quarter of them at a time, given the codes of the others that come before them: those
+of coarser levels and, at the same level, those further up and to the left. Brightness, contrast and
 fine texture around each pixel are compared with those of the draws, and the probability of its codes with those of
 normal images. Neither does alone: a patch without texture is *more* probable than tissue, and a texture of the right
 contrast but the wrong kind is found by its codes.
@@ -48,9 +49,11 @@ def redraw_blocks(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Redraw each block of images given the blocks around it.
+    """Redraw each block of images given the rest of the image.
 
-    Blocks are redrawn in four turns; in each those of every second row and column. Neighbours keep their codes.
+    Blocks are redrawn in four turns; in each those of every second row and column. Neighbours keep their codes. A drawn
+    code depends on the codes of all coarser levels and on those before it in raster order, not on later ones of its own
+    level (`inference.complete` with one particle).
 
     Args:
         model: the VQ-VAE.
@@ -120,7 +123,8 @@ def anomaly_parts(images: Tensor, drawn: Tensor, nll: Sequence[Tensor]) -> Tenso
 
     Returns:
         (N, 3 + levels, H, W): the difference in each of `FEATURES`, in standard deviations of the draws, then the NLL
-        of each level's codes, top first, smoothed by 3/8 of a cell and 1.5 pixels at least.
+        of each level's codes, top first, smoothed by 3/8 of a cell, 1.5 pixels at least, a quarter of the shorter side
+        at most.
     """
     own = features(images)
     others = features(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])  # (N, D, 3, H, W)
@@ -131,7 +135,7 @@ def anomaly_parts(images: Tensor, drawn: Tensor, nll: Sequence[Tensor]) -> Tenso
     maps = []
     for level in nll:
         fine = F.interpolate(level.float()[:, None], size=size, mode="bilinear")
-        maps.append(gaussian_blur(fine, max(_SMOOTH, 3 / 8 * size[0] / level.shape[1])))
+        maps.append(gaussian_blur(fine, min(max(_SMOOTH, 3 / 8 * size[0] / level.shape[1]), min(size) / 4)))
     return torch.cat([(own - others.mean(1)) / scale, *maps], 1)
 
 

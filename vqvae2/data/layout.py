@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -89,8 +90,11 @@ def _paired_splits(folders: Folders) -> dict[str, tuple[str, str]]:
     if not any("train" in held.values() and len(set(held.values())) > 1 for held in groups.values()):
         return {}
     several = len(groups) > 1  # train_CN besides, which has no test_CN
+    counted = all(rest.isdecimal() for rest in groups)  # training_1 and test_1 of ISLES 2017 are two people
     return {
-        name: (split, texts[rest] if several else "") for rest, held in groups.items() for name, split in held.items()
+        name: (split, (name if counted else texts[rest]) if several else "")
+        for rest, held in groups.items()
+        for name, split in held.items()
     }
 
 
@@ -109,7 +113,7 @@ def _originals(folders: Folders) -> Folders:
 
 def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     """Read the splits that folders name, and return the names of the other folders that can tell something."""
-    folders = _originals([tuple(key.split("/")[:-1]) for key in layout.keys])
+    folders = _originals([_once(key.split("/")[:-1]) for key in layout.keys])
     paired = {} if layout.volumes and is_bids(layout.folder, layout.keys) else _paired_splits(folders)
     splits = [
         next(filter(None, (paired[name][0] if name in paired else _split_of(name) for name in parts)), None)
@@ -143,6 +147,11 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
         return [()] * len(layout.keys)
     folders = [tuple(name for name in parts if not _is_neutral(name)) for parts in folders]
     return _telling(layout, folders, wanted not in ("classes", "subjects"))
+
+
+def _once(folders: Sequence[str]) -> tuple[str, ...]:
+    """Folders without those that are called as the one they lie in: ``seg_train/seg_train`` of an unpacked archive."""
+    return tuple(name for at, name in enumerate(folders) if not at or name != folders[at - 1])
 
 
 def _is_neutral(name: str) -> bool:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from vqvae2.data import rules
 from vqvae2.data.people import Folders, numbered
-from vqvae2.data.scans import under_heads, without_counters
+from vqvae2.data.scans import is_person, under_heads, without_counters
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
 
@@ -32,7 +32,9 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     if all(map(rules.WORDNET.fullmatch, distinct)):
         return "class"
     bare = any(who == key for who, key in zip(by_name, layout.keys, strict=True))  # 01.Smith/1.png: a person's slices
-    if len(distinct) > 1 and not bare and _are_listed(distinct):
+    listed = len(distinct) > 1 and _are_listed(distinct, rules.LISTED_OR_PEOPLE)
+    several = len(distinct) > 1 and not bare
+    if several and (_are_listed(distinct, rules.LISTED) or (listed and _hold_others(names, by_name))):
         layout.subject_doubts.append(
             f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
         )
@@ -54,6 +56,16 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     if named:
         return named
     if _look_like_people(distinct):
+        if _hold_people(names, by_name):
+            layout.subject_doubts.append(
+                f"folders like {min(distinct)} hold several people by the names of their files and are read as a "
+                f"{attribute}; if they are people, give --layout subjects"
+            )
+            return attribute
+        if listed or _are_counted(distinct):
+            layout.subject_doubts.append(
+                f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
+            )
         return "people"
     if _are_called_by_names(layout, names, stems):
         return "people"
@@ -83,6 +95,10 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return attribute  # adenosis/14-22549AB: words above people
     if above[0]:
         return "" if layout.volumes else "people"
+    if bare and attribute == "class" and all(map(str.isdecimal, distinct)) and not any(layout.splits):
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
+        )
     training, held_out = _by_split(layout, names)
     # Classes of a held-out split are classes of the training split; subjects are not.
     return "people" if held_out and not held_out & training else attribute
@@ -95,10 +111,38 @@ def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]
     return training, held_out
 
 
-def _are_listed(names: set[str]) -> bool:
+def _are_listed(names: set[str], pattern: re.Pattern[str]) -> bool:
     """Whether names count a list of words, without a gap: ``001.ak47``, ``002.american-flag``."""
-    numbers = sorted(int(name.split(".")[0]) for name in names if rules.LISTED.fullmatch(name))
+    numbers = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
     return len(numbers) == len(names) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _are_counted(names: set[str]) -> bool:
+    """Whether names are 0 or 1 and the numbers after it, behind one word or none that tells no person: ``G1``."""
+    matches = [re.fullmatch(r"(\D*)(0|[1-9]\d*)", name) for name in names]
+    if not all(matches) or len({match[1].lower() for match in matches if match}) > 1:
+        return False
+    if any(is_person(re.split(r"[\W_]+", name)[-1]) for name in names):
+        return False
+    numbers = sorted(int(match[2]) for match in matches if match)
+    return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+
+
+def _hold_people(names: Sequence[str], by_name: Sequence[str]) -> bool:
+    """Whether files tell more people than there are folders, by words that mean a person: ``subset3/P03_7.png``."""
+    told = ((name, who) for name, who in zip(names, by_name, strict=True) if "/" not in who and re.search(r"\d", who))
+    pairs = {(name, who) for name, who in told if is_person(who)}
+    held, folders = Counter(name for name, _ in pairs), len(set(names))
+    return 2 * sum(count > 1 for count in held.values()) >= folders < len({who for _, who in pairs})
+
+
+def _hold_others(names: Sequence[str], by_name: Sequence[str]) -> bool:
+    """Whether files tell more numbered names than there are folders, without their folders' words."""
+    words = re.compile(r"[^\W\d_]{3,}")
+    for name, who in zip(names, by_name, strict=True):
+        if set(words.findall(name.lower())) & set(words.findall(who.lower())):
+            return False
+    return len({who for who in by_name if re.search(r"\d", who)}) > 2 * len(set(names))
 
 
 def half(names: set[str], pattern: re.Pattern[str]) -> bool:
@@ -121,6 +165,7 @@ def _differ_by(names: set[str], role: str) -> bool:
 def _are_visits(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> bool:
     """Whether folders are called by codes of visits, and the same people are in several of them: ``M00/AD/001``."""
     codes = [parts[depth].lower() if len(parts) > depth else "" for parts in folders]
+    codes = [re.sub(r"^[a-z]+[_\-. ](?=(?:19|20)\d\d$)", "", code) for code in codes]  # PPMI_2022
     distinct = set(codes) - {""}
     if len(distinct) < 2 or not all(map(rules.VISIT_CODE.fullmatch, distinct)) or distinct == {"t1", "t2"}:
         return False

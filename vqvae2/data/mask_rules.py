@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 MASK_FILES = re.compile(
-    r"VSD\.Brain\w*\.XX\.O\.OT\.|(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)", re.IGNORECASE
+    r"(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)", re.IGNORECASE
 )
 """Masks by how a name begins: ``VSD.Brain.XX.O.OT.70608.nii`` of BraTS 2015 and ISLES 2015, ``1st_manual`` of DRIVE."""
 

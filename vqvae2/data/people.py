@@ -6,13 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from vqvae2.data import rules
+from vqvae2.data.scans import is_person
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import copy_of, known_subject, spaced, stem_of, subjects_by_pattern, visit_of, words_of
 from vqvae2.errors import UserError
 
 Folders = list[tuple[str, ...]]
 
-SAME_PEOPLE = {"visit", "kind", "side", "source", "plane", "magnification"}
+SAME_PEOPLE = {"visit", "kind", "side", "source", "plane", "magnification", "size"}
 """Attributes under whose folders the same people are found again."""
 
 
@@ -94,7 +95,7 @@ def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list
 
 def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
-    if not {"visit", "kind", "side", "plane"} & layout.attributes.keys() or any(layout.splits):
+    if not {"visit", "kind", "side", "plane", "size"} & layout.attributes.keys() or any(layout.splits):
         return subjects
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
@@ -212,12 +213,13 @@ def warn_of_cohorts(layout: Layout) -> None:
 
 
 def warn_of_few(layout: Layout) -> None:
-    """Say so where names tell a few words instead of people: ``cat.0.jpg``, ``dog.0.jpg``."""
+    """Say so where names tell words, single digits or years instead of people: ``cat.0.jpg``, ``7_12.png``."""
     counts = Counter(layout.subjects)
-    by_words = (
-        layout.told_by == "the names of the files" and not layout.volumes and not any(numbered({who}) for who in counts)
-    )
-    if by_words and 1 < len(counts) < 10 and len(layout.keys) >= 8 * len(counts):
+    by_files = layout.told_by == "the names of the files" and not layout.volumes
+    words = not any(numbered({who}) for who in counts)
+    digits = len(counts) <= 10 and all(re.fullmatch(r"[^\W\d_]*\d", who) and not is_person(who) for who in counts)
+    years = all(re.fullmatch(r"(?:19|20)\d\d", who) for who in counts)
+    if by_files and (words or digits or years) and len(counts) > 1 and len(layout.keys) >= 8 * len(counts):
         shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
         layout.subject_doubts.append(
             f"the names identify {len(counts)} subjects: {shown}; if these are classes, "

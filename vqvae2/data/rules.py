@@ -48,7 +48,7 @@ COHORTS = (
     ),
     Cohort(r"(\d{6})_[37]T", "100307_3T_T1w_MPR1.nii.gz", "100307", "Human Connectome Project"),
     Cohort(r"(MIRIAD_\d{3})", "miriad_188_AD_M_01_MR_1.nii.gz", "miriad_188", "MIRIAD"),
-    Cohort(r"(?:PPMI|AIBL)_(\d+)", "PPMI_3102_MR_MPRAGE_br_20120912.nii", "3102", "PPMI, AIBL"),
+    Cohort(r"(?:PPMI|AIBL)_(?!(?:19|20)\d\d(?!\d))(\d+)", "PPMI_3102_MR_MPRAGE_br_20120912.nii", "3102", "PPMI, AIBL"),
     Cohort(r"(CC\d{4})(?=_[A-Z])", "CC0001_philips_15_55_M.nii.gz", "CC0001", "Calgary-Campinas"),
     Cohort(
         r"(?:Mass|Calc)-(?:Training|Test)_(P_\d{5})",
@@ -125,6 +125,7 @@ DATE = (
     rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d)"
     rf"|(?i:(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
     rf"|{YEAR_MONTH}(?![-.]?\d)"
+    r"|(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
 )
 
 
@@ -147,9 +148,10 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|[adf]?segs?|segm|(?:[a-z]*)segmentations?|(?:dk|prob|pve|gt|auto|manual)seg|pve|gt[a-z]{0,6}|"
-        r"(?:ground)?truth|labels?|labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|"
-        r"ribbon|consensus",
+        r"(?!un)[a-z]*masks?|masken?|m[aá]scaras?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|[a-z]*segs?|segm|"
+        r"[a-z]*segmentations?|pve|gts?|gt(?:fine|coarse|seg|mask|label)s?|(?:ground)?truths?|ground|labels?|labell?ed|lbls?|labelmaps?|"
+        r"annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|parc(?:ellations?)?|ribbon|consensus|staple|"
+        r"preds?|predictions?",
         r"mask|seg|label|roi|gt",
         "TCGA_CS_4978_19960910_1_mask.tif",
     ),
@@ -204,7 +206,10 @@ GROUP_WORDS = re.compile(
 )
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
-PART = re.compile(r"(?:.*[\W_])?(?:fold|batch|part|plate|chunk|shard|cv|images?|base)[\W_]*\d+", re.IGNORECASE)
+PART = re.compile(
+    r"(?:.*[\W_])?(?:fold|batch|part|partition|plate|chunk|shard|cv|images?|base|subset|disc|disk|zip)[\W_]*\d+",
+    re.IGNORECASE,
+)
 """Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
 PART_OR_PATIENT = re.compile(r".*[A-Za-z]{3}[\W_]+pt[\W_]*\d+", re.IGNORECASE)
 """Parts too where the numbers of the files go on from one to the next: ``volume_pt1`` of LiTS."""
@@ -222,11 +227,12 @@ SPLITS = {
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
 NEUTRAL = re.compile(
     r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|"
-    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*"
+    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*|x\d{0,2}"
 )
-"""Words of folders that tell nothing."""
+"""Words of folders that tell nothing, also the parts of ImageNet-100: ``train.X1``."""
 ATTRIBUTES = (
     ("magnification", re.compile(r"\d{2,3}x")),
+    ("size", re.compile(r"[a-z]*\d{2,4}x\d{2,4}")),
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -282,12 +288,16 @@ CLASS_STEMS = {
 """Folders of these words and a number are classes."""
 WORDNET = re.compile(r"n\d{8}(?:-.+)?")
 """Folders of ImageNet's classes, and what its images begin with."""
-LISTED = re.compile(r"\d{2,4}\.[^\W\d_].*")
+LISTED = re.compile(r"(\d{2,4})\.[^\W\d_].*")
 """Folders of classes in a list: ``001.ak47`` of Caltech-256, ``001.Black_footed_Albatross`` of CUB-200."""
+LISTED_OR_PEOPLE = re.compile(r"(\d{1,5})[_\- ]+[^\W\d_].*")
+"""Folders of a list of classes if their files tell the people, as ``01_TUMOR`` of Kather's; else perhaps people."""
 COUNTED_IN_SPLIT = re.compile(
-    r"(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)[_\-. ]?[a-d]?[_\-. ]*\d+", re.IGNORECASE
+    r"(?:[A-Z]{4,}(?:20\d\d)?_)?(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:20\d\d)?"
+    r"[_\-. ]?[a-d]?[_\-. ]*\d+",
+    re.IGNORECASE,
 )
-"""Names that count the images of a split, and no person's: ``train_1``, ``testA_12`` of GlaS."""
+"""Names that count the images of a split, and no person's: ``train_1``, ``testA_12`` of GlaS, ``COCO_train2014_9``."""
 PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-]*){1,4}")
 """Folders that may be called after people, if each word begins with a capital: ``George_W_Bush``."""
 
@@ -310,6 +320,7 @@ VISIT_COLUMNS = re.compile(
 MISSING = {
     *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown"),
     *("unk", "missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
+    *("prefer not to answer", "prefer not to say", "declined", "refused"),
     *("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#n/a n/a"),
 }
 """Cells that tell nothing, in any case."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from vqvae2.data import rules
 
-__all__ = ["processed", "under_heads", "without_counters"]
+__all__ = ["ask_of_beginnings", "behind_slices", "is_person", "processed", "under_heads", "without_counters"]
 
 _COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
 _LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D]|[_\-. ][A-Za-z])")
+_GLUED = re.compile(r"(?P<who>.*\d)(?P<counter>[A-Za-z]{1,4}\d{1,2})")
 _SIDE = re.compile(r"(?P<who>.*\d)[A-Za-z]")
 _WORD_NUMBER = re.compile(r"(?P<who>[^\d]*[^\d_\-. ])[_\-. ](?P<counter>\d{1,2})")
 _GAP = re.compile(r"[_\-. ]+|(?<=\d)(?=[A-Z][a-z]{2,}\d)")
@@ -23,16 +24,28 @@ _PERSON = re.compile(
 )
 """Endings that are people: ``family01_twin1``, ``study1_MCI01``."""
 _GROUP = re.compile(
-    r"(?:(?:study|trial|exp(?:eriment)?|lab|cage|block|litter|dyad|pair|family|fam|image|img|im|scan|s|l|f)[\W_]*\d+|"
-    r"(?:19|20)\d\d|\d{1,2})",
+    r"(?:study|trial|exp(?:eriment)?|lab|cage|block|litter|dyad|pair|family|fam|image|img|im|scan)[\W_]*\d+",
     re.IGNORECASE,
 )
 """Heads that are no person."""
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_GROUP_OR_PERSON = re.compile(r"[slf][\W_]*\d+|\d{1,2}", re.IGNORECASE)
+"""Heads that are groups, if all are of this form, unless what follows is words or recurs under most of them."""
+_LOOSE_DATE = re.compile(
+    r"\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:\d\d|(?:19|20)\d\d)|"
+    r"(?:19|20)\d\d[-_.](?:0?[1-9]|1[0-2])[-_.](?:0?[1-9]|[12]\d|3[01])|(?:0?[1-9]|[12]\d|3[01])[-_.](?:0?[1-9]|1[0-2])[-_.](?:19|20)\d\d"
+)
+"""Dates, if all endings behind a number are: ``P01_200711``."""
 Place = tuple[str, str]
 
 _LEAST = 3  # heads with several endings, or names with processed forms
 _MAP = re.compile(r"i?y_|wj_|[mwrs]{0,4}[pc][0-6]")  # of tissue or deformation, by SPM and CAT12
 _STEP = re.compile(r"[amrsuw]{1,4}")  # of their processing
+
+
+def is_person(name: str) -> bool:
+    """Whether a name is a person's by a word that says so: ``P01``, ``sub-3``."""
+    return _PERSON.fullmatch(name) is not None
 
 
 def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str]:
@@ -48,7 +61,7 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
     """
     names = _without_sides(names)
     alone = set(names)
-    for pattern in (_COUNTER, _LETTER, _WORD_NUMBER):
+    for pattern in (_COUNTER, _LETTER, _GLUED, _WORD_NUMBER):
         matches = [None if _HASH.fullmatch(name) else pattern.fullmatch(name) for name in names]
         counters: dict[str, set[str]] = defaultdict(set)
         for match in matches:
@@ -60,6 +73,8 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
         most = len(set().union(*counters.values()))
         together = len(counters) > max(most, 4) if pattern is _WORD_NUMBER else 4 * len(counters) >= most
         if pattern is _WORD_NUMBER and (len(counters) < 3 or not together):
+            continue
+        if pattern is _GLUED and (len(several) < _LEAST or not _are_scans(counters)):
             continue
         told = [i for i, match in enumerate(matches) if match and match["who"] in several]
         read = [m["who"] if together and m and m["who"] in counters else n for m, n in zip(matches, names, strict=True)]
@@ -73,6 +88,44 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
             )
         return read
     return names
+
+
+def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str] | None:
+    """Names without the slice that all begin with: ``000_P01``, ``001_1001``; None where they do not.
+
+    All begin with a number, most of these numbers stand before most of what follows, and that is people by a word or
+    numbers from 1000 on.
+
+    Args:
+        stems: names without suffix.
+        keys: of the files, for the doubt.
+        doubts: takes a sentence.
+    """
+    matches = [re.fullmatch(r"(\d{1,4})[_\-. ]([^_\-. ]+)", stem) for stem in stems]
+    if not matches or not all(matches):
+        return None
+    pairs = {(match[1], match[2]) for match in matches if match}
+    slices, people = {first for first, _ in pairs}, {second for _, second in pairs}
+    words = all(is_person(who) and re.search(r"\d", who) for who in people)
+    numbers = all(re.fullmatch(r"[1-9]\d{3,}", who) for who in people) and {int(first) for first in slices} & {0, 1}
+    if min(len(slices), len(people)) < _LEAST or 2 * len(pairs) < len(slices) * len(people) or not (words or numbers):
+        return None
+    if doubts is not None:
+        shown = ", ".join(f"{key} as {match[2]}" for key, match in list(zip(keys, matches, strict=True))[:2] if match)
+        doubts.append(
+            f"the first number of a name may be a slice's or a subject's; read as: {shown}; if it is a subject's, "
+            "give --subject-pattern"
+        )
+    return [match[2] for match in matches if match]
+
+
+def _are_scans(counters: dict[str, set[str]]) -> bool:
+    """Whether numbers joined to people are of one letter or word that is no person's: ``P01S1``, ``P02S1``."""
+    people = all(who.isdecimal() or re.fullmatch(r"[Ss]\d+", who) or is_person(who) for who in counters)
+    every = set().union(*counters.values())
+    words = {re.sub(r"\d", "", counter).lower() for counter in every}
+    own = {re.sub(r"\d", "", who).lower() for who in counters}
+    return people and len(words) == 1 and not (words - {"s"} and any(map(is_person, every))) and words != own - {"s"}
 
 
 def _without_sides(names: list[str]) -> list[str]:
@@ -134,6 +187,7 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         >>> under_heads([f"v_Archery_g{g:02d}_c0{c}" for g in (1, 2, 3) for c in (1, 2)], ["a.png"] * 6)[::2]
         ['v_Archery_g01', 'v_Archery_g02', 'v_Archery_g03']
     """
+    unsure = ""
     gaps = [[gap.start() for gap in _GAP.finditer(name) if re.search(r"\d", name[: gap.start()])] for name in names]
     for place in range(3):
         read = [name[: own[place]] if len(own) > place else name for name, own in zip(names, gaps, strict=True)]
@@ -145,13 +199,21 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         heads = {head for head, held in endings.items() if held != {""}}
         several = {head for head in heads if len(endings[head]) > 1}
         different = set().union(*(endings[head] for head in heads)) - {""}
-        long = all(map(_LONG.search, heads))
-        if (
-            len(several) < _LEAST
-            or len(different) > (4 if long else 1) * len(endings)
-            or any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) or _GROUP.fullmatch(head) for head in heads)
-            or any(map(_PERSON.fullmatch, different))
-        ):
+        if len(several) < _LEAST or any(map(is_person, different)):
+            continue
+        if any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) for head in heads):
+            continue
+        recur = all(2 * sum(ending in endings[head] for head in heads) >= len(heads) for ending in different)
+        groups = any(map(_GROUP.fullmatch, heads)) or all(map(_YEAR.fullmatch, heads))
+        words = all(re.search(r"[^\W\d_]", ending) for ending in different)
+        if not words or not (recur or not re.search(r"\d", "".join(different))):  # 01_rest and 01_stress are scans
+            groups |= all(map(_GROUP_OR_PERSON.fullmatch, heads))
+        most = 4 * len(endings) if all(map(_LONG.search, heads)) else len(endings)
+        scans = all(map(is_person, heads)) or all(map(_LOOSE_DATE.fullmatch, different))
+        if groups or (len(different) > most and not scans):
+            held = sum(len(endings[head]) for head in heads)
+            if place == 0 and 2 * len(several) >= len(heads) and held <= 10 * len(heads) and (recur or not groups):
+                unsure = min(several)
             continue
         if doubts is not None:
             told = [i for i, head in enumerate(read) if head in several][:3]
@@ -161,4 +223,29 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
                 "subject, give --subject-pattern"
             )
         return read
+    if unsure and doubts is not None:
+        told = {name: key for name, key in zip(names, keys, strict=True) if name.startswith(unsure)}
+        _ask_whether_one(list(told.items()), doubts)
     return names
+
+
+def _ask_whether_one(told: Sequence[tuple[str, str]], doubts: list[str]) -> None:
+    """Say that names, each with the file that has it, are read as different subjects."""
+    shown = ", ".join(f"{key} as {name}" for name, key in told[:2])
+    doubts.append(
+        f"names that are partly alike are read as different subjects: {shown}; if they show one, give --subject-pattern"
+    )
+
+
+def ask_of_beginnings(names: Sequence[str], keys: Sequence[str], doubts: list[str]) -> None:
+    """Say so where most names stand behind several words, which may be conditions: ``rest_01``, ``stress_01``."""
+    tails: dict[str, dict[str, int]] = defaultdict(dict)
+    for i, name in enumerate(names):
+        match = re.fullmatch(r"([^\W\d_]+)[_\-. ]+(\D{0,4}\d.*)", name)
+        if rules.COUNTED_IN_SPLIT.fullmatch(name):
+            continue
+        if match and not is_person(name) and match[1].lower() not in keys[i].rpartition("/")[0].lower():
+            tails[match[2]].setdefault(match[1].lower(), i)
+    several = [held for held in tails.values() if len(held) > 1]
+    if len(several) >= _LEAST and 2 * len(several) >= len(tails):
+        _ask_whether_one([(names[i], keys[i]) for i in several[0].values()], doubts)

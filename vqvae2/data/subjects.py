@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vqvae2.data import mask_rules, rules
-from vqvae2.data.scans import processed, under_heads, without_counters
+from vqvae2.data.scans import ask_of_beginnings, behind_slices, processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "words_of",
 ]
 
+_SEPARATOR = re.compile(r"[_\-. ]+")
 _TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
 _GLUED = re.compile(  # P01Week3, P01V2
-    r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp)\d)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
+    r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp|run|acq|rep|echo|exam|fu|pre|post)\d)|"
+    r"(?<=\d)(?=(?:pre|post)$)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
     r"(?<=\d\d\d)(?=[VTYWM]\d{1,2}$)",
     re.IGNORECASE,
 )
@@ -163,10 +165,10 @@ def person_of(stem: str, volume: bool = False) -> str:
             break
     if not named:
         return ""
-    sliced = [token for token in tokens if token.role == "slice" and token.text.isdecimal()]
-    series = re.match(r"(?:im|img|image)[_\-. ]\d", stem, re.IGNORECASE)
-    if not volume and series and sliced and named == [tokens[-1]] and named[0].role == "number":
-        return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice
+    sliced = [token for token in tokens if token.role == "slice" and token.text[-1].isdecimal()]
+    first = sliced and all(token.role == "slice" for token in tokens[:-1])
+    if not volume and first and named == [tokens[-1]] and re.fullmatch(r"\d{1,4}", named[0].text):
+        return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice; frame012_1
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
     return whole if inside == person else "_".join(token.text for token in person)
@@ -188,7 +190,7 @@ def _is_slice(tokens: Sequence[Token]) -> bool:
     last, before = tokens[-1], tokens[:-1]
     if last.role == "number":
         return True
-    short = re.fullmatch(r"(?!p|hc|pt|id)[A-Za-z]{1,3}\d+", last.text)
+    short = re.fullmatch(r"(?!(?i:p|hc|pt|id))[A-Za-z]{1,3}\d+", last.text)
     return last.role == "" and short is not None and any(re.search(r"\d", token.text) for token in before)
 
 
@@ -214,6 +216,8 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         places = [(key.rpartition("/")[0], stem) for key, stem in zip(keys, stems, strict=True)]
         made = processed(places)
         stems = [made.get(place, (place[1],))[0] for place in places]
+    elif (people := behind_slices(stems, keys, doubts)) is not None:
+        return people
     known = [known_subject(key) for key in keys]
     channels = [rules.CHANNEL.search(key) for key in keys]
     stems = [stem.removesuffix(found[1]) if found else stem for stem, found in zip(stems, channels, strict=True)]
@@ -224,14 +228,21 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
     own = [keys[i] for i in free]
     told = without_counters([names[i] for i in free], own, doubts)
-    for i, name in zip(free, under_heads(told, own, doubts), strict=True):
+    told = under_heads(told, own, doubts)
+    for i, name in zip(free, told, strict=True):
         names[i] = name
+    if doubts is not None:
+        ask_of_beginnings(told, own, doubts)
     beside: dict[str, dict[str, int]] = defaultdict(dict)
     for i, (key, stem) in enumerate(zip(keys, stems, strict=True)):
         beside[key.rpartition("/")[0]][stem] = i
     for held in beside.values():
         for stem, i in held.items():
-            names[i] = names[held.get(copy_of(stem, held), i)]
+            base = copy_of(stem, held)
+            if base == stem and not volumes:  # img_1_gauss beside img_1
+                begun = (stem[: gap.start()] for gap in reversed(list(_SEPARATOR.finditer(stem))))
+                base = next((name for name in begun if name in held and re.search(r"\d", name)), stem)
+            names[i] = names[held.get(base, i)]
     return names
 
 

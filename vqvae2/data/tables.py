@@ -89,7 +89,13 @@ class Table:
             column: join(list(dict.fromkeys(row[column] for row in self.rows if row[column])), everybody)
             for column in self.subject_columns
         }
-        column = max(self.subject_columns, key=lambda name: len(set(joined[name][0].values())))
+
+        def fit(name: str) -> tuple[int, int]:
+            """How many people a column names, and how many of them to the letter."""
+            found = joined[name][0]
+            return len(set(found.values())), sum(cell == who for cell, who in found.items())
+
+        column = max(self.subject_columns, key=fit)
         found, loose = joined[column]
         groups: dict[str, list[Row]] = defaultdict(list)
         visits: dict[str, list[Row]] = defaultdict(list)

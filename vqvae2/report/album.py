@@ -38,7 +38,7 @@ class Album:
         self.widths: dict[str, float] = {}
         self._held_out: Mapping[str, NDArray[Any]] = {}
         for old in folder.glob("*.png"):
-            old.unlink()
+            old.unlink(missing_ok=True)  # another process of the same run may have been first
 
     def add(self, name: str, figure: Figure) -> None:
         """Write a figure as ``NAME.png``."""

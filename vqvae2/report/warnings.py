@@ -116,8 +116,10 @@ def _prior_warnings(report: Report) -> Iterator[str]:
 
 def _sample_warnings(report: Report) -> Iterator[str]:
     samples = report.get("samples", {})
-    ones = (value for name in ("temperature", "guidance", "autoguidance") for value in samples.get(name, ()))
-    plain = all(value == 1 for value in ones) and not any(samples.get("min_p", ()))
+    settings = ("temperature", "guidance", "autoguidance", "top_p")
+    ones = (value for name in settings for value in samples.get(name, ()))
+    cut = any(samples.get("min_p", ())) or any(samples.get("top_k", ()))
+    plain = all(value == 1 for value in ones) and not cut
     for level, figures in report["levels"].items():
         drawn = samples.get("nll", {}).get(level)
         if plain and drawn is not None and "nll" in figures and drawn["mean"] < 0.75 * figures["nll"]:

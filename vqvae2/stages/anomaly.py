@@ -18,6 +18,7 @@ from torch import Tensor
 from vqvae2 import files, report
 from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, block_size, redraw_blocks
 from vqvae2.data import ImageSet, load_images
+from vqvae2.errors import UserError
 from vqvae2.inference import surprise
 from vqvae2.metrics import foreground
 from vqvae2.pictures import grid, png_bytes, to_picture
@@ -26,7 +27,7 @@ from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder, png_names
 from vqvae2.stages.compared import background_of
 from vqvae2.stages.evaluated import Evaluated
-from vqvae2.stages.sample_folder import check_own, hashes_of
+from vqvae2.stages.sample_folder import begin, check_own, finish, hashes_of
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -40,12 +41,10 @@ _HIGH = 0.99  # an image's score is this quantile of its map
 
 @dataclass(frozen=True)
 class _Seen:
-    """Parts (N, P, H, W) of the map, foreground (N, H, W) and, where they are shown, the expected images (N, C, H,
-    W)."""
+    """Parts (N, P, H, W) of the map, and foreground (N, H, W)."""
 
     parts: Tensor
     masks: Tensor
-    expected: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,27 +100,36 @@ def write_anomalies(
     print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")
     for name, reason in images.skipped[:10]:
         print(f"skipped    {name!r}: {reason}")
-    print(f"{draws} draws of each block of {tall}x{wide} pixels, given all others")
+    print(f"{draws} draws of each block of {tall}x{wide} pixels, given the codes that come before it")
     if dry_run:
         return
     background = background_of(evaluated)
     each = 4 * draws * sum(h * w for h, w in model.config.shapes)
     precision = str(next(priors[0].parameters()).dtype)
     hashes = hashes_of(model, run)
-    how = {"format": 2, **hashes, "keys": normal.keys, "draws": draws, "seed": seed, "precision": precision}
+    # Other images of the same names have another checksum.
+    what = {"keys": normal.keys, "checksum": normal.checksum, "background": background}
+    how = {"format": 3, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
     with Progress((len(images) + len(normal)) * each, "redrawing", "codes") as progress:
 
-        def look(some: ImageSet) -> _Seen:
+        def look(some: ImageSet) -> tuple[_Seen, Tensor]:
             return _look(model, priors, some, background, draws, seed, progress)
 
         kept = run.path / "anomaly-normal.npz"
         key = json.dumps(how, sort_keys=True)
         normal_seen = _kept(kept, key)
         if normal_seen is None:
-            normal_seen = _keep(kept, key, look(normal))
+            normal_seen, _ = look(normal)
+            normal_seen = _keep(kept, key, normal_seen)
         else:
             progress(len(normal) * each)
-        seen = look(images)
+        if not normal_seen.masks.any():
+            raise UserError(
+                "the images that are taken as normal show nothing but background",
+                evaluated.source,
+                "Give --data other images, or --split another part",
+            )
+        seen, expected = look(images)
     usual = Usual.of(normal_seen.parts, normal_seen.masks)
     normal_found, found = _Scored.of(normal_seen, usual), _Scored.of(seen, usual)
     threshold = float(np.quantile(normal_found.maps[normal_found.masks], 1 - false_positives))
@@ -139,7 +147,7 @@ def write_anomalies(
         **hashes,
     }
     rows = _rows(images.keys, found, normal_found, threshold, names)
-    _write(out, images, found, seen.expected, rows, threshold, about)
+    _write(out, images, found, expected, rows, threshold, about)
     print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
@@ -173,8 +181,11 @@ def _look(
     draws: int,
     seed: int,
     progress: Progress,
-) -> _Seen:
-    """Redraw the blocks of images; labels are not used, so that normal ones and others are judged alike."""
+) -> tuple[_Seen, Tensor]:
+    """Redraw the blocks of images; return what is seen, and the mean of the draws, (N, C, H, W).
+
+    Labels are not used, so that normal ones and others are judged alike.
+    """
     device = next(model.parameters()).device
     parts, masks, expected = [], [], []
     for start in range(0, len(images), _BATCH):
@@ -184,7 +195,7 @@ def _look(
         parts.append(anomaly_parts(x, drawn, nll).cpu())
         masks.append(foreground(x, background).cpu())
         expected.append(drawn.mean(1).cpu())
-    return _Seen(torch.cat(parts), torch.cat(masks), torch.cat(expected))
+    return _Seen(torch.cat(parts), torch.cat(masks)), torch.cat(expected)
 
 
 def _rows(
@@ -218,14 +229,12 @@ def _write(
     out: Path,
     images: ImageSet,
     found: _Scored,
-    expected: Tensor | None,
+    expected: Tensor,
     rows: list[dict[str, Any]],
     threshold: float,
     about: dict[str, Any],
 ) -> None:
-    assert expected is not None
-    files.make_folder(out)
-    (out / "anomaly.json").unlink(missing_ok=True)  # never beside maps of another call
+    begin(out, "anomaly.json", ["pictures/**/*.png"])
     sheets: list[NDArray[np.uint8]] = []
     names = png_names(images.keys)
     for row in rows:
@@ -250,7 +259,7 @@ def _write(
     packed = io.BytesIO()
     np.savez_compressed(packed, maps=found.maps.astype(np.float16), foreground=found.masks, keys=np.array(images.keys))
     files.write_atomic(out / "maps.npz", packed.getvalue())
-    files.write_json(out / "anomaly.json", about)
+    finish(out, "anomaly.json", about)
 
 
 def _heat(own: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:

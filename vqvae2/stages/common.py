@@ -37,7 +37,7 @@ class Compute:
     precision: PrecisionChoice = "auto"
     """Precision of matrix products. In training, auto is bf16 if the hardware is fast at it, else fp32; fp16, with
     scaled gradients, is for GPUs that have no bf16. Extraction and sampling use fp32 unless bf16 is given; evaluation
-    always uses fp32."""
+    uses fp32, and for anomaly maps what training would."""
     seed: int = 0
     """Seed of all random numbers, >= 0."""
     num_workers: int | None = None

@@ -87,6 +87,7 @@ def measure_samples(
         _draw(run, models, num_samples, seed)
         whole = report.read_samples(run.path / "samples", models.decoders, models.hashes)
     if whole is not None:
+        numbers_of = report.spread_out(len(whole), _MOST_SAMPLES)
         found_set = whole.some(_MOST_SAMPLES)
         images, real, again = found_set.images(), beside.real, beside.again
         own = distributed.own_part(range(len(train)))
@@ -127,6 +128,9 @@ def measure_samples(
     if anatomy is not None and not found_set.how["label"]:
         found["samples"]["anatomy"] = anatomy
     found["samples"]["regions"] = regions
+    for figures in (found["samples"]["memorisation"], regions):
+        for one in figures["nearest"] if figures else ():
+            one["sample"] = numbers_of[one["sample"]]  # in the folder, of which some were measured
     found["samples"]["numbers"] = _measure_numbers(evaluated, beside, found_set, images)
     album.samples(images, found_set, real, near, train)
     numbers = evaluated.like.get("numbers", ())

@@ -20,7 +20,7 @@ from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder
-from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sample_folder import begin, finish, hashes_of
 from vqvae2.stages.sampled import exported
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -137,7 +137,7 @@ def complete_image(
     if sweeps:
         print(f"sweeps that changed a completion: {', '.join(f'{share:.0%}' for share in taken)}")
     usual: dict[str, Any] = {}
-    if not exported(run):  # which has no codes to compare with
+    if not exported(run) and any(level.any() for level in known):  # exported models have no codes to compare with
         own, others = _usual(run, priors, made_codes, known, label.to(device))
         print(f"what is kept has {own:.2f} nats a code; training images have {others[0]:.2f} to {others[1]:.2f}")
         if own > others[1] + 0.25 * (others[1] - others[0]):
@@ -225,10 +225,7 @@ def _usual(
 
 
 def _write(out: Path, completion: Completion, made: Tensor, about: dict[str, Any]) -> None:
-    files.make_folder(out)
-    (out / "completion.json").unlink(missing_ok=True)  # never beside images of another call
-    for old in out.glob("[0-9]*.png"):
-        old.unlink()
+    begin(out, "completion.json", ["[0-9]*.png"])
     made = made.cpu()
     hole = completion.hole.numpy()
 
@@ -241,10 +238,10 @@ def _write(out: Path, completion: Completion, made: Tensor, about: dict[str, Any
     mean = made.mean(0)
     write("mean.png", mean)
     spread = made.std(0, correction=0).mean(0)
-    brightest = float(spread.max()) or 1.0
-    spread_picture = (spread / brightest * 255).round().to(torch.uint8).numpy()
+    brightest = float(spread.max())
+    spread_picture = (spread / (brightest or 1.0) * 255).round().to(torch.uint8).numpy()
     files.write_atomic(out / "spread.png", png_bytes(spread_picture))
     missing = torch.where(completion.hole, torch.zeros_like(completion.image), completion.image)
     shown = [to_picture(missing), *map(to_picture, made), to_picture(mean), spread_picture]
     files.write_atomic(out / "grid.png", png_bytes(grid(shown)))
-    files.write_json(out / "completion.json", about | {"largest_spread": brightest})
+    finish(out, "completion.json", about | {"largest_spread": brightest})

@@ -47,7 +47,7 @@ class Arguments:
     data: str | None = None
     """A folder of other images than the run's own."""
     split: Literal["train", "selection", "val", "test", "all"] | None = None
-    """Split to compress; default: test if it exists, else val; all: every image, in any folder."""
+    """Split to compress; all: every image, in any folder. Default: all of --data, else test if it exists, else val."""
     chunk_size: int = 16
     """Images that are coded together; larger is faster, and each chunk costs 16 bytes."""
     lossless: bool = False
@@ -69,6 +69,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     refuse_torchrun("compression")
     if arguments.chunk_size < 1:
         raise UserError(f"--chunk-size {arguments.chunk_size} is too small", how="Give 1 or more")
+    if arguments.out.is_dir():
+        raise UserError("this is a folder", arguments.out, "Give --out a file")
     if arguments.out.exists() and not arguments.overwrite:
         raise UserError("this file exists already", arguments.out, "Add --overwrite, or give another --out")
     run = RunFolder(arguments.run)

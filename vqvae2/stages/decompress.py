@@ -1,5 +1,7 @@
 """Read a file that `vqvae2 compress` wrote, and write its images."""
 
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ class Arguments:
 
 
 _GROUPS = {"running": ("run", "file", "out")}
+_UNFINISHED = ".unfinished"  # images that are not all read and checked yet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
     refuse_torchrun("decompression")
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise UserError("this folder holds other files", arguments.out, "Give --out a folder of its own")
+    out, unfinished = arguments.out, arguments.out / _UNFINISHED
+    if out.exists() and (not out.is_dir() or any(path != unfinished for path in out.iterdir())):
+        raise UserError("this folder holds other files", out, "Give --out a folder of its own")
     with files.told_as("cannot read the file", arguments.file):
         content = arguments.file.read_bytes()
     header, streams = unpack(content, arguments.file)
@@ -63,17 +67,23 @@ def _story(line: CommandLine[Arguments]) -> None:
     for key in header.keys:
         if ".." in Path(key).parts:
             raise UserError("a name in the file leads out of the folder", key, "Do not trust this file")
-    paths = [arguments.out / name for name in png_names(header.keys)]
+    paths = [unfinished / name for name in png_names(header.keys)]
     positions = sum(h * w for h, w in header.shapes)
     total, done = len(header.chunks) * header.chunk_size * positions, 0
-    with Progress(total, "reading codes", "codes") as progress:
-        for pixels in read_images(model, priors, header, streams, run.value_range, progress):
-            for path, image in zip(paths[done : done + len(pixels)], pixels, strict=True):
-                files.make_folder(path.parent)
-                files.write_atomic(path, png_bytes(channels_last(image)))
-            done += len(pixels)
+    try:
+        with Progress(total, "reading codes", "codes") as progress:
+            for pixels in read_images(model, priors, header, streams, run.value_range, progress):
+                for path, image in zip(paths[done : done + len(pixels)], pixels, strict=True):
+                    files.make_folder(path.parent)
+                    files.write_atomic(path, png_bytes(channels_last(image)))
+                done += len(pixels)
+        with files.told_as("cannot move the images into place", out, "Choose another folder"):
+            for path in list(unfinished.iterdir()):  # all of them can be trusted now
+                os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     kind = "as reconstructed" if header.losses is None else "as they were"
-    print(f"wrote {arguments.out}: {done:,} images, {kind}")
+    print(f"wrote {out}: {done:,} images, {kind}")
 
 
 @torch.no_grad()

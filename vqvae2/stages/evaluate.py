@@ -291,6 +291,12 @@ def _keeper(folder: Path, images: Any) -> Callable:
     """Return a function that writes reconstructions as PNG under the images' names."""
     paths = [folder / name for name in png_names(images.keys)]
 
+    def clear() -> None:
+        for old in list(folder.glob("**/*.png")):  # of an earlier report, perhaps of other images
+            old.unlink()
+
+    distributed.on_main(clear)
+
     def keep(rows: Sequence[int], made: Any) -> None:
         for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):
             files.make_folder(paths[i].parent)

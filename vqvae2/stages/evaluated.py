@@ -156,7 +156,10 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     """
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     config = checkpoint.config_from(DataConfig, record["train_vqvae"]["data"], run.path)
-    if data is None or _same(data, config.data):
+    alone = exported(run)  # its data's name says nothing of where they lie here
+    if data is None and alone:
+        raise UserError("exported models come without data", run.path, "Give --data a folder of images")
+    if not alone and (data is None or _same(data, config.data)):
         config = replace(config, data=data or config.data)
         held_out = ("val", "test") if split is None else (split,)
         # All that training saw is read, so that its people are known under other names too.
@@ -179,11 +182,11 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     else:
         wanted = None if split == "all" else ["val", "test"] if split is None else [split]
         images, name = _choose(open_data(other, wanted, like), split)
+    known: dict[str, ImageSet] = {}
     try:
-        known = open_data(config, ["train", "val"], like).splits
+        known = {} if alone else open_data(config, ["train", "val"], like).splits
     except UserError as error:
         print(f"note: no figures of the run's own data, which cannot be read: {error}")
-        known = {}
     return Evaluated(images, name, data, False, like, known.get("train"), known.get("val"))
 
 

@@ -1,5 +1,6 @@
 """Stage 4: sample images (Razavi et al. 2019, algorithm 2, last steps)."""
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         _sweep(line, run, device)
         return
     line.refuse_alone("complete", _OF_COMPLETIONS, "completions")
+    if not arguments.reject:
+        line.refuse_alone("reject", ("classifier",), "--reject")
     num = arguments.num or 64
     out = arguments.out or run.path / "samples"
     check_out(out)
@@ -165,7 +168,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         how |= {"drawn": drawn, "classifier_sha256": checkpoint.sha256_of(_classifier_folder(run, arguments))}
     if not arguments.overwrite:
         _check_replaced(out, {**how, **hashes_of(model, run)}, num)
-    if arguments.no_images and not arguments.overwrite and (out / image_path(0, num)).is_file():
+    there = any((out / image_path(0, size)).is_file() for size in (1, sys.maxsize))  # of a small set, or a large one
+    if arguments.no_images and not arguments.overwrite and there:
         raise UserError("this folder holds images of samples", out, "Add --overwrite, or leave out --no-images")
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"

@@ -16,7 +16,7 @@ import re
 import shutil
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,18 @@ NEUTRAL = {name: getattr(Sharpness(), name) for name in ("min_p", "autoguidance"
 HASHES = ("vqvae_sha256", "detail_sha256", "prior_sha256")
 """What `hashes_of` may name."""
 
-__all__ = ["HASHES", "NEUTRAL", "Rejection", "check_out", "check_own", "draw_samples", "hashes_of", "image_path"]
+__all__ = [
+    "HASHES",
+    "NEUTRAL",
+    "Rejection",
+    "begin",
+    "check_out",
+    "check_own",
+    "draw_samples",
+    "finish",
+    "hashes_of",
+    "image_path",
+]
 
 
 def image_path(index: int, num: int) -> str:
@@ -76,17 +87,46 @@ def check_out(out: Path) -> None:
 def check_own(out: Path, record: str, overwrite: bool) -> None:
     """Raise UserError for a folder that does not hold what is to be written, or holds it already.
 
+    What `begin` has begun and nothing has finished may be written again.
+
     Args:
         out: the folder.
         record: name of the file that marks it.
         overwrite: whether it may be replaced.
     """
-    if not out.is_dir() or not any(out.iterdir()):
+    if out.exists() and not out.is_dir():
+        raise UserError("this is a file", out, "Give --out a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if (out / WRITING).is_file() and (out / WRITING).read_text() == record:
         return
     if not (out / record).is_file():
         raise UserError("this folder holds other files", out, "Give --out a folder of its own")
     if not overwrite:
         raise UserError("this folder has been written already", out, "Add --overwrite, or --out with another folder")
+
+
+def begin(out: Path, record: str, old: Iterable[str]) -> None:
+    """Make a folder ready for new files, which `finish` completes: mark it, and remove what an earlier call wrote.
+
+    Args:
+        out: the folder.
+        record: name of the file that says what the others are; it is never beside those of another call.
+        old: patterns of the other files.
+    """
+    files.make_folder(out)
+    files.write_atomic(out / WRITING, record.encode())
+    with files.told_as("cannot replace what is there", out, "Choose another folder"):
+        (out / record).unlink(missing_ok=True)
+        for pattern in old:
+            for path in list(out.glob(pattern)):
+                path.unlink()
+
+
+def finish(out: Path, record: str, about: dict[str, Any]) -> None:
+    """Write the file that says what the others are, and take the mark away."""
+    files.write_json(out / record, about)
+    (out / WRITING).unlink()
 
 
 def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:
@@ -235,12 +275,12 @@ class _Unfinished:
             )
         return safetensors.torch.load_file(self._path(first))
 
-    def write_images(self, indices: Sequence[int], images: Tensor, num: int) -> None:
+    def write_images(self, indices: Sequence[int], images: Tensor, num: int, subfolder: str = "") -> None:
         """Write images of a set under their numbers; a chunk that is written after them vouches for them, unsynced."""
         with files.told_as("cannot write the samples", self.folder, "Free the disk or choose another folder"):
             for index, image in zip(indices, from_unit(images[: len(indices)], self.value_range), strict=True):
-                path = self.folder / image_path(index, num)
-                path.parent.mkdir(exist_ok=True)
+                path = self.folder / subfolder / image_path(index, num)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".part")
                 partial.write_bytes(png_bytes(channels_last(image)))
                 os.replace(partial, path)
@@ -274,7 +314,9 @@ def _finish(
     firsts = range(0, len(label), size)
     num = int(record["num"])
     rows: Sequence[int] = range(num)
+    chosen = ""
     if rejection is not None:
+        chosen = "chosen"  # their numbers are not those under which a set without rejection keeps its images
         rows = rejection.rows(_confidence(kept, firsts, label, rejection), label[:, rejection.column], num)
 
     def own(first: int) -> tuple[int, list[int]]:
@@ -292,19 +334,16 @@ def _finish(
             images = kept.decode(chunk)[places]
             shown += [to_picture(image) for image in images[: min(_SHOWN, num) - len(shown)]]
             if write:
-                kept.write_images(range(before, before + len(places)), images, num)
-    files.write_atomic(out / WRITING, b"")  # marks the folder as one of samples if writing is interrupted
+                kept.write_images(range(before, before + len(places)), images, num, chosen)
+    begin(out, "samples.json", ["[0-9]*.png"])
     with files.told_as("cannot replace the samples", out, "Choose another folder"):
-        (out / "samples.json").unlink(missing_ok=True)  # never beside images of another set
         for old in list(out.iterdir()):
-            if re.fullmatch(r"\d{5,}\.png", old.name):
-                old.unlink()
-            elif re.fullmatch(r"\d{3,}", old.name) and old.is_dir() and not old.is_symlink():
+            if re.fullmatch(r"\d{3,}", old.name) and old.is_dir() and not old.is_symlink():
                 _remove_images(old)
         for index in range(num) if with_images else ():
             place = out / image_path(index, num)
             place.parent.mkdir(exist_ok=True)
-            os.replace(kept.folder / image_path(index, num), place)
+            os.replace(kept.folder / chosen / image_path(index, num), place)
     files.write_atomic(out / "grid.png", png_bytes(grid(shown)))
     config = kept.model.config
     shapes = dict(zip(levels, zip(config.shapes, config.num_embeddings, strict=True), strict=True))
@@ -327,8 +366,7 @@ def _finish(
         },
         "labels": label[list(rows)].tolist(),
     }
-    files.write_json(out / "samples.json", about)
-    (out / WRITING).unlink()
+    finish(out, "samples.json", about)
     for folder in out.glob(".unfinished-*"):
         shutil.rmtree(folder)
 

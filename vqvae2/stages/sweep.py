@@ -17,7 +17,7 @@ from vqvae2.prior import Prior, PriorConfig
 from vqvae2.progress import Progress
 from vqvae2.sampling import Sharpness, chunk_rows, sample_chunk
 from vqvae2.stages.common import RunFolder
-from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sample_folder import begin, finish, hashes_of
 from vqvae2.version import __version__
 
 __all__ = ["draw_sweep", "places_to_sweep"]
@@ -127,10 +127,8 @@ def _write(
     columns: int,
     about: dict[str, Any],
 ) -> None:
-    files.make_folder(out)
-    for old in out.glob("[0-9]*-[0-9]*.png"):
-        old.unlink()
+    begin(out, "sweep.json", ["[0-9]*-[0-9]*.png"])
     for (sample, k), image in zip(rows, from_unit(made, value_range), strict=True):
         files.write_atomic(out / f"{sample:05d}-{k:03d}.png", png_bytes(channels_last(image)))
     files.write_atomic(out / "grid.png", png_bytes(grid([to_picture(image) for image in made], columns)))
-    files.write_json(out / "sweep.json", about)
+    finish(out, "sweep.json", about)
