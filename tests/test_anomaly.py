@@ -107,6 +107,37 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
     assert json.loads((out / "anomaly.json").read_text())["threshold"] == about["threshold"]
 
 
+def test_other_normal_images_of_the_same_names_are_looked_at_anew(run, slices, tmp_path, call, refused):
+    """Nothing of another call is left beside the maps, and images without a foreground are told in one line."""
+    for name, gain in (("dim", 0.5), ("bright", 1.0), ("black", 0.0)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = np.asarray(Image.open(slices / "a" / f"{i}.png")) * gain
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    found = {}
+    for name in ("dim", "bright"):
+        flags = ("--run", run, "--anomaly", slices, "--draws", 2, "--data", tmp_path / name, "--split", "all")
+        assert call(evaluate.main, *flags, "--out", tmp_path / "maps", "--overwrite").code == 0
+        found[name] = json.loads((tmp_path / "maps" / "anomaly.json").read_text())["threshold"]
+    assert found["dim"] != found["bright"]
+    flags = ("--run", run, "--anomaly", slices, "--draws", 2, "--data", tmp_path / "black", "--split", "all")
+    assert "nothing but background" in refused(evaluate.main, *flags, "--out", tmp_path / "none")
+    (slices / "a" / "2.png").unlink()
+    assert (
+        call(
+            evaluate.main, "--run", run, "--anomaly", slices, "--draws", 2, "--out", tmp_path / "maps", "--overwrite"
+        ).code
+        == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "maps" / "pictures" / "a").iterdir()) == ["0.png", "1.png"]
+
+
+def test_cells_may_be_as_large_as_a_narrow_image():
+    assert (
+        anomaly_parts(torch.zeros(1, 1, 48, 16), torch.zeros(1, 2, 1, 48, 16), [torch.zeros(1, 3, 1)]).isfinite().all()
+    )
+
+
 def test_draws_of_an_image_do_not_depend_on_those_beside_it(run):
     """Alone and last of three. In float64, in which rounding decides no code."""
     model = VQVAE.from_pretrained(run / "vqvae").double().eval()

@@ -154,6 +154,22 @@ def test_images_of_a_run_come_back_as_they_were(run, tmp_path, call, refused, mo
     assert not list(tmp_path.glob("none/*"))
 
 
+def test_nothing_is_written_of_a_file_whose_last_chunk_is_bad(run, tmp_path, call, refused):
+    file, out = tmp_path / "brains.vq", tmp_path / "images"
+    assert call(compress.main, "--run", run, "--out", file, "--split", "val", "--chunk-size", 2).code == 0
+    header, streams = unpack(file.read_bytes(), file)
+    good = file.read_bytes()
+    chunks = [*header.chunks[:-1], [header.chunks[-1][0], header.chunks[-1][1] ^ 1]]
+    file.write_bytes(pack(replace(header, chunks=chunks), streams))
+    assert "does not reproduce" in refused(decompress.main, "--run", run, "--file", file, "--out", out)
+    assert not out.exists() or not list(out.iterdir())
+    (out / ".unfinished").mkdir(parents=True)  # of a call that was killed
+    file.write_bytes(good)
+    assert call(decompress.main, "--run", run, "--file", file, "--out", out).code == 0
+    assert len(list(out.iterdir())) == len(header.keys)
+    assert "this is a folder" in refused(compress.main, "--run", run, "--out", out, "--overwrite")
+
+
 def test_the_header_says_who_is_in_it():
     priors, codes, label = two_levels(2)
     streams, checksums = encode_codes(priors, codes, label, 2)

@@ -27,7 +27,7 @@ from vqvae2.metrics import (
     unigram_nll,
 )
 from vqvae2.report import background_of, verdict
-from vqvae2.stages import evaluate, sample
+from vqvae2.stages import compared, evaluate, sample
 from vqvae2.stages.evaluated import Evaluated
 
 pytest_plugins = ["tiny_run_fixtures"]
@@ -134,6 +134,14 @@ def test_samples_are_drawn_where_there_are_none_as_sample_draws_them(run, call):
     assert (run / "again" / "codes.npz").read_bytes() == (run / "samples" / "codes.npz").read_bytes()
 
 
+def test_samples_of_a_large_set_are_named_by_their_numbers(run, call, monkeypatch):
+    monkeypatch.setattr(compared, "_MOST_SAMPLES", 3)
+    assert call(evaluate.main, "--run", run).code == 0
+    found = report_of(run / "report")["samples"]
+    assert (found["count"], found["judged"]) == (5, 3)
+    assert [one["sample"] for one in found["memorisation"]["nearest"]] == [0, 2, 4]
+
+
 def test_every_folder_of_samples_counts_for_its_label(run, call):
     shutil.rmtree(run / "samples")
     for label in ("healthy", "atrophy"):
@@ -165,6 +173,12 @@ def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run
     for key, pixels in zip(images.keys, made, strict=True):
         assert np.abs(np.asarray(Image.open(out / "reconstructions" / key)).astype(int) - pixels[0]).max() <= 1
     assert len(list((out / "reconstructions").rglob("*.png"))) == 3
+    next(slices.rglob("*.png")).unlink()
+    again = call(
+        evaluate.main, "--run", run, "--data", slices, "--split", "all", "--save-reconstructions", "--out", out
+    )
+    assert again.code == 0, again.err
+    assert len(list((out / "reconstructions").rglob("*.png"))) == 2
 
 
 def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monkeypatch, call):

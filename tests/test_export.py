@@ -72,7 +72,7 @@ def test_samples_of_exported_models_are_the_same(run, models, tmp_path, call):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_exported_models_score_other_images(models, tmp_path, call, refused):
+def test_exported_models_score_other_images(models, tmp_path, call, refused, monkeypatch):
     out = models("int8")
     val = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"), ["val"]).splits["val"]
     (tmp_path / "slices").mkdir()
@@ -91,6 +91,15 @@ def test_exported_models_score_other_images(models, tmp_path, call, refused):
     missing = json.loads((tmp_path / "report" / "report.json").read_text())["missing"]
     assert any("exported models have none" in line for line in missing)
     assert "other files" in refused(export.main, "--run", out, "--out", out)
+    # A folder that happens to be called as the training's was is not the training's.
+    record = json.loads((out / "run.json").read_text())
+    record["train_vqvae"]["data"]["data"] = "slices"
+    (out / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    told = call(evaluate.main, "--run", out, "--data", "slices", "--split", "all", "--out", "own")
+    assert told.code == 0, told.err
+    assert not json.loads((tmp_path / "own" / "report.json").read_text())["split"]["own"]
+    assert "come without data" in refused(evaluate.main, "--run", out)
     weights = out / "prior-top" / "guide" / "model.safetensors"
     guide = weights.read_bytes()
     weights.write_bytes((out / "vqvae" / "model.safetensors").read_bytes())

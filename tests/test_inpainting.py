@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vqvae2.inpainting import blend, known_codes
-from vqvae2.stages import sample
+from vqvae2.stages import complete, sample
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -94,6 +94,21 @@ def test_an_image_is_completed(run, picture, call, refused):
     told = call(sample.main, *flags, "--keep-box", "0,0,32,20", "--out", out, "--overwrite", "--label", "healthy")
     assert told.code == 0, told.err
     np.testing.assert_array_equal(np.asarray(Image.open(out / "00000.png"))[:, :20], original[:, :20])
+
+
+def test_a_completion_that_was_interrupted_is_written_by_the_same_command(run, picture, call, refused, monkeypatch):
+    out = picture / "out"
+    flags = ("--run", run, "--complete", picture / "image.png", "--mask", picture / "mask.png", "--out", out)
+    few = ("--particles", 1, "--sweeps", 0, "--num", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(complete, "grid", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(sample.main, *flags, *few).code != 0
+    assert (out / "00000.png").exists()
+    assert not (out / "completion.json").exists()
+    assert call(sample.main, *flags, *few).code == 0
+    about = json.loads((out / "completion.json").read_text())
+    assert about["largest_spread"] == 0  # of one completion
+    assert "this is a file" in refused(sample.main, *flags[:-1], picture / "mask.png", *few)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_runs import contents
 
-from vqvae2.stages import evaluate, recognition, sample
+from vqvae2.stages import evaluate, recognition, sample, sample_folder
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -72,7 +72,21 @@ def test_the_surest_samples_of_each_class_are_kept(judged, call):
     assert not list((judged / "chosen").glob(".unfinished-*"))
 
 
-def test_sets_without_images_hold_the_same_codes(judged, call, refused):
+def test_a_rejection_that_was_interrupted_leaves_no_image_to_a_set_without(judged, call, refused, monkeypatch):
+    flags = ["--run", judged, "--chunk-size", 8, "--seed", 3, "--num", 10]
+    assert call(sample.main, *flags, "--out", judged / "all").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_folder, "begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(sample.main, *flags, "--reject", 0.5, "--out", judged / "other").code != 0
+    assert list((judged / "other").glob(".unfinished-*/chosen/*.png"))
+    assert call(sample.main, *flags, "--out", judged / "other").code == 0
+    for i in range(10):
+        name = f"{i:05d}.png"
+        assert (judged / "other" / name).read_bytes() == (judged / "all" / name).read_bytes()
+    assert "--classifier is for --reject" in refused(sample.main, *flags, "--classifier", judged, "--out", judged / "x")
+
+
+def test_sets_without_images_hold_the_same_codes(judged, call, refused, monkeypatch):
     flags = ["--run", judged, "--chunk-size", 8, "--num", 12]
     assert call(sample.main, *flags, "--out", judged / "with").code == 0
     assert call(sample.main, *flags, "--no-images", "--out", judged / "without").code == 0
@@ -81,6 +95,9 @@ def test_sets_without_images_hold_the_same_codes(judged, call, refused):
         assert (judged / "with" / name).read_bytes() == (judged / "without" / name).read_bytes()
     assert "reject" in refused(sample.main, *flags, "--reject", 0.5, "--out", judged / "with")  # another set
     assert "holds images" in refused(sample.main, *flags, "--no-images", "--out", judged / "with")
+    monkeypatch.setattr(sample_folder, "_FLAT", 12)
+    larger = ["--run", judged, "--chunk-size", 8, "--num", 13]  # whose images lie in folders
+    assert "holds images" in refused(sample.main, *larger, "--no-images", "--out", judged / "with")
 
 
 def test_what_is_missing_is_told_in_one_line(judged, refused):

@@ -133,6 +133,15 @@ DEFECTS = {
 }
 
 
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1), ("top_p", 0.9), ("min_p", 0.1), ("temperature", 0.8)])
+def test_samples_that_were_drawn_from_a_part_of_the_codes_are_not_called_overconfident(name, value):
+    found = plain_report()
+    found["samples"]["nll"]["top"]["mean"] = 1.0
+    assert any("overconfident" in line for line in report.warnings(found))
+    found["samples"][name] = [value, value]
+    assert not any("overconfident" in line for line in report.warnings(found))
+
+
 def test_a_good_report_has_no_warning_and_its_summary_tells_each_part():
     found = good_report()
     assert report.warnings(found) == []

@@ -258,6 +258,40 @@ def test_the_column_that_names_people_to_the_letter_is_taken(tmp_path):
     assert [row["sex"] for row in matches.rows[:4]] == ["F", "F", "M", "M"]
 
 
+@pytest.mark.parametrize(
+    ("head", "file"),
+    [
+        ("Image Index,Patient ID", "{p:08}_{k:03}.png"),
+        ("image_name,patient_id", "ISIC_{n:07}"),
+        ("img_id,patient_id", "{n}"),
+    ],
+)
+def test_a_table_of_images_tells_whom_each_shows(tmp_path, head, file):
+    rows = [(p, k, file.format(p=p, k=k, n=100 + 3 * p + k)) for p in P for k in (0, 1)]
+    for _, _, name in rows:
+        path = tmp_path / "data" / (name if name.endswith(".png") else f"{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 9).save(path)
+    table = tmp_path / "data" / "table.csv"
+    table.write_text(f"{head},sex\n" + "".join(f"{name},{p},{'FM'[p % 2]}\n" for p, _, name in rows))
+    data = open_data(DataConfig(data=str(tmp_path / "data"), labels="table.csv:sex"))
+    told = {
+        (key, who) for images in data.splits.values() for key, who in zip(images.keys, images.subjects, strict=True)
+    }
+    assert {who for _, who in told} == {str(p) for p in P}
+
+
+def test_a_table_whose_numbers_of_images_name_no_file_is_of_people(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "Image ID,Subject,sex\n" + "".join(f"I{10 * p + k},P{p:02},{'FM'[p % 2]}\n" for p in P for k in (0, 1))
+    )
+    names = [f"P{p:02}_{k}.png" for p in P for k in (0, 1)]
+    layout = lay(tmp_path / "data", names)
+    matches = read_table(table).match(layout.keys, layout.subjects)
+    assert [row["sex"] for row in matches.rows[:4]] == ["M", "M", "F", "F"]
+
+
 def test_maps_and_steps_of_processing_are_told_from_names_that_look_alike():
     places = [("a/mri" if step else "a", f"{step}P{p:02}") for step in ("", "wm", "c1", "y_") for p in (1, 2, 3)]
     found = processed(places)

@@ -304,8 +304,10 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
             if not table.subject_columns or table.file_column is None or layout.volumes:
                 continue
             column = table.subject_columns[0]
-            rows = table.match(layout.keys, subjects).rows
-            named = [row[column] if row else "" for row in rows]
+            found = table.match(layout.keys, subjects)
+            if found.what != "files":
+                continue
+            named = [row[column] if row else "" for row in found.rows]
             known = sum(name != "" for name in named)
             if known:
                 told_by = f"{table.path.name} and {told_by}" if known < len(named) else table.path.name

@@ -304,7 +304,7 @@ PERSONAL_NAME = re.compile(r"[^\W\d_][^\W\d_]*[.'’-]?(?:[ _]+[^\W\d_][\w.'’-
 FILE_COLUMNS = ("file", "filename", "path", "image")
 """Columns that name images."""
 OTHER_FILE_COLUMNS = re.compile(r"(?:file|image|img)(?:[ _-]?(?:path|name|file|id|index))?|filepath|id_code")
-"""Columns that name images where none of those is there, and none that names people."""
+"""Columns that name images where none of those is there: if none names people, or each row has another image."""
 SUBJECT_COLUMNS = re.compile(
     r"(?:sub(?:j|ject)?|participant|patient|person|case|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
 )

@@ -59,11 +59,11 @@ class Table:
     def match(self, keys: Sequence[str], subjects: Sequence[str], people: bool = False) -> Matches:
         """Find the row of each image.
 
-        In a table of files it is the one with its path, or, where no row has just that, the only one whose path ends
-        alike, or has its name, with or without a suffix, where that is the name of one image alone, if that fits no
-        other image. In a table of subjects it is that of the image's subject (see `join`) and visit; where no row has
-        the visit, or no row of a visit has a column (``sex``), what all rows of the subject agree on. What another
-        visit's row says is not taken.
+        In a table of files, if one of them is there, it is the one with its path, or, where no row has just that, the
+        only one whose path ends alike, or has its name, with or without a suffix, where that is the name of one image
+        alone, if that fits no other image. In a table of subjects it is that of the image's subject (see `join`) and
+        visit; where no row has the visit, or no row of a visit has a column (``sex``), what all rows of the subject
+        agree on. What another visit's row says is not taken.
 
         Args:
             keys: relative paths of the images, or of the volumes that they were cut from.
@@ -81,6 +81,8 @@ class Table:
         files = list(dict.fromkeys(keys))  # of a volume all slices have one
         found = dict(zip(files, _files(files, merged), strict=True))
         names = [found[key] for key in keys]
+        if self.subject_columns and not any(names):  # numbers of images, by which no file is called
+            return self._match_people(keys, subjects)
         return Matches([merged.get(name) for name in names], "files", len(merged.keys() - set(names)), conflicts)
 
     def _match_people(self, keys: Sequence[str], subjects: Sequence[str]) -> Matches:
@@ -241,8 +243,9 @@ def read_table(path: Path) -> Table:
     folded = {name: re.sub(r"\s+", " ", name.lower()) for name in columns}
     file_column = next((name for name in columns if folded[name] in rules.FILE_COLUMNS), None)
     people = [name for name in columns if rules.SUBJECT_COLUMNS.fullmatch(folded[name])]
-    if file_column is None and not people:
-        file_column = next((name for name in columns if rules.OTHER_FILE_COLUMNS.fullmatch(folded[name])), None)
+    if file_column is None:
+        other = next((name for name in columns if rules.OTHER_FILE_COLUMNS.fullmatch(folded[name])), None)
+        file_column = other if other and (not people or _are_of_images(rows, other, people)) else None
     if not people and file_column is not None:
         people = [name for name in columns if rules.LESION_COLUMNS.fullmatch(folded[name])]
     if file_column is None:
@@ -263,6 +266,13 @@ def read_table(path: Path) -> Table:
     for column in columns:
         table.blanks[column] = _blank(rows, column)
     return table
+
+
+def _are_of_images(rows: Sequence[Row], files: str, people: Sequence[str]) -> bool:
+    """Whether each row has a name of its own in a column, and several are of one person: ``image_name``, ISIC 2020."""
+    names = [row[files] for row in rows]
+    several = any(len({row[column] for row in rows}) < len(rows) for column in people)
+    return all(names) and len(set(names)) == len(names) and several
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:

@@ -156,7 +156,8 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     """
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     config = checkpoint.config_from(DataConfig, record["train_vqvae"]["data"], run.path)
-    alone = exported(run)  # its data's name says nothing of where they lie here
+    anywhere = config.data == "phantom" or config.data.startswith("torchvision:")
+    alone = exported(run) and not anywhere  # the name of their folder says nothing of where it lies here
     if data is None and alone:
         raise UserError("exported models come without data", run.path, "Give --data a folder of images")
     if not alone and (data is None or _same(data, config.data)):
