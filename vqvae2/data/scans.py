@@ -1,7 +1,7 @@
 """Endings of names that tell a person's scan instead of the person, which all names together show."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from vqvae2.data import rules
@@ -175,8 +175,9 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
 
     The first gap behind a number parts head and ending; where that does not fit all names, the second, then the third.
     It fits where three heads at least have several endings, no more different endings than there are heads (four times
-    as many where all heads end in five digits or more, which count no scans), and neither is a group or a person of its
-    own. The reading is told as a doubt.
+    as many where all heads end in five digits or more, which count no scans; any number of dates, or behind words for
+    people), and neither is a group or a person of its own. A short number is no group where words follow it or what
+    follows recurs. The reading is told as a doubt; so is that names are left apart which only partly fit.
 
     Args:
         names: of people, as told by each file's name.
@@ -198,12 +199,13 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
                 endings[head].add(ending.strip("_-. "))
         heads = {head for head, held in endings.items() if held != {""}}
         several = {head for head in heads if len(endings[head]) > 1}
-        different = set().union(*(endings[head] for head in heads)) - {""}
+        often = Counter(ending for head in heads for ending in endings[head] if ending)
+        different = often.keys()
         if len(several) < _LEAST or any(map(is_person, different)):
             continue
         if any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) for head in heads):
             continue
-        recur = all(2 * sum(ending in endings[head] for head in heads) >= len(heads) for ending in different)
+        recur = 2 * min(often.values()) >= len(heads)
         groups = any(map(_GROUP.fullmatch, heads)) or all(map(_YEAR.fullmatch, heads))
         words = all(re.search(r"[^\W\d_]", ending) for ending in different)
         if not words or not (recur or not re.search(r"\d", "".join(different))):  # 01_rest and 01_stress are scans
@@ -224,8 +226,8 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
             )
         return read
     if unsure and doubts is not None:
-        told = {name: key for name, key in zip(names, keys, strict=True) if name.startswith(unsure)}
-        _ask_whether_one(list(told.items()), doubts)
+        alike = {name: key for name, key in zip(names, keys, strict=True) if name.startswith(unsure)}
+        _ask_whether_one(list(alike.items()), doubts)
     return names
 
 

@@ -160,7 +160,7 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     alone = exported(run) and not anywhere  # the name of their folder says nothing of where it lies here
     if data is None and alone:
         raise UserError("exported models come without data", run.path, "Give --data a folder of images")
-    if not alone and (data is None or _same(data, config.data)):
+    if data is None or (not alone and _same(data, config.data)):
         config = replace(config, data=data or config.data)
         held_out = ("val", "test") if split is None else (split,)
         # All that training saw is read, so that its people are known under other names too.
