@@ -1,6 +1,7 @@
 """Data as people have them: public data sets by their own names, each read as its cohort means it."""
 
 import csv
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.splits import overlap
 from vqvae2.data.subjects import guess_subjects, is_mask, known_subject, words_of
 from vqvae2.data.tables import join
+from vqvae2.data.volume_files import read_canonical
 from vqvae2.data.volumes import SliceConfig, cut
 from vqvae2.errors import UserError
 from vqvae2.stages.data_report import check_subjects, write_data_report
@@ -830,6 +832,47 @@ def test_dicom_files_that_are_no_volume_are_told(tmp_path):
     assert "one place" in told["scan0/S004"]
     assert "differ in direction" in told["scan1/S004"]
     assert "broken.dcm" in told
+
+
+def test_copies_and_bad_values_of_dicom_files_change_nothing_and_missing_slices_are_told(tmp_path):
+    pytest.importorskip("SimpleITK")
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataelem import RawDataElement
+
+    for p in range(5):
+        case_trees.dicom_series(tmp_path / f"scan{p}", f"H{p}", head(p).astype(np.int16))
+    first = sorted((tmp_path / "scan0").iterdir())[0]
+    shutil.copy(first, first.with_name("copy of one.dcm"))
+    heights = {float(pydicom.dcmread(path).ImagePositionPatient[2]): path for path in (tmp_path / "scan1").iterdir()}
+    heights[4.0].unlink()
+    bad = (
+        (2, "SeriesNumber", "IS", b"abc "),
+        (3, "ImagePositionPatient", "DS", b"1,5\\0\\2 "),
+        (4, "ImagePositionPatient", "DS", b"1\\2 "),
+    )
+    for p, name, kind, value in bad:
+        for path in (tmp_path / f"scan{p}").iterdir():
+            image = pydicom.dcmread(path)
+            image[name] = RawDataElement(image[name].tag, kind, len(value), value, 0, False, True)
+            image.save_as(path)
+    data = open_data(DataConfig(data=str(tmp_path), size="32x32"))
+    assert [key for key, _ in data.skipped] == ["scan1/S004"]
+    assert "missing" in dict(data.skipped)["scan1/S004"]
+    whole = {key.split("/")[0] for images in data.splits.values() for key in images.keys}
+    assert whole == {"scan0", "scan2", "scan3", "scan4"}
+
+
+def test_each_file_of_a_dicom_series_has_a_slope_of_its_own(tmp_path):
+    pytest.importorskip("SimpleITK")
+    pydicom = pytest.importorskip("pydicom")
+    case_trees.dicom_series(tmp_path / "scan", "H", np.full((8, 8, 3), 1000, np.int16))
+    files = sorted((tmp_path / "scan").iterdir(), key=lambda path: int(pydicom.dcmread(path).InstanceNumber))
+    for path, slope in zip(files, ("1", "0.5", "0.0005"), strict=True):
+        image = pydicom.dcmread(path)
+        image.RescaleSlope = slope
+        image.save_as(path)
+    voxels = read_canonical(tuple(files)).voxels
+    assert sorted(voxels.mean((0, 1)).tolist()) == pytest.approx([0.5, 500, 1000])
 
 
 @pytest.mark.parametrize("suffix", ["mha", "mhd", "nrrd", "mgz", "img", "nii"])

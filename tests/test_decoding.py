@@ -13,6 +13,7 @@ from PIL import Image
 
 from vqvae2.data import DataConfig, open_data
 from vqvae2.data.decoding import decode, fit
+from vqvae2.data.pools import processes_pay
 from vqvae2.errors import UserError
 from vqvae2.stages import train_vqvae
 
@@ -74,6 +75,38 @@ def test_exif_orientation_is_undone(tmp_path, orientation, turns):
     np.testing.assert_array_equal(decode(path).pixels, np.rot90(picture(0, (4, 6)), turns))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_whether_or_not_it_is_compressed(tmp_path, dtype, compression):
+    pixels = picture(0, (4, 6), dtype=dtype)
+    path = save(tmp_path / "a.tif", pixels, compression=compression, tiffinfo={0x0112: 6})
+    np.testing.assert_array_equal(decode(path).pixels, np.rot90(pixels, 3))
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_a_tiff_in_which_zero_is_white_is_inverted(tmp_path, dtype, white):
+    pixels = picture(0, (4, 6), dtype=dtype)
+    save(tmp_path / "a.tif", pixels)
+    with Image.open(tmp_path / "a.tif") as file:
+        assert file.tag_v2[262] == 1
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    place = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[place + 8 : place + 10] = struct.pack("<H", 0)
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(decode(tmp_path / "a.tif").pixels, white - pixels)
+
+
+def test_scaling_up_does_not_leave_the_range_of_values():
+    pixels = np.zeros((8, 8), np.uint16)
+    pixels[2:6, 2:6] = 4095
+    assert fit(pixels, (32, 32), "resize").max() == 4095
+
+
+def test_a_damaged_first_file_starts_no_processes(tmp_path):
+    (tmp_path / "bomb.ppm").write_bytes(b"P6 40000 40000 255\n")
+    assert not processes_pay(tmp_path / "bomb.ppm")
+
+
 def test_grey_stored_as_rgb_is_grey_unless_one_picture_has_colour(tmp_path):
     for i in range(10):
         save(tmp_path / f"p{i}_0.png", np.repeat(picture(i)[..., None], 3, 2))
@@ -116,6 +149,8 @@ def test_colours_of_sixteen_bits_are_read_by_their_upper_eight_and_told(tmp_path
     expected = picture(4, (16, 16, 3), 65536, np.uint16).transpose(2, 0, 1) >> 8
     np.testing.assert_array_equal(every(data)["p4_0.png"], expected)
     assert not decode(save(tmp_path / "plain.png", picture(0, (16, 16, 3)))).halved
+    (tmp_path / "wide.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(range(12)))
+    assert decode(tmp_path / "wide.ppm").halved
 
 
 def png_of_wide_colours(pixels: np.ndarray) -> bytes:

@@ -167,6 +167,48 @@ def test_what_was_cut_is_found_again_by_content(tmp_path, cache, monkeypatch):
     assert len(list((cache / "slices").iterdir())) == 2
 
 
+def test_a_volume_that_could_not_be_read_once_is_read_again(tmp_path, monkeypatch):
+    """For want of memory, say; where the file itself is at fault, it is not looked at again."""
+    for i in range(4):
+        store(tmp_path / "data" / f"s{i}.nii.gz", head(i))
+    load, config = nib.load, DataConfig(data=str(tmp_path / "data"), size="16x16")
+
+    def short(path):
+        if Path(path).name == "s2.nii.gz":
+            raise MemoryError("Unable to allocate")
+        return load(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib, "load", short)
+        assert [key for key, _ in open_data(config).skipped] == ["s2.nii.gz"]
+    assert open_data(config).skipped == []
+
+
+def test_sizes_are_in_millimetres_whatever_the_header_counts_in(tmp_path):
+    for unit, factor in (("mm", 1), ("meter", 1e-3), ("micron", 1e3)):
+        image = nib.Nifti1Image(head(), np.diag([*(size * factor for size in SIZES), 1]))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{unit}.nii")
+        assert read_canonical(tmp_path / f"{unit}.nii").sizes == pytest.approx(SIZES)
+
+
+def test_a_fourth_axis_of_one_is_left_out_of_every_format(tmp_path):
+    simpleitk = pytest.importorskip("SimpleITK")
+    simpleitk.WriteImage(simpleitk.GetImageFromArray(head().T[None].copy(), isVector=False), str(tmp_path / "a.mha"))
+    assert read_canonical(tmp_path / "a.mha").voxels.shape == SHAPE
+
+
+def test_the_reason_of_a_damaged_volume_is_told_without_places_in_a_library(tmp_path):
+    pytest.importorskip("SimpleITK")
+    (tmp_path / "a.mha").write_bytes(
+        b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    with pytest.raises(UnreadableError) as told:
+        read_canonical(tmp_path / "a.mha")
+    assert "0x" not in str(told.value)
+    assert ".cxx" not in str(told.value)
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VQVAE2_CACHE", str(tmp_path / "file"))

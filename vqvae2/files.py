@@ -68,7 +68,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         TypeError: a value of any other type.
     """
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))  # names that are no UTF-8
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -29,6 +29,10 @@ class UnreadableError(Exception):
     """A file cannot be used; the text is the reason."""
 
 
+class PassingError(UnreadableError):
+    """It could not be read now, for want of memory or by an error of the disk."""
+
+
 @dataclass
 class Picture:
     """A decoded file: pixels (H, W) if it is grey in any guise, else (H, W, 3); uint8 or uint16."""
@@ -44,7 +48,8 @@ def decode(path: Path) -> Picture:
     if reason := no_content(path):
         raise UnreadableError(reason)
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        # Not by its path: Pillow would map a TIFF that is turned with its sides exchanged.
+        with open(path, "rb") as content, Image.open(content, formats=FORMATS) as file:
             pixels, halved = _pixels(file)
     except UnreadableError:
         raise
@@ -94,13 +99,16 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
     if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
         raise UnreadableError(f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own")
     stored = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(file, "tile", ()) if tile[3]]
-    halved = file.mode in ("RGB", "RGBA", "LA") and any(";16" in str(mode) for mode in stored)
+    portable = any(isinstance(tile[3], tuple) and tile[3][1:] == (65535,) for tile in getattr(file, "tile", ()))  # PPM
+    halved = file.mode in ("RGB", "RGBA", "LA") and (portable or any(";16" in str(mode) for mode in stored))
+    white_is_zero = file.format == "TIFF" and getattr(file, "tag_v2", {}).get(262) == 0  # Pillow turns 8 bits itself
     upright = ImageOps.exif_transpose(file)
     if upright.mode == "I" or upright.mode.startswith("I;16"):
         wide = np.asarray(upright)
         if wide.min() < 0 or wide.max() > 65535:
             raise UnreadableError(f"values {wide.min()} to {wide.max()} do not fit 16 bits")
-        return wide.astype(np.uint16), False
+        wide = wide.astype(np.uint16)
+        return 65535 - wide if white_is_zero else wide, False
     if upright.mode == "F":
         raise UnreadableError("floating-point pixels; store 8 or 16 bit integers")
     if upright.has_transparency_data:
@@ -158,7 +166,7 @@ def _scaled(pixels: Pixels, ratio: float) -> Pixels:
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize(target, kernel))
     scaled = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize(target, kernel))
-    return np.clip(np.rint(scaled), 0, 65535).astype(np.uint16)
+    return np.clip(np.rint(scaled), pixels.min(), pixels.max()).astype(np.uint16)  # without the kernel's overshoot
 
 
 def recolour(pixels: Pixels, channels: int) -> Pixels:

@@ -1,7 +1,11 @@
 """DICOM series: files of one acquisition put together, and whose they are by their headers."""
 
+import math
+import statistics
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,50 @@ from vqvae2.errors import UserError
 
 _TAGS = [
     "PatientID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "ImageOrientationPatient",
-    "ImagePositionPatient", "InstanceNumber", "AcquisitionNumber", "Rows", "Columns",
+    "ImagePositionPatient", "InstanceNumber", "SOPInstanceUID", "Rows", "Columns",
 ]  # fmt: skip
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "DOC", "REG"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says; () and 0 where it does not say it, or not as numbers."""
+
+    patient: str
+    series: str
+    series_number: int
+    modality: str
+    kind: tuple[str, ...]
+    direction: tuple[float, ...]
+    position: tuple[float, ...]
+    instance: int
+    uid: str
+    shape: tuple[str, str]
+
+    @classmethod
+    def of(cls, found: Any) -> "_Header":
+        """Take the values out of pydicom's data set, which converts them when they are asked for."""
+
+        def text(name: str) -> str:
+            return str(found.get(name) or "").strip()
+
+        def whole(name: str) -> int:
+            with suppress(ValueError, TypeError):
+                return int(found.get(name) or 0)
+            return 0
+
+        def vector(name: str, length: int) -> tuple[float, ...]:
+            with suppress(ValueError, TypeError):
+                values = tuple(float(value) for value in found.get(name) or ())
+                return values if len(values) == length and all(map(math.isfinite, values)) else ()
+            return ()
+
+        kind = tuple(str(word).upper() for word in found.get("ImageType") or ())
+        direction, position = vector("ImageOrientationPatient", 6), vector("ImagePositionPatient", 3)
+        return cls(
+            text("PatientID"), text("SeriesInstanceUID"), whole("SeriesNumber"), text("Modality"), kind, direction,
+            position, whole("InstanceNumber"), text("SOPInstanceUID"), (text("Rows"), text("Columns")),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,31 +95,29 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # values are only compared
 
-    def header(path: Path) -> Any:
+    def header(path: Path) -> _Header:
         if reason := no_content(path):
             raise UnreadableError(reason)
         try:
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            return _Header.of(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS))
         except Exception as error:  # whatever a reader of files from everywhere may raise
             raise UnreadableError(f"no readable DICOM file ({' '.join(str(error).split())[:160]})") from None
 
-    groups: dict[tuple[Path, str], list[tuple[Path, Any]]] = defaultdict(list)
+    groups: dict[tuple[Path, str], list[tuple[Path, _Header]]] = defaultdict(list)
     for index, found in read_all(paths, header, "reading DICOM headers", "files", 8):
         path = paths[index]
         if isinstance(found, UnreadableError):
             skipped.append((path.relative_to(folder).as_posix(), str(found)))
-        elif str(found.get("Modality", "")) in _NO_IMAGES or path.name.upper() == "DICOMDIR":
-            skipped.append(
-                (path.relative_to(folder).as_posix(), f"DICOM {found.get('Modality', 'directory')}, no image")
-            )
+        elif found.modality in _NO_IMAGES or path.name.upper() == "DICOMDIR":
+            skipped.append((path.relative_to(folder).as_posix(), f"DICOM {found.modality or 'directory'}, no image"))
         else:
-            groups[path.parent, str(found.get("SeriesInstanceUID", path))].append((path, found))
+            groups[path.parent, found.series or str(path)].append((path, found))
     pseudonyms: dict[str, str] = {"": ""}
     series: dict[Path, Series] = {}
     taken: set[str] = set()
     for (place, _), members in sorted(groups.items(), key=lambda item: item[1][0][0]):
         head = members[0][1]
-        name = f"S{int(head.get('SeriesNumber') or 0):03d}" if len(members) > 1 else members[0][0].name
+        name = f"S{head.series_number:03d}" if len(members) > 1 else members[0][0].name
         stem = (place.relative_to(folder) / name).as_posix()
         key = next(name for n in range(len(groups) + 1) if (name := f"{stem}_{n}" if n else stem) not in taken)
         taken.add(key)
@@ -83,35 +126,44 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         except UnreadableError as reason:
             skipped.append((key, str(reason)))
             continue
-        patient = str(head.get("PatientID") or "").strip()
-        pseudonyms.setdefault(patient, pseudonym(patient))
-        series[files[0]] = Series(files, key, pseudonyms[patient])
+        pseudonyms.setdefault(head.patient, pseudonym(head.patient))
+        series[files[0]] = Series(files, key, pseudonyms[head.patient])
     if not series:
         first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""
         raise UserError(f"none of {len(paths):,} DICOM files can be read{first}", folder)
     return series
 
 
-def _in_order(members: list[tuple[Path, Any]]) -> tuple[Path, ...]:
-    """The files of a series along its axis; UnreadableError if they lie in several directions, or twice in a place."""
+def _in_order(members: list[tuple[Path, _Header]]) -> tuple[Path, ...]:
+    """The files of a series along its axis, copies of a file left out.
+
+    Raises:
+        UnreadableError: they lie in several directions, or twice in a place, or one is missing between them.
+    """
+    members = list({head.uid or str(path): (path, head) for path, head in reversed(members)}.values())[::-1]
     if len(members) == 1:
         return (members[0][0],)
-    if any("LOCALIZER" in [str(word).upper() for word in head.get("ImageType") or ()] for _, head in members):
+    first = members[0][1]
+    if any("LOCALIZER" in head.kind for _, head in members):
         raise UnreadableError("a localizer, no volume")
-    directions = {tuple(round(float(x), 3) for x in head.get("ImageOrientationPatient") or ()) for _, head in members}
-    shapes = {(head.get("Rows"), head.get("Columns")) for _, head in members}
-    if len(directions) > 1 or len(shapes) > 1:
-        raise UnreadableError("its slices differ in direction or size")
-    direction = next(iter(directions))
-    if len(direction) != 6 or any(head.get("ImagePositionPatient") is None for _, head in members):
-        return tuple(path for path, _ in sorted(members, key=lambda m: (int(m[1].get("InstanceNumber") or 0), m[0])))
-    across, down = direction[:3], direction[3:]
+    for _, head in members:
+        pairs = zip(head.direction, first.direction, strict=False)
+        turned = len(head.direction) != len(first.direction) or any(abs(a - b) > 1e-3 for a, b in pairs)
+        if turned or head.shape != first.shape:
+            raise UnreadableError("its slices differ in direction or size")
+    if not first.direction or not all(head.position for _, head in members):
+        return tuple(path for path, _ in sorted(members, key=lambda member: (member[1].instance, member[0])))
+    across, down = first.direction[:3], first.direction[3:]
     normal = [across[i - 2] * down[i - 1] - across[i - 1] * down[i - 2] for i in range(3)]
 
-    def height(head: Any) -> float:
-        return round(sum(n * float(p) for n, p in zip(normal, head.ImagePositionPatient, strict=True)), 3)
+    def height(head: _Header) -> float:
+        return round(sum(n * p for n, p in zip(normal, head.position, strict=True)), 3)
 
-    placed = sorted(members, key=lambda member: (height(member[1]), int(member[1].get("InstanceNumber") or 0)))
-    if len({height(head) for _, head in placed}) < len(placed):
+    placed = sorted(members, key=lambda member: (height(member[1]), member[1].instance))
+    gaps = [height(b) - height(a) for (_, a), (_, b) in pairwise(placed)]
+    if min(gaps) == 0:
         raise UnreadableError("several slices lie in one place (times or echoes); store each as a volume of its own")
+    if max(gaps) > 1.5 * statistics.median(gaps):
+        told = f"{max(gaps):g} mm from one to the next, and {statistics.median(gaps):g} elsewhere"
+        raise UnreadableError(f"slices are missing or uneven: {told}; store it as a NIfTI volume of even slices")
     return tuple(path for path, _ in placed)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2 import files
-from vqvae2.data.decoding import Picture, UnreadableError, fit, recolour
+from vqvae2.data.decoding import PassingError, Picture, UnreadableError, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
 from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Source, on_demand
 from vqvae2.data.storage import cache_folder, memory_limit
@@ -70,6 +70,7 @@ class PixelWriter:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     count: int = 0  # images
     unequal: bool = False  # in size or bit depth
+    passing: bool = False  # a file could not be read by an error that may pass
 
     def read(self) -> PixelFile:
         """Read all."""
@@ -88,7 +89,10 @@ class PixelWriter:
         """Open what is written to; return the folder in which it lies until it is whole."""
         if self.folder is None:
             # Slices cannot be read anew one by one: beyond the memory they lie in a file without a name.
-            self.out = io.BytesIO() if self.source.paths is not None else tempfile.TemporaryFile()  # noqa: SIM115 - mapped
+            try:
+                self.out = io.BytesIO() if self.source.paths is not None else tempfile.TemporaryFile()  # noqa: SIM115 - mapped
+            except OSError:  # no folder for temporary files can be written
+                self.out = io.BytesIO()
             return None
         host = re.sub(r"\W", "-", platform.node())
         for left in self.folder.parent.glob(f".{self.folder.name}.{host}.*.tmp"):  # of a process that was killed
@@ -105,6 +109,7 @@ class PixelWriter:
         records = []
         for item, result in self.source.items(Preparation(self.size, self.how, self.grey)):
             if isinstance(result, UnreadableError):
+                self.passing |= isinstance(result, PassingError)
                 self.skipped.append((item, str(result)))
                 continue
             if result.about is not None:
@@ -178,8 +183,12 @@ class PixelWriter:
         self._check_room(4 * each)  # what is there, and three times that
         if self.out is None:
             return
-        grey.seek(0)
-        self.out = io.BytesIO() if self.folder is None else open(f"{grey.name}.new", "w+b")  # noqa: SIM115 - closed by read
+        try:
+            grey.seek(0)  # writes what is left
+            self.out = io.BytesIO() if self.folder is None else open(f"{grey.name}.new", "w+b")  # noqa: SIM115 - closed by read
+        except OSError as error:
+            self._no_room(error)
+            return
         for start in range(0, self.count - 1, _CHUNK):
             n = min(_CHUNK, self.count - 1 - start)
             part = np.frombuffer(grey.read(n * each), self.dtype).reshape(n, *shape)
@@ -221,6 +230,7 @@ class PixelWriter:
             "dtype": self.dtype.name,
             "decoded": self.out is None,
             "skipped": self.skipped,
+            "passing": self.passing,
             "about": self.about,
         }
         files.write_atomic(partial / "index.npy", lambda file: np.save(file, index))

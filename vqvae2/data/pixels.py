@@ -34,7 +34,7 @@ from vqvae2.data.pools import cores, processes_pay, read_all, read_by_processes
 from vqvae2.data.storage import cache_folder
 from vqvae2.errors import UserError
 
-FORMAT = 1  # of the cache
+FORMAT = 2  # of the cache
 _MANY = 2000  # files that are decoded by processes, whose start takes a moment
 
 
@@ -174,6 +174,8 @@ def _load(folder: Path, source: Source, how: str) -> PixelFile | None:
             images = on_demand(source, index, shape, np.dtype(dtype), how)
         else:
             images = Mapped(folder / "pixels", dtype, shape)
+        if about.get("passing"):
+            return None  # what could not be read then may be read now
         skipped = [(item, reason) for item, reason in about["skipped"]]
         told = {int(item): words for item, words in about["about"].items()}
         if source.paths is not None and any(_readable(source.paths[item]) for item, _ in skipped):

@@ -35,7 +35,7 @@ def processes_pay(first: Path) -> bool:
         with Image.open(first) as image:
             each = 3 * image.width * image.height
         room = os.statvfs("/dev/shm")
-    except OSError:
+    except Exception:  # whatever Pillow makes of a damaged file
         return False
     under_way = 2 * min(16, cores()) * _AT_ONCE * each
     return under_way < room.f_bavail * room.f_frsize / 2

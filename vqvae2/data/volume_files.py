@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.data.decoding import UnreadableError
+from vqvae2.data.decoding import PassingError, UnreadableError
 
 NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".img.gz")
 _SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -109,7 +109,8 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
         shape = image.shape
         if len(shape) != 3:
             raise UnreadableError(f"{len(shape)}-dimensional ({' x '.join(map(str, shape))}); a volume has three")
-        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
+        lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
+        if not np.isfinite(image.affine).all() or not abs(np.linalg.det(image.affine[:3, :3])) > 1e-9 * lengths.prod():
             raise UnreadableError("the header's orientation is not usable")
         if None in aff2axcodes(image.affine):
             raise UnreadableError("the header leaves an axis without a direction")
@@ -122,12 +123,15 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
         if sum(n == 1 for n in shape) == 1:
             remarks.append("flat")
         voxels = np.array(values, dtype=np.float32)
-        sizes = tuple(float(size) for size in np.linalg.norm(image.affine[:3, :3], axis=0))
+        sizes = tuple(_unit_of(image.header) * float(size) for size in np.linalg.norm(image.affine[:3, :3], axis=0))
     except UnreadableError:
         raise
     except Exception as error:  # whatever a reader of files from everywhere may raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableError(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
+        reason = reason.rpartition("): ")[2] if "SimpleITK" in reason else reason  # behind the places in its source
+        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        kind = PassingError if passing else UnreadableError
+        raise kind(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
     voxels[~np.isfinite(voxels)] = np.nan
     return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), tuple(remarks))
 
@@ -141,6 +145,12 @@ def _is_oriented(header: Any) -> bool:
     if "sform_code" in header:
         return any(int(header[code]) for code in ("sform_code", "qform_code"))
     return "goodRASFlag" in header and bool(int(header["goodRASFlag"]))
+
+
+def _unit_of(header: Any) -> float:
+    """Millimetres of a header's unit of length: of NIfTI it may be metres or micrometres."""
+    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "unknown"
+    return {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
 
 
 def _check_shape(shape: Sequence[int]) -> None:
@@ -159,6 +169,7 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
     if len(files) > 1:
         reader = SimpleITK.ImageSeriesReader()
         reader.SetFileNames([str(path) for path in files])
+        reader.SetOutputPixelType(SimpleITK.sitkFloat32)  # each file has a slope of its own
     else:
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(files[0]))
@@ -167,6 +178,8 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
     image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise UnreadableError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a volume has one")
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     dimensions = image.GetDimension()
     if dimensions not in (2, 3):
         raise UnreadableError(f"{dimensions}-dimensional ({' x '.join(map(str, image.GetSize()))}); a volume has three")
@@ -178,5 +191,4 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
     voxels = SimpleITK.GetArrayFromImage(image).T
     if voxels.dtype.kind in "iu":
         voxels = voxels.astype(np.float32 if voxels.dtype.itemsize <= 2 else np.float64)
-    made = nibabel.Nifti1Image(voxels.reshape(*voxels.shape, *(1,) * (3 - voxels.ndim)), affine)
-    return made
+    return nibabel.Nifti1Image(voxels.reshape(*voxels.shape, *(1,) * (3 - voxels.ndim)), affine)

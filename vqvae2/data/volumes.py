@@ -30,7 +30,7 @@ from vqvae2.data.volume_files import NIBABEL, beside, read_canonical
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic
 
-FORMAT = 3  # of the cache
+FORMAT = 4  # of the cache
 _PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}

@@ -71,7 +71,7 @@ def write_data_report(data: ImageData, folder: Path) -> None:
     files.write_atomic(folder / _SUBJECTS, table.getvalue().encode("utf-8", "surrogatepass"))
     files.write_atomic(folder / _IMAGES, lambda file: _write_images(data, file))
     save(contact_sheet(data.splits), folder / "contact-sheet.png")
-    files.write_atomic(folder / "report.txt", (data.report() + "\n").encode())
+    files.write_atomic(folder / "report.txt", (data.report() + "\n").encode("utf-8", "surrogatepass"))
     print(f"wrote {folder}/contact-sheet.png, report.txt, {_SUBJECTS}, {_IMAGES} and {DATA_REPORT}")
 
 
