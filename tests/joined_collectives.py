@@ -28,6 +28,11 @@ def main() -> None:
             EpochBatches(100, 8, 0)
         except UserError as error:
             seen["batch"] = str(error)
+        try:
+            EpochBatches(2, 3, 0)
+        except UserError as error:
+            seen["few"] = str(error)
+        seen["rest"] = next(iter(EpochBatches(7, 9, 0)))
         seen["scan"] = scanned()
         seen["search"] = {references: searched(references) for references in ("1", "2", "40")}
         Path(f"{rank}.json").write_text(json.dumps(seen))

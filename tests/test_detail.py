@@ -12,7 +12,7 @@ from torchvision.models import mobilenet_v2
 
 from vqvae2 import Prior, checkpoint, metrics, sample
 from vqvae2.adversary import FeatureDiscriminator
-from vqvae2.data import DataConfig, open_data
+from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, open_data
 from vqvae2.detail import DetailConfig, DetailDecoder
 from vqvae2.metrics import feature_maps, maps_distance, perceptual_distance, pretrained
 from vqvae2.optim import TrainingConfig
@@ -145,16 +145,20 @@ def test_the_feature_discriminator_standardises_and_bounds():
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("part", ["detail", "sharpening"])
-def test_the_discriminator_sees_images_as_they_are_stored(network, started, part):
+def test_the_discriminator_sees_images_as_they_are_stored(network, started, part, changed):
     data = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"))
     model = started(VQVAEConfig(**SMALL, num_embeddings=(16, 16), embedding_dim=(4, 4)))
+    turned = AugmentedSet(data.splits["train"], AugmentationConfig(augment_rotate=6, augment_light=0.3), 0)
+    train = turned if changed else None
     if part == "detail":
-        task = DetailTask(model, data, DetailSettings(detail_share=0.5), "hash")
+        task = DetailTask(model, data, DetailSettings(detail_share=0.5), "hash", train)
     else:
-        task = SharpeningTask(model, data, SharpeningConfig(), None)
+        task = SharpeningTask(model, data, SharpeningConfig(), None, train)
     y = (torch.rand(2, 1, 32, 32) * 3 - 1.5).requires_grad_()
     seen = task.rounded(y)
+    batch = turned.at_epoch([0, 1], 0) if changed else data.splits["train"].__getitems__([0, 1])
     low, high = data.splits["train"].value_range
     steps = (seen.detach() + 1) * (high - low) / 2
     torch.testing.assert_close(steps, steps.round().clamp(0, high - low), atol=1e-3, rtol=0)
@@ -165,10 +169,10 @@ def test_the_discriminator_sees_images_as_they_are_stored(network, started, part
         plain = metrics.feature_maps
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metrics, "feature_maps", lambda x: given.append(x.detach()) or plain(x))
-            task.loss(data.splits["train"].__getitems__(range(2)))
+            task.loss(batch)
     else:
         task.discriminator.register_forward_pre_hook(lambda _, x: given.append(x[0].detach()))
-        task.loss(data.splits["train"].__getitems__(range(2)))
+        task.loss(batch)
     assert len(given) >= 2
     for images in given:
         steps = (images + 1) * (high - low) / 2
@@ -275,6 +279,17 @@ def test_a_run_paints_its_samples(tmp_path, call, refused, network, monkeypatch)
     config = json.loads((run / "vqvae" / "detail" / "config.json").read_text())
     (run / "vqvae" / "detail" / "config.json").write_text(json.dumps(config | {"vqvae_sha256": "other"}))
     assert "trained for another VQ-VAE" in refused(sample_stage.main, "--run", run, "--overwrite")
+
+
+def test_one_held_out_image_has_no_kid_but_a_detail_decoder(tmp_path, call, network, monkeypatch):
+    rows = DetailTask._rows
+    monkeypatch.setattr(DetailTask, "_rows", lambda *args: rows(*args) if args[1] == "train" else [0])
+    flags = [*VQVAE_FLAGS, "--max-steps", 8, "--detail-share", 0.5, "--compile", "on"]
+    assert call(train_vqvae.main, "--run", tmp_path / "a", *flags).code in (0, 2)  # 2: no compiler here
+    assert call(train_vqvae.main, "--run", tmp_path / "b", *flags[:-2]).code == 0
+    figures = stats(tmp_path / "b" / "vqvae" / "detail")[-1]
+    assert "val/ssim" in figures
+    assert "val/kid" not in figures
 
 
 def test_a_detail_decoder_alone_leaves_the_vqvae_as_it_is(tmp_path, call, refused, network):

@@ -61,6 +61,11 @@ def test_auto_alone_heeds_what_speaks_against_compiling(probed):
     assert compile_modules("on", [nn.Linear(2, 2)], "it is too short").startswith("compiled")
 
 
+def test_a_model_of_which_nothing_is_compiled_is_eager(probed):
+    for choice in ("on", "auto"):
+        assert compile_modules(choice, []) == "eager: nothing to compile"
+
+
 def test_only_a_cpu_needs_a_cpp_compiler(probed, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert compile_modules("auto", [nn.Linear(2, 2)]).endswith("(no C++ compiler found)")

@@ -84,6 +84,8 @@ def test_several_processes_find_the_copies_that_one_finds(collectives, reference
 
 def test_a_batch_that_does_not_divide_is_refused_everywhere(collectives):
     assert all("does not divide among 3 processes" in seen["batch"] for seen in collectives)
+    assert all("2 training items for 3 processes" in seen["few"] for seen in collectives)
+    assert [len(seen["rest"]) for seen in collectives] == [2, 2, 2]  # of 7 items 6
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from vqvae2 import checkpoint
 from vqvae2.causal import ColumnConv, RowConv
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior, PriorConfig
+from vqvae2.stages import train_prior
 
 REACH = {2: 1, 3: 1, 4: 2, 5: 2}  # cells to one side, by kernel size
 COARSER = {  # shapes of the coarser levels, for two and for three levels
@@ -25,6 +26,22 @@ COARSER = {  # shapes of the coarser levels, for two and for three levels
     (6, 1): [((3, 1),), ((1, 1), (3, 1))],
 }
 Support = NDArray[np.bool_]
+BARE = {"level": "top", "height": 4, "width": 6, "num_embeddings": 12, "embedding_dim": 6, "channels": 8}
+BARE |= {"residual_channels": 8, "num_layers": 2, "attention_every": 2, "num_heads": 2, "dropout": 0.0}
+
+
+def test_a_prior_of_labels_starts_from_one_without_any(tmp_path):
+    """It says what that says until the labels are learned."""
+    other = Prior(PriorConfig(**BARE)).eval()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    other.save_pretrained(tmp_path)
+    prior = Prior(PriorConfig(**BARE, attributes=(("diagnosis", ("healthy", "atrophy")),))).eval()
+    train_prior._start(prior, tmp_path)
+    codes, label = torch.randint(12, (3, 4, 6)), torch.tensor([[0], [1], [-1]])
+    with torch.no_grad():
+        torch.testing.assert_close(prior(codes, label=label), other(codes))
+    assert any(name.startswith("blocks.0.condition_") for name in prior.state_dict())
 
 
 def replay(prior: Prior, codes: Tensor, condition: list[Tensor] | None, label: Tensor | None) -> Tensor:

@@ -131,9 +131,20 @@ def test_settings_out_of_range_are_refused(tmp_path, call, refused):
     )
     nothing = [*VQVAE_FLAGS, "--max-steps", 4, "--sharpen-share", 1]
     assert "Add --init RUN" in refused(train_vqvae.main, "--run", tmp_path / "a", *nothing)
+    negative = ["--sharpen-share", 0.5, "--perceptual-weight", -1]
     assert "--perceptual-weight must be >= 0" in refused(
-        train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, "--perceptual-weight", -1
+        train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, *negative
     )
+    for name, flags in (
+        ("--code-noise", ("--code-noise", 0.3)),
+        ("--detail-widths", ("--detail-widths", 4, 4)),
+        ("--perceptual-weight", ("--sharpen-share", 0, "--perceptual-weight", 1)),
+    ):
+        assert f"{name} is for the" in refused(train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, *flags)
+    for part in ("sharpen", "detail"):
+        flags = (f"--{part}-share", 0.5, f"--{part}-learning-rate", 0)
+        assert "learning-rate must be > 0" in refused(train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, *flags)
+    assert "--seed" in refused(train_vqvae.main, "--run", tmp_path / "a", *VQVAE_FLAGS, "--seed", 10**14)
     short = [*VQVAE_FLAGS, "--max-steps", 1]
     assert "longer limit" in refused(train_vqvae.main, "--run", tmp_path / "a", *short, "--sharpen-share", 0.3)
     unlimited = ["--data", "phantom", "--phantom-images", 60]
@@ -255,7 +266,20 @@ def test_the_decoder_of_another_run_is_sharpened_alone(tmp_path, call, network, 
     begun = ["--run", tmp_path / "c", "--data", "phantom", "--phantom-images", 60, "--init", tmp_path / "b"]
     assert call(train_vqvae.main, *begun, "--sharpen-share", 0, "--max-steps", 2).code == 0
     assert call(train_vqvae.main, "--run", tmp_path / "c", "--resume", "--max-steps", 3).code == 0
-    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in "abc"}
+    alone = [
+        *begun[:1],
+        tmp_path / "d",
+        *begun[2:],
+        "--detail-share",
+        1,
+        "--max-steps",
+        2,
+    ]  # of which nothing is sharpened
+    alone[alone.index(tmp_path / "b")] = tmp_path / "a"
+    assert call(train_vqvae.main, *alone).code == 0
+    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in "abcd"}
+    assert not trained_by_features(records.pop("d"))
+    del records["b"]["train_vqvae"]["outcome"]  # a resumed run has none until it ends
     assert {name: trained_by_features(record) for name, record in records.items()} == {"a": False, "b": True, "c": True}
     ordinary = call(train_vqvae.main, "--run", tmp_path / "a", "--resume", "--sharpen-share", 1, "--max-steps", 8)
     assert "there is no VQ-VAE yet" in ordinary.err

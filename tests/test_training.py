@@ -250,6 +250,12 @@ def test_a_training_that_patience_ended_stays_ended_when_it_is_resumed(tmp_path)
     assert train(Plane(), tmp_path, replace(config, patience=0), resume=True).steps == 12
 
 
+def test_a_limit_that_is_over_at_once_leaves_one_step(tmp_path):
+    outcome = train(Plane(), tmp_path, replace(SHORT, max_steps=None, max_minutes=1e-9))
+    assert outcome.steps == 1
+    assert outcome.best
+
+
 def test_an_interruption_of_the_last_evaluation_is_told(tmp_path):
     task = Plane()
     validate = task.validate

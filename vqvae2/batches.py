@@ -15,8 +15,10 @@ from vqvae2.errors import UserError
 __all__ = ["EpochBatches", "as_it_is", "batch_length", "check_divides", "ignore_signals", "load_batches"]
 
 
-def check_divides(batch_size: int) -> None:
-    """Raise UserError unless a batch divides among the processes."""
+def check_divides(batch_size: int, length: int) -> None:
+    """Raise UserError unless a batch divides among the processes, and there is an item for each of them."""
+    if length < distributed.world_size():
+        raise UserError(f"there are {length} training items for {distributed.world_size()} processes", how="Run fewer")
     if batch_size % distributed.world_size():
         raise UserError(
             f"a batch of {batch_size} does not divide among {distributed.world_size()} processes",
@@ -30,7 +32,8 @@ class EpochBatches(Sampler[list[int]]):
 
     Args:
         length: items of the data set, >= 1.
-        batch_size: items of a batch; an epoch's last, smaller batch is dropped unless it is the only one.
+        batch_size: items of a batch; an epoch's last, smaller batch is dropped unless it is the only one. Fewer where
+            there are not so many: as many as divide among the processes.
         seed: of the permutations.
         start: batches that are skipped.
         numbered: yield ``epoch * length + index`` instead of the index, for data that differ between epochs.
@@ -39,13 +42,13 @@ class EpochBatches(Sampler[list[int]]):
     batches do not depend on the number of processes.
 
     Raises:
-        UserError: a batch does not divide among the processes.
+        UserError: a batch does not divide among the processes, or there are fewer items than processes.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, numbered: bool = False) -> None:
         self.length, self.seed, self.start, self.numbered = length, seed, start, numbered
-        self.batch_size = min(batch_size, length)
-        check_divides(self.batch_size)
+        check_divides(batch_size, length)
+        self.batch_size = min(batch_size, length // distributed.world_size() * distributed.world_size())
         self.batches_per_epoch = length // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -262,6 +262,12 @@ def has_state(folder: str | os.PathLike[str]) -> bool:
     return bool(_states(Path(folder)))
 
 
+def newest_step(folder: str | os.PathLike[str]) -> int:
+    """Return the step of the newest state in a ``state`` folder; 0 if there is none."""
+    states = _states(Path(folder))
+    return int(states[-1].stem.removeprefix("step-")) if states else 0
+
+
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the newest whole state of a training; where the newest is cut short, the one before it.
 

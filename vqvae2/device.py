@@ -151,6 +151,8 @@ def compile_modules(choice: CompileChoice, modules: list[nn.Module], against: st
     """
     if choice == "off":
         return "eager: --compile off"
+    if not modules:
+        return "eager: nothing to compile"
     if choice == "auto" and against:
         return f"eager: {against}"
     problem = _compiler_problem(next(modules[0].parameters()).device)

@@ -131,6 +131,9 @@ class _Run:
             return loss
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # older versions do not know the name that it advises
+            for buffer in loss.buffers():  # once; the weights are copied by what follows
+                if buffer.is_floating_point():
+                    buffer.copy_(distributed.tensor_from_main(buffer))
             # Codebooks synchronise their buffers themselves.
             return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 
@@ -189,7 +192,7 @@ class _Run:
             with signals() as interrupted:
                 self.window_start, self.window_items = time.monotonic(), 0
                 self._agree(False)
-                while self.progress < 1 and not self._out_of_patience:
+                while (self.progress < 1 or not self.step) and not self._out_of_patience:
                     self._train_step(batches)
                     stopping = self._agree(interrupted())
                     if self.step % config.log_every == 0:

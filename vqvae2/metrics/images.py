@@ -119,8 +119,9 @@ def convolve(maps: Tensor, taps: Tensor) -> Tensor:
     # One image of many depthwise channels: on a CPU 35 times as fast as many images of one channel.
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     n = flat.shape[1]
-    flat = F.conv2d(flat, taps.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
-    flat = F.conv2d(flat, taps.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
+    with torch.autocast(maps.device.type, enabled=False):  # figures are of the precision of their images
+        flat = F.conv2d(flat, taps.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
+        flat = F.conv2d(flat, taps.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
     return flat.view(*maps.shape[:-2], *flat.shape[-2:])
 
 

@@ -128,7 +128,7 @@ def named_features(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _in_parts(network: Callable[[Tensor], Tensor], images: Tensor, chunk: int, dims: int = 0) -> Tensor:
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
         parts = [network(part).flatten(1).float().cpu() for part in images.float().split(chunk) if len(part)]
     return torch.cat(parts) if parts else torch.zeros(0, dims)
 

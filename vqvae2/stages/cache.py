@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,8 @@ class _Entry:
 
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
+    if arguments.older_than is not None and not arguments.older_than >= 0:
+        raise UserError(f"--older-than {arguments.older_than:g} is negative", how="Give 0 or more days")
     folder = cache_folder()
     entries = _entries(folder)
     unknown = sorted(set(arguments.remove) - {entry.name for entry in entries} - {"all"})
@@ -59,9 +61,16 @@ def _story(line: CommandLine[Arguments]) -> None:
         for entry in entries
         if entry.name in arguments.remove or "all" in arguments.remove or (oldest is not None and entry.used < oldest)
     ]
-    for entry in removed:
-        with files.told_as("cannot remove", entry.path), _unused(entry):
-            shutil.rmtree(entry.path)
+    for entry in list(removed):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(_unused(entry))
+            except UserError:
+                print(f"{entry.name} is being written and stays")
+                removed.remove(entry)
+                continue
+            with files.told_as("cannot remove", entry.path):
+                shutil.rmtree(entry.path)
     if removed:
         freed = memory_in_words(sum(entry.size for entry in removed))
         print(f"removed {len(removed):,} of {len(entries):,} from {folder}, {freed}")

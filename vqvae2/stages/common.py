@@ -48,8 +48,8 @@ class Compute:
         """Return the device and the precision; in every stage fp32 then means float32, and never TF32."""
         if self.precision == "fp16" and not training:
             raise UserError("--precision fp16 is for training", how="Give fp32 or bf16")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is negative", how="Give 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} is out of range", how=f"Give 0 to {2**32 - 1}")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(f"--num-workers {self.num_workers} is negative", how="Give 0 or more")
         forbid_tf32()
@@ -190,7 +190,8 @@ def limited(training: TrainingConfig, changed: Mapping[str, Any], evaluations: i
 
 def initial_batches(config: VQVAEConfig, batch_size: int) -> int:
     """Return the number of batches from which the codebooks are initialised, by k-means."""
-    return max(-(-config.init_vectors // (batch_size * h * w)) for h, w in config.shapes)
+    levels = zip(config.shapes, config.num_embeddings, strict=True)
+    return max(-(-max(config.init_vectors, k) // (batch_size * h * w)) for (h, w), k in levels)
 
 
 def png_names(keys: Sequence[str]) -> list[str]:
@@ -242,12 +243,13 @@ def longer_training(run: RunFolder, least_steps: int = 0) -> str:
     training = checkpoint.config_from(TrainingConfig, kept["training"], run.path)
     limit: dict[str, Any] = {"max_minutes": f"{2 * training.max_minutes:g}"} if training.max_minutes else {}
     if training.max_steps or not limit or least_steps:
-        steps = training.max_steps or kept.get("outcome", {}).get("steps", 0)
-        limit = {"max_steps": max(2 * steps, least_steps)}
+        steps = training.max_steps or checkpoint.newest_step(run.vqvae / "state")
+        limit = {"max_steps": max(2 * steps, least_steps, 1)}
     if not checkpoint.has_model(run.vqvae / "sharpening" / "start"):
         return command("train-vqvae", *flags_of({"run": run.path, "resume": True, **limit}))
     # A resume would only sharpen further.
     begun = kept.get("arguments") or {"data": kept["data"]["data"], "preset": record["preset"]}
+    begun = {name: value for name, value in begun.items() if name not in _LIMITS}
     return command("train-vqvae", *flags_of({"run": run.path, **begun, **limit, "overwrite": True}))
 
 

@@ -51,6 +51,8 @@ class DetailSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.detail_share <= 1:
             raise ValueError(f"detail_share must be in [0, 1], got {self.detail_share}")
+        if self.detail_learning_rate <= 0:
+            raise ValueError(f"detail_learning_rate must be > 0, got {self.detail_learning_rate}")
         if self.detail_levels < 1 or min(self.detail_adversarial_weight, self.detail_warmup) < 0:
             raise ValueError("need detail_levels >= 1, detail_adversarial_weight >= 0 and detail_warmup >= 0")
         if self.detail_widths and min(self.detail_widths) < 1:
@@ -114,7 +116,7 @@ class DetailTask(VQVAETask):
         # The network's cells lie elsewhere at each step, or the decoder would paint a pattern on their grid.
         shift = torch.randint(_SHIFT, (2,)).tolist()
         with torch.no_grad():
-            real = metrics.feature_maps(images.roll(shift, (2, 3)))
+            real = metrics.feature_maps(self.rounded(images).roll(shift, (2, 3)))
         own = metrics.feature_maps(self.rounded(y).roll(shift, (2, 3)))
         perceptual = metrics.maps_distance(own, real).mean()
         error, _ = self.loss_config.reconstruction_loss(y, images)
@@ -152,12 +154,14 @@ class DetailTask(VQVAETask):
         for split in ("selection", "val"):
             images = self._images(split, self._rows(split, EVALUATED))
             made = self._painted(images)
-            figures[f"{split}/kid"] = metrics.kernel_distance(metrics.features(made), metrics.features(images))[0]
+            if len(images) > 1:
+                figures[f"{split}/kid"] = metrics.kernel_distance(metrics.features(made), metrics.features(images))[0]
             figures[f"{split}/ssim"] = float(metrics.ssim(made, images).mean())
         return figures
 
     def brief(self, figures: dict[str, float]) -> str:
-        return f"KID {figures['val/kid']:.3f}  SSIM {figures['val/ssim']:.3f}"
+        kid = f"KID {figures['val/kid']:.3f}  " if "val/kid" in figures else ""
+        return f"{kid}SSIM {figures['val/ssim']:.3f}"
 
     def preview(self) -> dict[str, Picture]:
         images = self._images("val", self._rows("val", SHOWN))

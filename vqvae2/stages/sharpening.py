@@ -49,17 +49,13 @@ class SharpeningConfig:
         for name in ("perceptual_weight", "adversarial_weight", "penalty_weight", "discriminator_warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.sharpen_learning_rate <= 0:
+            raise ValueError(f"sharpen_learning_rate must be > 0, got {self.sharpen_learning_rate}")
         if not 0 <= self.code_noise <= 1:
             raise ValueError(f"code_noise must be in [0, 1], got {self.code_noise}")
 
     def divide(self, training: TrainingConfig) -> tuple[TrainingConfig | None, TrainingConfig]:
-        """Divide a training's limit: settings of the VQ-VAE's and of the sharpening's part; None: there is no first.
-
-        Beside a limit in steps, minutes are an upper bound, which the sharpening has for itself.
-
-        Raises:
-            ValueError: there is nothing to divide, or too little.
-        """
+        """Divide a training's limit as `divide` does: settings of the VQ-VAE's part and of its own."""
         return divide(training, self.sharpen_share, self.sharpen_learning_rate)
 
 
@@ -115,9 +111,10 @@ class SharpeningTask(VQVAETask):
         reconstruction, terms = self._reconstruction_loss(y, images)
         scores = self.discriminator(self.rounded(y))
         gradient = adversarial_gradient(reconstruction, scores, y, weight)
-        told = discriminator_loss(self.discriminator(images), scores)
+        real = self.rounded(images)  # those that were turned or re-lit are not, as the made ones are
+        told = discriminator_loss(self.discriminator(real), scores)
         # A few images are enough, and their second derivatives cost as much as all the rest.
-        penalty = gradient_penalty(self.discriminator, images[: -(-len(images) // 4)])
+        penalty = gradient_penalty(self.discriminator, real[: -(-len(images) // 4)])
         own = told + self.config.penalty_weight * penalty
         # The gradient with respect to the images is at hand; the value that is logged is the reconstruction loss.
         pushed = (made.float() * gradient).sum()
@@ -190,8 +187,8 @@ def trained_by_features(record: Mapping[str, Any]) -> bool:
     """Tell by a run.json whether MobileNetV2 trained the decoder of the image, here or in the run of ``--init``."""
     trained = record["train_vqvae"]
     own = trained.get("sharpening", {})
-    here = trained.get("outcome") and own.get("sharpen_share") and own.get("perceptual_weight")
-    return bool(here or trained.get("init_trained_by_features"))
+    before = trained.get("outcome") and own.get("sharpen_share") and own.get("perceptual_weight")  # earlier versions
+    return bool(trained.get("trained_by_features", before) or trained.get("init_trained_by_features"))
 
 
 def features_missing() -> str:

@@ -216,12 +216,11 @@ def _story(line: CommandLine[Arguments]) -> None:
     for split in ("train", "selection", "val"):
         if not store.indices(split):
             raise UserError(f"the split {split} is empty", run.codes, "Train and extract with images of more subjects")
-    check_divides(arguments.training.batch_size)
+    check_divides(arguments.training.batch_size, len(store.indices("train")) + len(store.indices("copies")))
     torch.manual_seed(arguments.compute.seed)
     prior = Prior(config)
     if arguments.init is not None:
-        folder = RunFolder(arguments.init).prior(arguments.level)
-        start_from(prior, folder, _new_labels(config, checkpoint.load_config(folder)))
+        _start(prior, RunFolder(arguments.init).prior(arguments.level))
     _describe(prior, arguments.training, store)
     if arguments.dry_run:
         print(table(f"prior of {config.level}", budget(config, device, precision)))
@@ -311,11 +310,23 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     return line.settings(**configs, compile=kept.get("compile", "auto"))
 
 
+def _start(prior: Prior, folder: Path) -> None:
+    """Fill a prior with the weights of another one; labels that it did not have change nothing at first."""
+    fresh = _new_labels(prior.config, checkpoint.load_config(folder))
+    start_from(prior, folder, fresh)
+    for name, parameter in prior.named_parameters():
+        if name.startswith("blocks.") and name.startswith(tuple(fresh)):
+            nn.init.zeros_(parameter)
+
+
 def _new_labels(config: PriorConfig, other: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors of those labels that another prior does not know by the same classes, or the same range."""
+    """What the names of those tensors begin with that are of labels which another prior does not know by the same
+    classes, or the same range."""
     known = [(name, tuple(classes), name in other.get("numbers", ())) for name, classes in other["attributes"]]
     own = [(name, classes, name in config.numbers) for name, classes in config.attributes]
-    return [f"labels.{i}." for i, label in enumerate(own) if label not in known[i : i + 1]]
+    told = other["attributes"] or other["condition_levels"]  # else its blocks take no condition at all
+    blocks = [] if told else [f"blocks.{i}.condition_" for i in range(config.num_layers)]
+    return [*blocks, *(f"labels.{i}." for i, label in enumerate(own) if label not in known[i : i + 1])]
 
 
 def _codes(store: CodeStore) -> tuple[Any, ...]:

@@ -120,6 +120,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     for split in ("train", "selection", "val"):
         if split not in data.splits or not len(data.splits[split]):
             raise UserError(f"the split {split} is empty", arguments.data.data, "Give images of more subjects")
+    check_divides(arguments.training.batch_size, len(data.splits["train"]))
     _check(arguments, min(data.height, data.width))
     config = replace(arguments.model, channels=data.channels, height=data.height, width=data.width)
     torch.manual_seed(arguments.compute.seed)
@@ -164,7 +165,6 @@ def check_images(data: ImageData) -> None:
 
 def _check(arguments: Arguments, side: int) -> None:
     """Raise UserError for settings that would otherwise fail only after training has begun."""
-    check_divides(arguments.training.batch_size)
     if arguments.sharpening.sharpen_share:
         if side < 16 and arguments.sharpening.adversarial_weight:
             raise UserError(
@@ -243,6 +243,11 @@ def _work(
             "sharpening": asdict(arguments.sharpening),
             "detail": asdict(arguments.detail),
             **({"init_trained_by_features": True} if before else {}),
+            **(
+                {"trained_by_features": kept.get("trained_by_features", False)}
+                if not kept or "trained_by_features" in kept
+                else {}
+            ),
             **({"before_sharpening": kept["before_sharpening"]} if "before_sharpening" in kept else {}),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
@@ -357,6 +362,8 @@ def _sharpen(
     changing = train if arguments.augmentation.changes else None
     task = SharpeningTask(best, data, sharpening, run.vqvae, changing)
     outcome = fit(task, second, folder, resume=resume, **settings)
+    if sharpening.perceptual_weight:
+        run.write(train_vqvae={**run.read()["train_vqvae"], "trained_by_features": True})
     before = run.read()["train_vqvae"].get("before_sharpening", {"steps": 0, "seconds": 0.0})
     return replace(
         outcome,
@@ -404,6 +411,12 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
+    for section, share, part in (
+        ("sharpening", "sharpen_share", "the training of the decoder alone"),
+        ("detail", "detail_share", "the detail decoder"),
+    ):
+        if not line.help and not line.changed.get(share, getattr(configs[section], share)):
+            line.refuse_alone(share, [entry.name for entry in fields(configs[section]) if entry.name != share], part)
     if not (record or line.help):
         configs |= without_optional(configs["sharpening"], configs["detail"], configs["training"], line.changed)
     return line.settings(**configs, preset=name, compile=kept.get("compile", "auto"))

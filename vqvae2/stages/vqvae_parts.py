@@ -80,7 +80,10 @@ def without_optional(
     try:
         first = divided(replace(training, **limits), own, detail if "detail" in optional else DetailSettings()).vqvae
     except UserError:
-        return optional  # too short
+        print(
+            "note       the preset's later parts, of the decoder alone, are left out: the limit is too short for them"
+        )
+        return optional
     needs = [*["sharpen the decoder"] * bool(own.perceptual_weight), *["paint detail"] * ("detail" in optional)]
     if not needs or not (missing := distributed.on_main(features_missing)):
         return {}
