@@ -81,8 +81,8 @@ def _figures(report: Report, same_encoder: bool) -> dict[str, tuple[float, int]]
     space, sets = nearest_features(report)
     if space == "encoder" and not same_encoder:  # of another network each
         sets = {}
-    for name, words in (("reconstructions", "reconstructions"), ("samples", "samples")):
-        figures[f"KID of {words}, {space}"] = (sets.get(name, {}).get("kid"), -1)
+    for name in ("reconstructions", "samples"):
+        figures[f"KID of {name}, {space}"] = (sets.get(name, {}).get("kid"), -1)
     for name in ("precision", "recall", "coverage"):
         figures[f"{name} of samples, {space}"] = (sets.get("samples", {}).get(name), 1)
     memory = report.get("samples", {}).get("memorisation", {})

@@ -16,7 +16,7 @@ from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.stages.commands import command, flags_of
-from vqvae2.stages.common import RunFolder, check_fingerprints
+from vqvae2.stages.common import RunFolder
 from vqvae2.stages.data_report import check_subjects
 from vqvae2.stages.detail import load_detail
 from vqvae2.stages.sample_folder import hashes_of
@@ -77,8 +77,7 @@ class Models:
         if not (run.codes / "data.mdb").exists():
             missing = [f"priors, which need codes: {command('extract-codes', '--run', run.path)}"]
             return cls(model, None, {}, hashes, missing)
-        store = CodeStore(run.codes)
-        check_fingerprints(run, store, there)
+        store, priors = CodeStore(run.codes), dict(zip(there, load_priors(run, there, device), strict=True))
         missing = [
             f"prior of level {name}: {command('train-prior', '--run', run.path, '--level', name)}" for name in absent
         ]
@@ -88,7 +87,6 @@ class Models:
         if detail is not None:
             hashes["detail_sha256"] = checkpoint.sha256_of(run.detail)
         hashes["codes_fingerprint"] = store.fingerprint
-        priors = {level: Prior.from_pretrained(run.prior(level), device) for level in there}
         return cls(model, store, priors, hashes, missing, detail)
 
 

@@ -50,7 +50,7 @@ class Arguments:
     """
 
     run: Path
-    """Run folder with a VQ-VAE and the priors of all its levels, or a folder of exported models."""
+    """Run folder with a VQ-VAE and the priors of the levels that samples need, or a folder of exported models."""
     out: Path
     """The folder; it must be empty or absent, but for README.md, LICENSE and hidden files, which stay as they are."""
     weights: Literal["fp32", "fp16", "int8"] = "fp16"

@@ -411,6 +411,8 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
     configs["training"] = limited(configs["training"], line.changed, usual)
+    if line.changed.get("detail_levels", configs["detail"].detail_levels) != configs["detail"].detail_levels:
+        configs["detail"] = replace(configs["detail"], detail_widths=())  # there are as many as levels that are painted
     for section, share, part in (
         ("sharpening", "sharpen_share", "the training of the decoder alone"),
         ("detail", "detail_share", "the detail decoder"),
