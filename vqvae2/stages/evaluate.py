@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -149,7 +150,7 @@ def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, A
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     out = arguments.out or run.path / f"anomaly-{path.resolve().stem}"
     _, precision = arguments.compute.resolve()
-    with locked(out):
+    with nullcontext() if arguments.dry_run else locked(out):
         write_anomalies(
             run,
             models.vqvae,

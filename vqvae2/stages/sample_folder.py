@@ -335,10 +335,12 @@ def _finish(
             shown += [to_picture(image) for image in images[: min(_SHOWN, num) - len(shown)]]
             if write:
                 kept.write_images(range(before, before + len(places)), images, num, chosen)
-    begin(out, "samples.json", ["[0-9]*.png"])
+    begin(out, "samples.json", [])
     with files.told_as("cannot replace the samples", out, "Choose another folder"):
         for old in list(out.iterdir()):
-            if re.fullmatch(r"\d{3,}", old.name) and old.is_dir() and not old.is_symlink():
+            if re.fullmatch(r"\d{5,}\.png", old.name):
+                old.unlink()
+            elif re.fullmatch(r"\d{3,}", old.name) and old.is_dir() and not old.is_symlink():
                 _remove_images(old)
         for index in range(num) if with_images else ():
             place = out / image_path(index, num)
