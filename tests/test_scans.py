@@ -91,6 +91,24 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
         for p in P
         for split in ("train2014", "val2014")
     },
+    "patients and years": {f"{p:03}_{y}.png": p for p in P for y in (2018, 2019, 2020)},
+    "slices, then people": {f"slice_{k:03}_{1001 + p}.png": p for p in P for k in range(4)},
+    "frames, then people": {f"frame_{k}_{11 + p}.png": p for p in P for k in range(4)},
+    "numbered classes of numbered people": {f"{c}/{10 * c + p}/T1.nii.gz": (c, p) for c in (0, 1) for p in range(10)},
+    "pages of people": {f"patient{p:02}/p{k}.png": p for p in P for k in range(1, 25)},
+    "photographs of people": {
+        f"{p:02}_{n}/DSC{1100 + 40 * p + k:05}.JPG": p
+        for p, n in enumerate(("Smith", "Jones", "Miller"))
+        for k in range(9)
+    },
+    "slices of people in a list": {
+        f"{p:03}_{n}/CT{k:06}.png": p for p, n in enumerate(("JD", "AB", "KL", "MN")) for k in range(1, 20)
+    },
+    "exams by their moment": {f"202001011430{p:02}_{k}.png": p for p in P for k in (1, 2)},
+    "people with a size": {f"P{p:02}_512x512/{k:03}.png": p for p in P for k in (1, 2)},
+    "sites and their subjects": {f"{s:02}S{p:02}_{k}.png": (s, p) for s in (1, 2, 3) for p in P for k in (1, 2)},
+    "discs, each of a specimen": {f"disc{p:02}/{1000 + 9 * p + k}.png": p for p in P for k in range(5)},
+    "people called X": {f"X{p:02}/{k}.png": p for p in P for k in range(5)},
     "words above people": {
         f"{'benign' if p % 2 else 'malignant'}/{'adenosis' if p % 2 else 'ductal'}/14-{22540 + p}AB/{k}.png": p
         for p in P
@@ -228,6 +246,30 @@ def test_what_may_be_a_class_or_a_condition_is_asked(tmp_path, names, doubt):
 def test_words_of_masks_leave_the_images(tmp_path, word):
     layout = lay(tmp_path, [f"P{p:02}_3{end}.png" for p in P for end in ("", f"_{word}")])
     assert layout.keys == [f"P{p:02}_3.png" for p in P]
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (("ground_track_field", "airport"), "{c}_{k:03}"),
+        (("lipstick", "mascara"), "{k:03}"),
+        (("labeled-images", "unlabeled-images"), "{c[0]}{k:05}"),
+        (tuple("ABCWXYZ"), "{c}{k}"),
+        (("bare_ground", "staple_food"), "{k:03}"),
+    ],
+)
+def test_words_of_masks_and_single_letters_are_classes_where_no_image_lies_beside(tmp_path, classes, names):
+    layout = lay(tmp_path, [f"{c}/{names.format(c=c, k=len(c) * 100 + k)}.jpg" for c in classes for k in P])
+    assert len(layout.keys) == len(classes) * len(P)
+    assert set(layout.attributes["class"]) == set(classes)
+
+
+def test_numbered_classes_of_two_splits_are_classes_and_tumours_of_planning_are_masks(tmp_path):
+    layout = lay(tmp_path / "a", [f"{s}_{c}/{s}{c}{k:03}.png" for s in ("train", "val") for c in (0, 1) for k in P])
+    assert set(layout.splits) == {"train", "val"}
+    assert set(layout.attributes["class"]) == {"0", "1"}
+    names = [f"CHGJ{p:03}_{kind}.nii.gz" for p in P for kind in ("ct", "gtvt", "GTVnd")]
+    assert all(key.endswith("_ct.nii.gz") for key in lay(tmp_path / "b", names).keys)
 
 
 @pytest.mark.parametrize("folder", ["groundtruths", "ground_truths", "Ground", "lbl", "predictions"])

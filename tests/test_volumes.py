@@ -167,8 +167,7 @@ def test_what_was_cut_is_found_again_by_content(tmp_path, cache, monkeypatch):
     assert len(list((cache / "slices").iterdir())) == 2
 
 
-def test_a_volume_that_could_not_be_read_once_is_read_again(tmp_path, monkeypatch):
-    """For want of memory, say; where the file itself is at fault, it is not looked at again."""
+def test_a_volume_that_cannot_be_read_now_is_an_error_and_not_left_out(tmp_path, monkeypatch):
     for i in range(4):
         store(tmp_path / "data" / f"s{i}.nii.gz", head(i))
     load, config = nib.load, DataConfig(data=str(tmp_path / "data"), size="16x16")
@@ -180,14 +179,15 @@ def test_a_volume_that_could_not_be_read_once_is_read_again(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(nib, "load", short)
-        assert [key for key, _ in open_data(config).skipped] == ["s2.nii.gz"]
+        with pytest.raises(UserError, match=r"cannot be read now .*--exclude s2.nii.gz"):
+            open_data(config)
     assert open_data(config).skipped == []
 
 
 def test_sizes_are_in_millimetres_whatever_the_header_counts_in(tmp_path):
-    for unit, factor in (("mm", 1), ("meter", 1e-3), ("micron", 1e3)):
+    for unit, factor in (("mm", 1), ("meter", 1e-3), ("micron", 1e3), (7, 1)):  # 7 is none
         image = nib.Nifti1Image(head(), np.diag([*(size * factor for size in SIZES), 1]))
-        image.header.set_xyzt_units(unit)
+        image.header["xyzt_units"] = {"mm": 2, "meter": 1, "micron": 3}.get(unit, unit)
         nib.save(image, tmp_path / f"{unit}.nii")
         assert read_canonical(tmp_path / f"{unit}.nii").sizes == pytest.approx(SIZES)
 

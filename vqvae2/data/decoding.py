@@ -29,10 +29,6 @@ class UnreadableError(Exception):
     """A file cannot be used; the text is the reason."""
 
 
-class PassingError(UnreadableError):
-    """It could not be read now, for want of memory or by an error of the disk."""
-
-
 @dataclass
 class Picture:
     """A decoded file: pixels (H, W) if it is grey in any guise, else (H, W, 3); uint8 or uint16."""

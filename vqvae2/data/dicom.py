@@ -71,7 +71,9 @@ class Series:
     patient: str
 
 
-def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]]) -> dict[Path, Series]:
+def read_series(
+    paths: list[Path], folder: Path, skipped: list[tuple[str, str]], doubts: list[str]
+) -> dict[Path, Series]:
     """Put DICOM files together by their series; by the first file of each.
 
     The patient is read from the header and replaced by a pseudonym: no name or number of a header is kept or written.
@@ -80,6 +82,7 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         paths: of the files.
         folder: to which the series' names are relative.
         skipped: takes what is no image, or lies in several directions, with the reason.
+        doubts: takes a sentence where slices are missing or unevenly spaced.
 
     Raises:
         UserError: pydicom or SimpleITK is not installed.
@@ -115,6 +118,7 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
     pseudonyms: dict[str, str] = {"": ""}
     series: dict[Path, Series] = {}
     taken: set[str] = set()
+    uneven: list[str] = []
     for (place, _), members in sorted(groups.items(), key=lambda item: item[1][0][0]):
         head = members[0][1]
         name = f"S{head.series_number:03d}" if len(members) > 1 else members[0][0].name
@@ -122,25 +126,31 @@ def read_series(paths: list[Path], folder: Path, skipped: list[tuple[str, str]])
         key = next(name for n in range(len(groups) + 1) if (name := f"{stem}_{n}" if n else stem) not in taken)
         taken.add(key)
         try:
-            files = _in_order(members)
+            files = _in_order(members, uneven)
         except UnreadableError as reason:
             skipped.append((key, str(reason)))
             continue
         pseudonyms.setdefault(head.patient, pseudonym(head.patient))
         series[files[0]] = Series(files, key, pseudonyms[head.patient])
+    if uneven:
+        doubts.append(
+            f"slices of {len(uneven):,} DICOM series are missing or unevenly spaced, such as {uneven[0]}; they are "
+            "read as even, so positions in mm may be wrong; --exclude leaves them out"
+        )
     if not series:
         first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""
         raise UserError(f"none of {len(paths):,} DICOM files can be read{first}", folder)
     return series
 
 
-def _in_order(members: list[tuple[Path, _Header]]) -> tuple[Path, ...]:
-    """The files of a series along its axis, copies of a file left out.
+def _in_order(members: list[tuple[Path, _Header]], uneven: list[str]) -> tuple[Path, ...]:
+    """The files of a series along its axis, copies of a file left out; names it in ``uneven`` where gaps differ.
 
     Raises:
-        UnreadableError: they lie in several directions, or twice in a place, or one is missing between them.
+        UnreadableError: they lie in several directions, or twice in a place.
     """
-    members = list({head.uid or str(path): (path, head) for path, head in reversed(members)}.values())[::-1]
+    copies = {(head.uid or str(path), head.position, head.instance): (path, head) for path, head in reversed(members)}
+    members = list(copies.values())[::-1]
     if len(members) == 1:
         return (members[0][0],)
     first = members[0][1]
@@ -164,6 +174,5 @@ def _in_order(members: list[tuple[Path, _Header]]) -> tuple[Path, ...]:
     if min(gaps) == 0:
         raise UnreadableError("several slices lie in one place (times or echoes); store each as a volume of its own")
     if max(gaps) > 1.5 * statistics.median(gaps):
-        told = f"{max(gaps):g} mm from one to the next, and {statistics.median(gaps):g} elsewhere"
-        raise UnreadableError(f"slices are missing or uneven: {told}; store it as a NIfTI volume of even slices")
+        uneven.append(f"{members[0][0].parent.name} ({max(gaps):g} mm, {statistics.median(gaps):g} elsewhere)")
     return tuple(path for path, _ in placed)

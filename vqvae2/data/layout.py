@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -55,11 +54,11 @@ def _split_of(name: str) -> str | None:
     words = re.split(r"[_\-. ]+", spaced(rules.ENUMERATED.sub("", name, count=1)).lower())
     found = [(word, split) for word in words for split, pattern in rules.SPLITS.items() if pattern.fullmatch(word)]
     rest = [word for word in words if not any(pattern.fullmatch(word) for pattern in rules.SPLITS.values())]
-    plain = all(map(rules.NEUTRAL.fullmatch, rest))
+    plain = all(rules.NEUTRAL.fullmatch(word) or rules.SPLIT_PART.fullmatch(word) for word in rest)
     return found[0][1] if len(found) == 1 and plain and (rest or len(found[0][0]) > 2) else None
 
 
-def _paired_splits(folders: Folders) -> dict[str, tuple[str, str]]:
+def _paired_splits(folders: Folders, volumes: bool) -> dict[str, tuple[str, str]]:
     """Folders that differ by the word of a split alone, as ``multicoil_train`` and ``multicoil_val``.
 
     Returns:
@@ -90,7 +89,8 @@ def _paired_splits(folders: Folders) -> dict[str, tuple[str, str]]:
     if not any("train" in held.values() and len(set(held.values())) > 1 for held in groups.values()):
         return {}
     several = len(groups) > 1  # train_CN besides, which has no test_CN
-    counted = all(rest.isdecimal() for rest in groups)  # training_1 and test_1 of ISLES 2017 are two people
+    # training_1 and test_1 of ISLES 2017 are two people.
+    counted = volumes and all(rest.isdecimal() for rest in groups)
     return {
         name: (split, (name if counted else texts[rest]) if several else "")
         for rest, held in groups.items()
@@ -113,8 +113,8 @@ def _originals(folders: Folders) -> Folders:
 
 def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     """Read the splits that folders name, and return the names of the other folders that can tell something."""
-    folders = _originals([_once(key.split("/")[:-1]) for key in layout.keys])
-    paired = {} if layout.volumes and is_bids(layout.folder, layout.keys) else _paired_splits(folders)
+    folders = _originals(_once([tuple(key.split("/")[:-1]) for key in layout.keys]))
+    paired = {} if layout.volumes and is_bids(layout.folder, layout.keys) else _paired_splits(folders, layout.volumes)
     splits = [
         next(filter(None, (paired[name][0] if name in paired else _split_of(name) for name in parts)), None)
         for parts in folders
@@ -149,9 +149,13 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     return _telling(layout, folders, wanted not in ("classes", "subjects"))
 
 
-def _once(folders: Sequence[str]) -> tuple[str, ...]:
-    """Folders without those that are called as the one they lie in: ``seg_train/seg_train`` of an unpacked archive."""
-    return tuple(name for at, name in enumerate(folders) if not at or name != folders[at - 1])
+def _once(folders: Folders) -> Folders:
+    """Folders without a level that repeats the one above it everywhere: ``seg_train/seg_train`` of an archive."""
+    for depth in range(max(map(len, folders)) - 1, 0, -1):
+        here = {parts[depth - 1 : depth + 1] for parts in folders if len(parts) > depth}
+        if all(above == name for above, name in here):
+            folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
+    return folders
 
 
 def _is_neutral(name: str) -> bool:

@@ -47,7 +47,8 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
     named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
-    named = named or next((name for name, pattern in rules.ATTRIBUTES if half(distinct, pattern)), "")
+    told = (name for name, pattern in rules.ATTRIBUTES if half(distinct, pattern))
+    named = named or next((name for name in told if name != "size" or _differ_by_size(distinct)), "")
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
         return attribute
@@ -111,6 +112,11 @@ def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]
     return training, held_out
 
 
+def _differ_by_size(names: set[str]) -> bool:
+    """Whether folders are called alike but for a few sizes: ``data128x128``, ``data256x256``."""
+    return len(names) <= 6 and len({re.sub(r"\d{2,4}x\d{2,4}", "", name) for name in names}) == 1
+
+
 def _are_listed(names: set[str], pattern: re.Pattern[str]) -> bool:
     """Whether names count a list of words, without a gap: ``001.ak47``, ``002.american-flag``."""
     numbers = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
@@ -132,17 +138,21 @@ def _hold_people(names: Sequence[str], by_name: Sequence[str]) -> bool:
     """Whether files tell more people than there are folders, by words that mean a person: ``subset3/P03_7.png``."""
     told = ((name, who) for name, who in zip(names, by_name, strict=True) if "/" not in who and re.search(r"\d", who))
     pairs = {(name, who) for name, who in told if is_person(who)}
-    held, folders = Counter(name for name, _ in pairs), len(set(names))
-    return 2 * sum(count > 1 for count in held.values()) >= folders < len({who for _, who in pairs})
+    held, folders, people = Counter(name for name, _ in pairs), len(set(names)), {who for _, who in pairs}
+    apart = len(pairs) <= 1.2 * len(people)  # else each folder counts anew: patient/p1.png
+    return apart and 2 * sum(count > 1 for count in held.values()) >= folders < len(people)
 
 
 def _hold_others(names: Sequence[str], by_name: Sequence[str]) -> bool:
-    """Whether files tell more numbered names than there are folders, without their folders' words."""
+    """Whether files tell more numbered names than there are folders, which most folders share, no mere counter."""
     words = re.compile(r"[^\W\d_]{3,}")
     for name, who in zip(names, by_name, strict=True):
         if set(words.findall(name.lower())) & set(words.findall(who.lower())):
             return False
-    return len({who for who in by_name if re.search(r"\d", who)}) > 2 * len(set(names))
+    pairs = {(name, who) for name, who in zip(names, by_name, strict=True) if re.search(r"\d", who)}
+    often = Counter(who for _, who in pairs)
+    counted = len({re.sub(r"\d+", "#", who, count=1) for who in often}) == 1  # CT000001 of each
+    return not counted and len(often) > 2 * len(set(names)) and 2 * sum(n > 1 for n in often.values()) >= len(often)
 
 
 def half(names: set[str], pattern: re.Pattern[str]) -> bool:

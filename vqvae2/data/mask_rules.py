@@ -33,7 +33,8 @@ BESIDE = (  # the first that fits decides
             r"lesions?|tumou?rs?|infarct(?:s|ions?)?|strokes?|o?edema|necrosis|enhancing|nodules?|polyps?|cysts?|"
             r"ha?emorrhages?|ha?ematomas?|metastas[ei]s|mets|aneurysms?|thromb(?:us|i)|plaques?|[gcp]tv\d*|findings?|"
             r"(?:manual|expert|rater|reader|observer|annotator|obs)\d*|anno|annotated|drawings?|outlines?|trimaps?|"
-            r"silhouettes?|superpixels?|matte|instances?|semantic"
+            r"silhouettes?|superpixels?|matte|instances?|semantic|masken?|m[aá]scaras?|staple|parc(?:ellations?)?|labell?ed|lbls?|"
+            r"preds?|predictions?|ground"
         ),
         ("P01_3.png", "P01_3_lesion.png"),
     ),

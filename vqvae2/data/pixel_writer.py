@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2 import files
-from vqvae2.data.decoding import PassingError, Picture, UnreadableError, fit, recolour
+from vqvae2.data.decoding import Picture, UnreadableError, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
 from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Source, on_demand
 from vqvae2.data.storage import cache_folder, memory_limit
@@ -70,7 +70,6 @@ class PixelWriter:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     count: int = 0  # images
     unequal: bool = False  # in size or bit depth
-    passing: bool = False  # a file could not be read by an error that may pass
 
     def read(self) -> PixelFile:
         """Read all."""
@@ -109,7 +108,6 @@ class PixelWriter:
         records = []
         for item, result in self.source.items(Preparation(self.size, self.how, self.grey)):
             if isinstance(result, UnreadableError):
-                self.passing |= isinstance(result, PassingError)
                 self.skipped.append((item, str(result)))
                 continue
             if result.about is not None:
@@ -230,7 +228,6 @@ class PixelWriter:
             "dtype": self.dtype.name,
             "decoded": self.out is None,
             "skipped": self.skipped,
-            "passing": self.passing,
             "about": self.about,
         }
         files.write_atomic(partial / "index.npy", lambda file: np.save(file, index))

@@ -174,8 +174,6 @@ def _load(folder: Path, source: Source, how: str) -> PixelFile | None:
             images = on_demand(source, index, shape, np.dtype(dtype), how)
         else:
             images = Mapped(folder / "pixels", dtype, shape)
-        if about.get("passing"):
-            return None  # what could not be read then may be read now
         skipped = [(item, reason) for item, reason in about["skipped"]]
         told = {int(item): words for item, words in about["about"].items()}
         if source.paths is not None and any(_readable(source.paths[item]) for item, _ in skipped):

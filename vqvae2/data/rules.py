@@ -118,6 +118,8 @@ _MONTH = (
 )
 YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
 """A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
+MOMENT = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
+"""Likewise a date and time: ``20200101143020.png`` may be an exam."""
 DATE = (
     r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
     r"(?:[T_ -]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
@@ -125,7 +127,7 @@ DATE = (
     rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d)"
     rf"|(?i:(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
     rf"|{YEAR_MONTH}(?![-.]?\d)"
-    r"|(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
+    rf"|{MOMENT}"
 )
 
 
@@ -148,10 +150,9 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|masken?|m[aá]scaras?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|[a-z]*segs?|segm|"
-        r"[a-z]*segmentations?|pve|gts?|gt(?:fine|coarse|seg|mask|label)s?|(?:ground)?truths?|ground|labels?|labell?ed|lbls?|labelmaps?|"
-        r"annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|parc(?:ellations?)?|ribbon|consensus|staple|"
-        r"preds?|predictions?",
+        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|(?!non)[a-z]*segs?|segm|"
+        r"[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
+        r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|ribbon|consensus",
         r"mask|seg|label|roi|gt",
         "TCGA_CS_4978_19960910_1_mask.tif",
     ),
@@ -207,7 +208,7 @@ GROUP_WORDS = re.compile(
 """What names no person: a group, whose number may follow. The person's own is the next (``site1_012``)."""
 
 PART = re.compile(
-    r"(?:.*[\W_])?(?:fold|batch|part|partition|plate|chunk|shard|cv|images?|base|subset|disc|disk|zip)[\W_]*\d+",
+    r"(?:.*[\W_])?(?:fold|batch|part|partition|plate|chunk|shard|cv|images?|base|subset)[\W_]*\d+",
     re.IGNORECASE,
 )
 """Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
@@ -227,12 +228,14 @@ SPLITS = {
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
 NEUTRAL = re.compile(
     r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|"
-    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*|x\d{0,2}"
+    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*"
 )
-"""Words of folders that tell nothing, also the parts of ImageNet-100: ``train.X1``."""
+"""Words of folders that tell nothing."""
+SPLIT_PART = re.compile(r"x\d{0,2}")
+"""What may stand beside the word of a split: ``train.X1`` of ImageNet-100."""
 ATTRIBUTES = (
     ("magnification", re.compile(r"\d{2,3}x")),
-    ("size", re.compile(r"[a-z]*\d{2,4}x\d{2,4}")),
+    ("size", re.compile(r"[a-z]*\d{2,4}x\d{2,4}")),  # and only where nothing else tells the folders apart
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -320,7 +323,7 @@ VISIT_COLUMNS = re.compile(
 MISSING = {
     *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown"),
     *("unk", "missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
-    *("prefer not to answer", "prefer not to say", "declined", "refused"),
+    *("prefer not to answer", "prefer not to say"),
     *("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#n/a n/a"),
 }
 """Cells that tell nothing, in any case."""

@@ -94,7 +94,7 @@ def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] |
     """Names without the slice that all begin with: ``000_P01``, ``001_1001``; None where they do not.
 
     All begin with a number, most of these numbers stand before most of what follows, and that is people by a word or
-    numbers from 1000 on.
+    numbers from 1000 on, no years, and there are as many of them at least. Where there are fewer, the report asks.
 
     Args:
         stems: names without suffix.
@@ -107,23 +107,28 @@ def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] |
     pairs = {(match[1], match[2]) for match in matches if match}
     slices, people = {first for first, _ in pairs}, {second for _, second in pairs}
     words = all(is_person(who) and re.search(r"\d", who) for who in people)
+    years = all(map(_YEAR.fullmatch, people))
     numbers = all(re.fullmatch(r"[1-9]\d{3,}", who) for who in people) and {int(first) for first in slices} & {0, 1}
     if min(len(slices), len(people)) < _LEAST or 2 * len(pairs) < len(slices) * len(people) or not (words or numbers):
         return None
-    if doubts is not None:
-        shown = ", ".join(f"{key} as {match[2]}" for key, match in list(zip(keys, matches, strict=True))[:2] if match)
+    of_slices = len(people) >= len(slices) and not years
+    if doubts is not None and not years:
+        own = 2 if of_slices else 1
+        shown = ", ".join(f"{key} as {match[own]}" for key, match in list(zip(keys, matches, strict=True))[:2] if match)
         doubts.append(
-            f"the first number of a name may be a slice's or a subject's; read as: {shown}; if it is a subject's, "
+            f"the first number of a name may be a slice's or a subject's; read as: {shown}; if it is the other, "
             "give --subject-pattern"
         )
-    return [match[2] for match in matches if match]
+    return [match[2] for match in matches if match] if of_slices else None
 
 
 def _are_scans(counters: dict[str, set[str]]) -> bool:
     """Whether numbers joined to people are of one letter or word that is no person's: ``P01S1``, ``P02S1``."""
-    people = all(who.isdecimal() or re.fullmatch(r"[Ss]\d+", who) or is_person(who) for who in counters)
     every = set().union(*counters.values())
     words = {re.sub(r"\d", "", counter).lower() for counter in every}
+    # Bare numbers are people before few letters that mean none: no site with its subjects, 01S01.
+    numbers = len(every) < len(counters) and words != {"s"}
+    people = all((who.isdecimal() and numbers) or re.fullmatch(r"[Ss]\d+", who) or is_person(who) for who in counters)
     own = {re.sub(r"\d", "", who).lower() for who in counters}
     return people and len(words) == 1 and not (words - {"s"} and any(map(is_person, every))) and words != own - {"s"}
 

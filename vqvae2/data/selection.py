@@ -81,7 +81,7 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     series = {}
     if dicom and cut:
         try:
-            series = read_series(dicom, folder, skipped)
+            series = read_series(dicom, folder, skipped, doubts)
         except UserError as error:
             if not images:
                 raise

@@ -63,8 +63,10 @@ def words_of(name: str) -> tuple[Token, ...]:
     """
     parts: list[tuple[str, int, bool]] = []
     for match in _TOKEN.finditer(name):
-        month_alone = re.fullmatch(rules.YEAR_MONTH, match[0])
-        if month_alone and not re.search(r"\d", name[: match.start()]):
+        begins = not re.search(r"\d", name[: match.start()])
+        if begins and re.fullmatch(rules.MOMENT, match[0]):
+            parts.append((match[0], match.start(), False))
+        elif begins and re.fullmatch(rules.YEAR_MONTH, match[0]):
             year, month = match.start(), match.start() + len("2001-")
             parts += [(name[year : month - 1], year, False), (name[month : match.end()], month, False)]
         elif match["date"]:
@@ -166,8 +168,8 @@ def person_of(stem: str, volume: bool = False) -> str:
     if not named:
         return ""
     sliced = [token for token in tokens if token.role == "slice" and token.text[-1].isdecimal()]
-    first = sliced and all(token.role == "slice" for token in tokens[:-1])
-    if not volume and first and named == [tokens[-1]] and re.fullmatch(r"\d{1,4}", named[0].text):
+    series = re.match(r"(?:im|img|image)[_\-. ]\d|(?:im|img|image|frame)\d{3,}[_\-. ]\d{1,2}$", stem, re.IGNORECASE)
+    if not volume and series and sliced and named == [tokens[-1]] and named[0].role == "number":
         return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice; frame012_1
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
@@ -190,7 +192,7 @@ def _is_slice(tokens: Sequence[Token]) -> bool:
     last, before = tokens[-1], tokens[:-1]
     if last.role == "number":
         return True
-    short = re.fullmatch(r"(?!(?i:p|hc|pt|id))[A-Za-z]{1,3}\d+", last.text)
+    short = re.fullmatch(r"(?!p|hc|pt|id)[A-Za-z]{1,3}\d+", last.text)
     return last.role == "" and short is not None and any(re.search(r"\d", token.text) for token in before)
 
 

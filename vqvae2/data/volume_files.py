@@ -10,13 +10,15 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae2.data.decoding import PassingError, UnreadableError
+from vqvae2.data.decoding import UnreadableError
+from vqvae2.errors import UserError
 
 NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".img.gz")
 _SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -93,6 +95,7 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
 
     Raises:
         UnreadableError: with the reason.
+        UserError: it cannot be read now, for want of memory or by an error of the disk.
     """
     import nibabel
     from nibabel.orientations import aff2axcodes
@@ -129,9 +132,11 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
     except Exception as error:  # whatever a reader of files from everywhere may raise
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason.rpartition("): ")[2] if "SimpleITK" in reason else reason  # behind the places in its source
-        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-        kind = PassingError if passing else UnreadableError
-        raise kind(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            # No fault of the file: it may be read another time, and is not to be missing from now on.
+            way_out = f"Try again, or leave it out: --exclude {files[0].name}"
+            raise UserError(f"a volume cannot be read now ({reason[:160]})", files[0], way_out) from None
+        raise UnreadableError(f"no readable {_format_of(files[0])} ({reason[:160]})") from None
     voxels[~np.isfinite(voxels)] = np.nan
     return Canonical(voxels, (sizes[0], sizes[1], sizes[2]), tuple(remarks))
 
@@ -149,7 +154,9 @@ def _is_oriented(header: Any) -> bool:
 
 def _unit_of(header: Any) -> float:
     """Millimetres of a header's unit of length: of NIfTI it may be metres or micrometres."""
-    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "unknown"
+    unit = "unknown"
+    with suppress(KeyError):  # a code that NIfTI does not have
+        unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else unit
     return {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
 
 

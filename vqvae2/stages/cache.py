@@ -65,8 +65,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         with ExitStack() as stack:
             try:
                 stack.enter_context(_unused(entry))
-            except UserError:
-                print(f"{entry.name} is being written and stays")
+            except UserError as error:
+                print(f"{entry.name} stays: {error}")
                 removed.remove(entry)
                 continue
             with files.told_as("cannot remove", entry.path):

@@ -70,6 +70,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     paths = [unfinished / name for name in png_names(header.keys)]
     positions = sum(h * w for h, w in header.shapes)
     total, done = len(header.chunks) * header.chunk_size * positions, 0
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
     try:
         with Progress(total, "reading codes", "codes") as progress:
             for pixels in read_images(model, priors, header, streams, run.value_range, progress):

@@ -252,6 +252,8 @@ def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
     if others := sorted(there - _OURS):
         raise UserError(f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own")
     source = Path(evaluated.source)
+    if source.is_dir() and source.resolve().is_relative_to((out / "reconstructions").resolve()):
+        raise UserError("the images lie where reconstructions are written", out, "Give --out another folder")
     inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
     if inside and not out.resolve().is_relative_to(run.path.resolve()):
         raise UserError("the report would be written among the images", out, "Give --out another folder")
@@ -293,8 +295,9 @@ def _keeper(folder: Path, images: Any) -> Callable:
     paths = [folder / name for name in png_names(images.keys)]
 
     def clear() -> None:
-        for old in list(folder.glob("**/*.png")):  # of an earlier report, perhaps of other images
-            old.unlink()
+        if (folder.parent / "report.json").is_file():  # else they are no report's
+            for old in list(folder.glob("**/*.png")):
+                old.unlink()
 
     distributed.on_main(clear)
 

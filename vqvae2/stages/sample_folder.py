@@ -76,7 +76,8 @@ def image_path(index: int, num: int) -> str:
 
 def check_out(out: Path) -> None:
     """Raise UserError for a folder that holds files other than samples."""
-    if out.is_dir() and not any((out / own).is_file() for own in ("samples.json", WRITING)):
+    marked = (out / WRITING).is_file() and (out / WRITING).read_text() in ("", "samples.json")
+    if out.is_dir() and not marked and not (out / "samples.json").is_file():
         others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if others:
             raise UserError(
