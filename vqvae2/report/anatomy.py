@@ -44,11 +44,11 @@ def anatomy_figures(
     """
     if background is None or samples.shape[1] != 1:
         return None
-    bounds = _class_bounds(train, background)
+    bounds = class_bounds(train, background)
     if bounds is None:
         return None
     measured = {
-        name: _measure(images, background, bounds)
+        name: measure(images, background, bounds)
         for name, images in (("samples", samples), ("real", real), ("train", train))
     }
     found = {}
@@ -65,8 +65,17 @@ def anatomy_figures(
     return found or None
 
 
-def _measure(images: Tensor, background: float, bounds: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
-    """Measure each image: (N,) by name, NaN where there is no foreground."""
+def measure(images: Tensor, background: float, bounds: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
+    """Measure each image.
+
+    Args:
+        images: (N, 1, H, W) in [-1, 1].
+        background: of the training images.
+        bounds: between dark and grey, and grey and bright, as of `class_bounds`.
+
+    Returns:
+        By name of `MEASURES` (N,), NaN where there is no foreground.
+    """
     masks = foreground(images, background).numpy()
     rows: list[list[float]] = []
     for picture, mask in zip(images[:, 0].double().numpy(), masks, strict=True):
@@ -101,8 +110,18 @@ def _symmetry(picture: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
     return float(np.corrcoef(own, other)[0, 1])
 
 
-def _class_bounds(images: Tensor, background: float, classes: int = 3, rounds: int = 200) -> tuple[float, float] | None:
-    """Fit Gaussians to the brightness inside the foreground's rim; return where neighbours are equally likely."""
+def class_bounds(images: Tensor, background: float, classes: int = 3, rounds: int = 200) -> tuple[float, float] | None:
+    """Fit Gaussians to the brightness inside the foreground's rim; return where neighbours are equally likely.
+
+    Args:
+        images: (N, 1, H, W) in [-1, 1].
+        background: of them.
+        classes: of brightness, 3.
+        rounds: of expectation and maximisation.
+
+    Returns:
+        The two bounds; None where nothing stands before the background.
+    """
     masks = [_interior(mask) for mask in foreground(images, background).numpy()]
     inside = images[:, 0].double().numpy()[np.array(masks).reshape(len(masks), *images.shape[2:])]
     if len(inside) < 10 * classes or not inside.std():
