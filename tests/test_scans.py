@@ -74,15 +74,15 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
     "batches of people": {f"subset{(p + k) % 4}/P{p:02}_{k}.png": p for p in P for k in range(6)},
     "discs of people": {f"dvd{p % 3}/P{p:02}_{k}.png": p for p in P for k in range(3)},
     "classes in a list": {
-        f"{c}/{p}A_Prim-{p:02}_{k}.png": p for c in ("01_TUMOR", "02_STROMA") for p in P for k in (1, 2)
+        f"{c}/{p}{'ABC'[p % 3]}_Prim-{p:02}_{k}.png": p for c in ("01_TUMOR", "02_STROMA") for p in P for k in (1, 2)
     },
     "one picture in two sizes": {f"data{s}x{s}/{p:05}.png": p for p in P for s in (128, 256)},
     "a picture and what was made of it": {f"img_{p}{end}.png": p for p in P for end in ("", "_gauss", "_clahe")},
     "frames and a counter": {f"frame{p:03}_{k}.png": p for p in P for k in (0, 1)},
     "people of two splits": {
         f"{split}_{p}/VSD.Brain.XX.O.MR_{kind}.{number + p}/VSD.nii": (split, p)
-        for p in P
-        for split in ("training", "test")
+        for split, people in (("training", P), ("test", P[:8]))
+        for p in people
         for kind, number in (("ADC", 128000), ("MTT", 129000))
     },
     "years of a cohort": {f"PPMI_{y}/{3100 + p}/T1.nii.gz": p for p in P for y in (2022, 2023)},
@@ -109,6 +109,21 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
     "sites and their subjects": {f"{s:02}S{p:02}_{k}.png": (s, p) for s in (1, 2, 3) for p in P for k in (1, 2)},
     "discs, each of a specimen": {f"disc{p:02}/{1000 + 9 * p + k}.png": p for p in P for k in range(5)},
     "people called X": {f"X{p:02}/{k}.png": p for p in P for k in range(5)},
+    "camera names of people": {f"Patient_{p:02}/P{1010017 + 40 * p + k}.JPG": p for p in P for k in range(4)},
+    "groups, sites and numbers": {f"AD_berlin{s}_{p:03}.nii.gz": (s, p) for s in (1, 2, 3) for p in range(1, 21)},
+    "people behind a letter for a group": {f"P{g}_{p:03}.nii.gz": (g, p) for g in (1, 2, 3) for p in range(1, 21)},
+    "dates of birth behind a device": {f"K{d}_{10 + p}0360.nii.gz": (d, p) for d in (1, 2, 3) for p in P},
+    "people called as years": {f"patient_{2000 + p}/lesion_0{k}/1.png": p for p in P for k in (1, 2)},
+    "people in a list, two numbers": {
+        f"{p:02}_{n}/c{c}_p{k}_001.png": p
+        for p, n in enumerate(("anna", "bert", "carl"))
+        for c in (1, 2, 3)
+        for k in range(5)
+    },
+    "frames, then people, joined": {f"frame{k:03}_{11 + p}.png": p for p in P for k in range(4)},
+    "a device and a moment": {f"GE{d}_202001011430{10 + p}.nii.gz": (d, p) for d in (1, 2, 3) for p in P},
+    "sites and lettered people": {f"{s:02}_A{p:02}.nii.gz": (s, p) for s in (1, 2, 3) for p in P},
+    "plates and people": {f"P{g:02}S{p:02}_1.png": (g, p) for g in (1, 2, 3) for p in P},
     "words above people": {
         f"{'benign' if p % 2 else 'malignant'}/{'adenosis' if p % 2 else 'ductal'}/14-{22540 + p}AB/{k}.png": p
         for p in P
@@ -233,6 +248,8 @@ def test_endings_that_are_people_or_hardly_recur_are_left():
         ([f"{c}_{k}.png" for c in "abcdefghijkl" for k in range(20)], "if these are classes"),
         ([f"patient{p}/{k}.png" for p in P for k in range(3)], ""),
         ([f"P{p:02}_{k:03}.png" for p in P for k in range(9)], ""),
+        ([f"s{p}/{k}.pgm" for p in range(1, 41) for k in range(1, 4)], ""),
+        ([f"{c}/{a}_{p:02}_01.jpg" for c, a in (("Measles", "MSL"), ("Cowpox", "CWP")) for p in P], ""),
     ],
 )
 def test_what_may_be_a_class_or_a_condition_is_asked(tmp_path, names, doubt):
@@ -262,6 +279,16 @@ def test_words_of_masks_and_single_letters_are_classes_where_no_image_lies_besid
     layout = lay(tmp_path, [f"{c}/{names.format(c=c, k=len(c) * 100 + k)}.jpg" for c in classes for k in P])
     assert len(layout.keys) == len(classes) * len(P)
     assert set(layout.attributes["class"]) == set(classes)
+
+
+def test_letters_behind_the_word_of_a_split_are_domains(tmp_path):
+    layout = lay(tmp_path, [f"{s}{d}/{s}{d}{k:03}.png" for s in ("train", "test") for d in "XY" for k in P])
+    assert set(layout.attributes["class"]) == {"X", "Y"}
+
+
+def test_a_picture_of_a_site_is_not_the_people_beside_it(tmp_path):
+    layout = lay(tmp_path, ["site1.png", "site2.png", *(f"site{s}_{p:03}.png" for s in (1, 2) for p in P)])
+    assert len(set(layout.subjects)) >= 20
 
 
 def test_numbered_classes_of_two_splits_are_classes_and_tumours_of_planning_are_masks(tmp_path):

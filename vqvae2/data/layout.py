@@ -54,7 +54,8 @@ def _split_of(name: str) -> str | None:
     words = re.split(r"[_\-. ]+", spaced(rules.ENUMERATED.sub("", name, count=1)).lower())
     found = [(word, split) for word in words for split, pattern in rules.SPLITS.items() if pattern.fullmatch(word)]
     rest = [word for word in words if not any(pattern.fullmatch(word) for pattern in rules.SPLITS.values())]
-    plain = all(rules.NEUTRAL.fullmatch(word) or rules.SPLIT_PART.fullmatch(word) for word in rest)
+    part = rules.SPLIT_PART.search(name)  # train.X1, but not trainX beside trainY
+    plain = all(rules.NEUTRAL.fullmatch(word) or (part and word == part[1].lower()) for word in rest)
     return found[0][1] if len(found) == 1 and plain and (rest or len(found[0][0]) > 2) else None
 
 
@@ -90,7 +91,12 @@ def _paired_splits(folders: Folders, volumes: bool) -> dict[str, tuple[str, str]
         return {}
     several = len(groups) > 1  # train_CN besides, which has no test_CN
     # training_1 and test_1 of ISLES 2017 are two people.
-    counted = volumes and all(rest.isdecimal() for rest in groups)
+    of_split: dict[str, set[str]] = {}
+    for rest, held in groups.items():
+        for split in held.values():
+            of_split.setdefault(split, set()).add(rest)
+    same = len(of_split) > 1 and len(set(map(frozenset, of_split.values()))) == 1  # classes, in both
+    counted = volumes and not same and all(rest.isdecimal() for rest in groups)
     return {
         name: (split, (name if counted else texts[rest]) if several else "")
         for rest, held in groups.items()

@@ -57,13 +57,13 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     if named:
         return named
     if _look_like_people(distinct):
-        if _hold_people(names, by_name):
+        if _hold_people(names, by_name, layout.volumes):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} hold several people by the names of their files and are read as a "
                 f"{attribute}; if they are people, give --layout subjects"
             )
             return attribute
-        if listed or _are_counted(distinct):
+        if len(distinct) <= 20 and (listed or _are_counted(distinct)):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
             )
@@ -134,12 +134,20 @@ def _are_counted(names: set[str]) -> bool:
     return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
 
 
-def _hold_people(names: Sequence[str], by_name: Sequence[str]) -> bool:
-    """Whether files tell more people than there are folders, by words that mean a person: ``subset3/P03_7.png``."""
+def _hold_people(names: Sequence[str], by_name: Sequence[str], volumes: bool) -> bool:
+    """Whether files tell more people than there are folders, by words that mean a person: ``subset3/P03_7.png``.
+
+    Not where the folders are people by such words or bare numbers, and no names that each image has alone
+    (``P1010017.JPG`` of a camera).
+    """
+    if all(name.isdecimal() or is_person(name) for name in set(names)):
+        return False
     told = ((name, who) for name, who in zip(names, by_name, strict=True) if "/" not in who and re.search(r"\d", who))
     pairs = {(name, who) for name, who in told if is_person(who)}
     held, folders, people = Counter(name for name, _ in pairs), len(set(names)), {who for _, who in pairs}
     apart = len(pairs) <= 1.2 * len(people)  # else each folder counts anew: patient/p1.png
+    if not volumes and len(pairs) == len(names):
+        return False
     return apart and 2 * sum(count > 1 for count in held.values()) >= folders < len(people)
 
 
@@ -151,7 +159,7 @@ def _hold_others(names: Sequence[str], by_name: Sequence[str]) -> bool:
             return False
     pairs = {(name, who) for name, who in zip(names, by_name, strict=True) if re.search(r"\d", who)}
     often = Counter(who for _, who in pairs)
-    counted = len({re.sub(r"\d+", "#", who, count=1) for who in often}) == 1  # CT000001 of each
+    counted = len({re.sub(r"\d+", "#", who) for who in often}) <= 2  # CT000001 of each
     return not counted and len(often) > 2 * len(set(names)) and 2 * sum(n > 1 for n in often.values()) >= len(often)
 
 
@@ -175,7 +183,8 @@ def _differ_by(names: set[str], role: str) -> bool:
 def _are_visits(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> bool:
     """Whether folders are called by codes of visits, and the same people are in several of them: ``M00/AD/001``."""
     codes = [parts[depth].lower() if len(parts) > depth else "" for parts in folders]
-    codes = [re.sub(r"^[a-z]+[_\-. ](?=(?:19|20)\d\d$)", "", code) for code in codes]  # PPMI_2022
+    year = re.compile(r"^[a-z]+[_\-. ](?=(?:19|20)\d\d$)")
+    codes = [code if is_person(code) else year.sub("", code) for code in codes]  # PPMI_2022
     distinct = set(codes) - {""}
     if len(distinct) < 2 or not all(map(rules.VISIT_CODE.fullmatch, distinct)) or distinct == {"t1", "t2"}:
         return False

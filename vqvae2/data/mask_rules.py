@@ -34,7 +34,7 @@ BESIDE = (  # the first that fits decides
             r"ha?emorrhages?|ha?ematomas?|metastas[ei]s|mets|aneurysms?|thromb(?:us|i)|plaques?|[gcp]tv\d*|findings?|"
             r"(?:manual|expert|rater|reader|observer|annotator|obs)\d*|anno|annotated|drawings?|outlines?|trimaps?|"
             r"silhouettes?|superpixels?|matte|instances?|semantic|masken?|m[aá]scaras?|staple|parc(?:ellations?)?|labell?ed|lbls?|"
-            r"preds?|predictions?|ground"
+            r"predictions?"
         ),
         ("P01_3.png", "P01_3_lesion.png"),
     ),
@@ -44,7 +44,7 @@ BESIDE = (  # the first that fits decides
         re.compile(
             r"liver|lungs?|heart|kidneys?|spleen|pancreas|prostate|bladder|breast|thyroid|bones?|spine|vertebrae?|hippocamp(?:us|i)|"
             r"ventricles?|cortex|cerebellum|myocardium|lv|rv|vessels?|arter(?:y|ies)|veins?|airways?|disc|disk|cup|fovea|"
-            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground"
+            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground|preds?|ground"
         ),
         ("P01_3.png", "P01_3_liver.png"),
     ),

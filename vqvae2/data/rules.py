@@ -118,8 +118,6 @@ _MONTH = (
 )
 YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
 """A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
-MOMENT = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])[0-5]\d[0-5]\d"
-"""Likewise a date and time: ``20200101143020.png`` may be an exam."""
 DATE = (
     r"(?:19|20)\d\d(?P<gap>[-_.]?)(?:0[1-9]|1[0-2])(?P=gap)(?:0[1-9]|[12]\d|3[01])"
     r"(?:[T_ -]\d\d[_:-]\d\d[_:-]\d\d(?:\.\d+)?)?"
@@ -127,7 +125,6 @@ DATE = (
     rf"|(?i:(?<![a-z])(?:(?:0?[1-9]|[12]\d|3[01])[-. ]?)?{_MONTH}[-_. ]?(?:19|20)\d\d)"
     rf"|(?i:(?:19|20)\d\d[-_. ]?{_MONTH}(?![a-z]))"
     rf"|{YEAR_MONTH}(?![-.]?\d)"
-    rf"|{MOMENT}"
 )
 
 
@@ -150,7 +147,7 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|(?!non)[a-z]*segs?|segm|"
+        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|(?!non|no|un)[a-z]*segs?|segm|"
         r"[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
         r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|ribbon|consensus",
         r"mask|seg|label|roi|gt",
@@ -231,7 +228,7 @@ NEUTRAL = re.compile(
     r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*"
 )
 """Words of folders that tell nothing."""
-SPLIT_PART = re.compile(r"x\d{0,2}")
+SPLIT_PART = re.compile(r"\.(x\d{0,2})$", re.IGNORECASE)
 """What may stand beside the word of a split: ``train.X1`` of ImageNet-100."""
 ATTRIBUTES = (
     ("magnification", re.compile(r"\d{2,3}x")),
@@ -296,7 +293,7 @@ LISTED = re.compile(r"(\d{2,4})\.[^\W\d_].*")
 LISTED_OR_PEOPLE = re.compile(r"(\d{1,5})[_\- ]+[^\W\d_].*")
 """Folders of a list of classes if their files tell the people, as ``01_TUMOR`` of Kather's; else perhaps people."""
 COUNTED_IN_SPLIT = re.compile(
-    r"(?:[A-Z]{4,}(?:20\d\d)?_)?(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:20\d\d)?"
+    r"(?:(?-i:[A-Z]{4,})(?:20\d\d)?_)?(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:20\d\d)?"
     r"[_\-. ]?[a-d]?[_\-. ]*\d+",
     re.IGNORECASE,
 )

@@ -1,5 +1,6 @@
 """Endings of names that tell a person's scan instead of the person, which all names together show."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ _YEAR = re.compile(r"(?:19|20)\d\d")
 _GROUP_OR_PERSON = re.compile(r"[slf][\W_]*\d+|\d{1,2}", re.IGNORECASE)
 """Heads that are groups, if all are of this form, unless what follows is words or recurs under most of them."""
 _LOOSE_DATE = re.compile(
-    r"\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:\d\d|(?:19|20)\d\d)|"
+    r"(?:19|20)\d{12}|\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:\d\d|(?:19|20)\d\d)|"
     r"(?:19|20)\d\d[-_.](?:0?[1-9]|1[0-2])[-_.](?:0?[1-9]|[12]\d|3[01])|(?:0?[1-9]|[12]\d|3[01])[-_.](?:0?[1-9]|1[0-2])[-_.](?:19|20)\d\d"
 )
 """Dates, if all endings behind a number are: ``P01_200711``."""
@@ -108,7 +109,10 @@ def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] |
     slices, people = {first for first, _ in pairs}, {second for _, second in pairs}
     words = all(is_person(who) and re.search(r"\d", who) for who in people)
     years = all(map(_YEAR.fullmatch, people))
-    numbers = all(re.fullmatch(r"[1-9]\d{3,}", who) for who in people) and {int(first) for first in slices} & {0, 1}
+    numbers = all(re.fullmatch(r"[1-9]\d{3,}", who) for who in people) and not {"0", "1"}.isdisjoint(
+        str(int(first)) for first in slices
+    )
+    numbers = numbers and math.gcd(*map(int, people)) < 10  # 1_2000: milliseconds
     if min(len(slices), len(people)) < _LEAST or 2 * len(pairs) < len(slices) * len(people) or not (words or numbers):
         return None
     of_slices = len(people) >= len(slices) and not years
@@ -128,6 +132,8 @@ def _are_scans(counters: dict[str, set[str]]) -> bool:
     words = {re.sub(r"\d", "", counter).lower() for counter in every}
     # Bare numbers are people before few letters that mean none: no site with its subjects, 01S01.
     numbers = len(every) < len(counters) and words != {"s"}
+    if any(len(held) > len(counters) for held in counters.values()):
+        return False  # of a group its people
     people = all((who.isdecimal() and numbers) or re.fullmatch(r"[Ss]\d+", who) or is_person(who) for who in counters)
     own = {re.sub(r"\d", "", who).lower() for who in counters}
     return people and len(words) == 1 and not (words - {"s"} and any(map(is_person, every))) and words != own - {"s"}
@@ -213,10 +219,13 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         recur = 2 * min(often.values()) >= len(heads)
         groups = any(map(_GROUP.fullmatch, heads)) or all(map(_YEAR.fullmatch, heads))
         words = all(re.search(r"[^\W\d_]", ending) for ending in different)
+        counted = [re.fullmatch(r"([A-Za-z]{1,2})\d+", ending) for ending in different]
+        words &= not all(counted) or len({match[1] for match in counted if match}) > 1  # 03_A07: a site and its people
         if not words or not (recur or not re.search(r"\d", "".join(different))):  # 01_rest and 01_stress are scans
             groups |= all(map(_GROUP_OR_PERSON.fullmatch, heads))
         most = 4 * len(endings) if all(map(_LONG.search, heads)) else len(endings)
         scans = all(map(is_person, heads)) or all(map(_LOOSE_DATE.fullmatch, different))
+        scans &= max(map(len, endings.values())) <= len(heads)  # more are the people of a group
         if groups or (len(different) > most and not scans):
             held = sum(len(endings[head]) for head in heads)
             if place == 0 and 2 * len(several) >= len(heads) and held <= 10 * len(heads) and (recur or not groups):
@@ -254,5 +263,11 @@ def ask_of_beginnings(names: Sequence[str], keys: Sequence[str], doubts: list[st
         if match and not is_person(name) and match[1].lower() not in keys[i].rpartition("/")[0].lower():
             tails[match[2]].setdefault(match[1].lower(), i)
     several = [held for held in tails.values() if len(held) > 1]
+    of_folder: dict[str, set[str]] = defaultdict(set)
+    for held in tails.values():
+        for beginning, i in held.items():
+            of_folder[keys[i].rpartition("/")[0]].add(beginning)
+    if all(len(beginnings) == 1 for beginnings in of_folder.values()):
+        return  # each has a folder of its own
     if len(several) >= _LEAST and 2 * len(several) >= len(tails):
         _ask_whether_one([(names[i], keys[i]) for i in several[0].values()], doubts)

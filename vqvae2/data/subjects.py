@@ -29,6 +29,7 @@ __all__ = [
     "words_of",
 ]
 
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _SEPARATOR = re.compile(r"[_\-. ]+")
 _TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
 _GLUED = re.compile(  # P01Week3, P01V2
@@ -63,10 +64,8 @@ def words_of(name: str) -> tuple[Token, ...]:
     """
     parts: list[tuple[str, int, bool]] = []
     for match in _TOKEN.finditer(name):
-        begins = not re.search(r"\d", name[: match.start()])
-        if begins and re.fullmatch(rules.MOMENT, match[0]):
-            parts.append((match[0], match.start(), False))
-        elif begins and re.fullmatch(rules.YEAR_MONTH, match[0]):
+        month_alone = re.fullmatch(rules.YEAR_MONTH, match[0])
+        if month_alone and not re.search(r"\d", name[: match.start()]):
             year, month = match.start(), match.start() + len("2001-")
             parts += [(name[year : month - 1], year, False), (name[month : match.end()], month, False)]
         elif match["date"]:
@@ -168,7 +167,7 @@ def person_of(stem: str, volume: bool = False) -> str:
     if not named:
         return ""
     sliced = [token for token in tokens if token.role == "slice" and token.text[-1].isdecimal()]
-    series = re.match(r"(?:im|img|image)[_\-. ]\d|(?:im|img|image|frame)\d{3,}[_\-. ]\d{1,2}$", stem, re.IGNORECASE)
+    series = re.match(r"(?:im|img|image)[_\-. ]\d|(?:im|img|image|frame)\d{3,}[_\-. ]\d$", stem, re.IGNORECASE)
     if not volume and series and sliced and named == [tokens[-1]] and named[0].role == "number":
         return stem[: sliced[0].end]  # IM-0115-0001: a series and its slice; frame012_1
     whole = stem[person[0].start : person[-1].end]
@@ -243,7 +242,10 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
             base = copy_of(stem, held)
             if base == stem and not volumes:  # img_1_gauss beside img_1
                 begun = (stem[: gap.start()] for gap in reversed(list(_SEPARATOR.finditer(stem))))
-                base = next((name for name in begun if name in held and re.search(r"\d", name)), stem)
+                named = (name for name in begun if name in held and re.search(r"\d", name))
+                base = next(
+                    (name for name in named if not rules.GROUP_WORDS.search(name) and not _YEAR.fullmatch(name)), stem
+                )
             names[i] = names[held.get(base, i)]
     return names
 

@@ -55,6 +55,7 @@ class Table:
     visit_column: str | None = None
     notes: list[str] = field(default_factory=list)
     blanks: dict[str, Counter[str]] = field(default_factory=dict)  # column -> the cells that say nothing
+    of_files: bool = False  # whether the column of files is called so, and no ``image_id``
 
     def match(self, keys: Sequence[str], subjects: Sequence[str], people: bool = False) -> Matches:
         """Find the row of each image.
@@ -81,7 +82,8 @@ class Table:
         files = list(dict.fromkeys(keys))  # of a volume all slices have one
         found = dict(zip(files, _files(files, merged), strict=True))
         names = [found[key] for key in keys]
-        if self.subject_columns and not any(names):  # numbers of images, by which no file is called
+        if self.subject_columns and 2 * sum(map(bool, names)) < len(names) and not self.of_files:
+            # Numbers of images, by which few files are called.
             return self._match_people(keys, subjects)
         return Matches([merged.get(name) for name in names], "files", len(merged.keys() - set(names)), conflicts)
 
@@ -248,8 +250,10 @@ def read_table(path: Path) -> Table:
         file_column = other if other and (not people or _are_of_images(rows, other, people)) else None
     if not people and file_column is not None:
         people = [name for name in columns if rules.LESION_COLUMNS.fullmatch(folded[name])]
-    if file_column is None:
-        people += [name for name in columns if rules.ID_COLUMNS.fullmatch(folded[name]) and name not in people]
+    of_files = file_column is not None and folded[file_column] in rules.FILE_COLUMNS
+    if file_column is None or (people and not of_files):
+        known = (*people, file_column)
+        people += [name for name in columns if rules.ID_COLUMNS.fullmatch(folded[name]) and name not in known]
     visit_column = next((name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])), None)
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
@@ -262,7 +266,7 @@ def read_table(path: Path) -> Table:
             path,
             "Add a column `file` with relative paths, or `subject`",
         )
-    table = Table(path, columns, rows, file_column, tuple(people), visit_column, notes)
+    table = Table(path, columns, rows, file_column, tuple(people), visit_column, notes, of_files=of_files)
     for column in columns:
         table.blanks[column] = _blank(rows, column)
     return table
@@ -390,7 +394,17 @@ def _together(tables: list[Table]) -> Table:
     rows = [{column: row.get(column, "") for column in columns} for table in tables for row in table.rows]
     notes = [note for table in tables for note in table.notes]
     blanks = {column: sum((table.blanks.get(column, Counter()) for table in tables), Counter()) for column in columns}
-    return Table(first.path, columns, rows, first.file_column, first.subject_columns, first.visit_column, notes, blanks)
+    return Table(
+        first.path,
+        columns,
+        rows,
+        first.file_column,
+        first.subject_columns,
+        first.visit_column,
+        notes,
+        blanks,
+        first.of_files,
+    )
 
 
 def _columns(text: str, columns: Sequence[str]) -> tuple[list[str], list[str]]:
