@@ -129,11 +129,11 @@ class _Run:
         loss = _Loss(self.task, self.modules)
         if distributed.world_size() == 1:
             return loss
+        for buffer in loss.buffers():  # once; the weights are copied by what follows
+            if buffer.is_floating_point():
+                buffer.copy_(distributed.tensor_from_main(buffer))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # older versions do not know the name that it advises
-            for buffer in loss.buffers():  # once; the weights are copied by what follows
-                if buffer.is_floating_point():
-                    buffer.copy_(distributed.tensor_from_main(buffer))
             # Codebooks synchronise their buffers themselves.
             return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 

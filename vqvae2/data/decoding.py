@@ -94,9 +94,9 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
         raise UnreadableError(f"{file.height} x {file.width} pixels are more than {MOST_PIXELS:,}")
     if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
         raise UnreadableError(f"holds {getattr(file, 'n_frames', 0)} pictures; store each in a file of its own")
-    stored = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(file, "tile", ()) if tile[3]]
-    portable = any(isinstance(tile[3], tuple) and tile[3][1:] == (65535,) for tile in getattr(file, "tile", ()))  # PPM
-    halved = file.mode in ("RGB", "RGBA", "LA") and (portable or any(";16" in str(mode) for mode in stored))
+    stored = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(file, "tile", ()) if tile[3]]
+    sixteen = any(";16" in str(mode) or more == [65535] for mode, *more in stored)  # PPM gives its highest value
+    halved = sixteen and file.mode in ("RGB", "RGBA", "LA")
     white_is_zero = file.format == "TIFF" and getattr(file, "tag_v2", {}).get(262) == 0  # Pillow turns 8 bits itself
     upright = ImageOps.exif_transpose(file)
     if upright.mode == "I" or upright.mode.startswith("I;16"):

@@ -90,12 +90,9 @@ def _paired_splits(folders: Folders, volumes: bool) -> dict[str, tuple[str, str]
     if not any("train" in held.values() and len(set(held.values())) > 1 for held in groups.values()):
         return {}
     several = len(groups) > 1  # train_CN besides, which has no test_CN
-    # training_1 and test_1 of ISLES 2017 are two people.
-    of_split: dict[str, set[str]] = {}
-    for rest, held in groups.items():
-        for split in held.values():
-            of_split.setdefault(split, set()).add(rest)
-    same = len(of_split) > 1 and len(set(map(frozenset, of_split.values()))) == 1  # classes, in both
+    # training_1 and test_1 of ISLES 2017 are two people; the same numbers in all splits would be classes.
+    splits = {split for held in groups.values() for split in held.values()}
+    same = all(set(held.values()) == splits for held in groups.values())
     counted = volumes and not same and all(rest.isdecimal() for rest in groups)
     return {
         name: (split, (name if counted else texts[rest]) if several else "")

@@ -120,7 +120,12 @@ def _differ_by_size(names: set[str]) -> bool:
 def _are_listed(names: set[str], pattern: re.Pattern[str]) -> bool:
     """Whether names count a list of words, without a gap: ``001.ak47``, ``002.american-flag``."""
     numbers = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
-    return len(numbers) == len(names) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return len(numbers) == len(names) and _without_gap(numbers)
+
+
+def _without_gap(numbers: list[int]) -> bool:
+    """Whether each of sorted numbers is the one after the number before it."""
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def _are_counted(names: set[str]) -> bool:
@@ -131,14 +136,14 @@ def _are_counted(names: set[str]) -> bool:
     if any(is_person(re.split(r"[\W_]+", name)[-1]) for name in names):
         return False
     numbers = sorted(int(match[2]) for match in matches if match)
-    return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+    return numbers[0] in (0, 1) and _without_gap(numbers)
 
 
 def _hold_people(names: Sequence[str], by_name: Sequence[str], volumes: bool) -> bool:
     """Whether files tell more people than there are folders, by words that mean a person: ``subset3/P03_7.png``.
 
-    Not where the folders are people by such words or bare numbers, and no names that each image has alone
-    (``P1010017.JPG`` of a camera).
+    False where the folders themselves are people, by such words or bare numbers, and where each image has a name of its
+    own (``P1010017.JPG`` of a camera).
     """
     if all(name.isdecimal() or is_person(name) for name in set(names)):
         return False
@@ -152,7 +157,10 @@ def _hold_people(names: Sequence[str], by_name: Sequence[str], volumes: bool) ->
 
 
 def _hold_others(names: Sequence[str], by_name: Sequence[str]) -> bool:
-    """Whether files tell more numbered names than there are folders, which most folders share, no mere counter."""
+    """Whether files name more people than there are folders, and most of them occur in several folders.
+
+    Names that are a counter (``CT000001``) are no people.
+    """
     words = re.compile(r"[^\W\d_]{3,}")
     for name, who in zip(names, by_name, strict=True):
         if set(words.findall(name.lower())) & set(words.findall(who.lower())):

@@ -220,7 +220,7 @@ def warn_of_few(layout: Layout) -> None:
     digits = len(counts) <= 10 and all(
         re.fullmatch(r"(?:[^\W\d_]{3,})?\d", who) and not is_person(who) for who in counts
     )
-    years = all(re.fullmatch(r"(?:19|20)\d\d", who) for who in counts)
+    years = all(map(rules.YEAR.fullmatch, counts))
     if by_files and (words or digits or years) and len(counts) > 1 and len(layout.keys) >= 8 * len(counts):
         shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
         layout.subject_doubts.append(

@@ -116,6 +116,7 @@ _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     r"nov(?:ember)?|dec(?:ember)?)"
 )
+YEAR = re.compile(r"(?:19|20)\d\d")
 YEAR_MONTH = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])"
 """A date only behind a name with a number: in ``2001-07.png`` it is a person and a slice."""
 DATE = (

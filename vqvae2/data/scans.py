@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vqvae2.data import rules
 
@@ -29,7 +29,6 @@ _GROUP = re.compile(
     re.IGNORECASE,
 )
 """Heads that are no person."""
-_YEAR = re.compile(r"(?:19|20)\d\d")
 _GROUP_OR_PERSON = re.compile(r"[slf][\W_]*\d+|\d{1,2}", re.IGNORECASE)
 """Heads that are groups, if all are of this form, unless what follows is words or recurs under most of them."""
 _LOOSE_DATE = re.compile(
@@ -108,7 +107,7 @@ def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] |
     pairs = {(match[1], match[2]) for match in matches if match}
     slices, people = {first for first, _ in pairs}, {second for _, second in pairs}
     words = all(is_person(who) and re.search(r"\d", who) for who in people)
-    years = all(map(_YEAR.fullmatch, people))
+    years = all(map(rules.YEAR.fullmatch, people))
     numbers = all(re.fullmatch(r"[1-9]\d{3,}", who) for who in people) and not {"0", "1"}.isdisjoint(
         str(int(first)) for first in slices
     )
@@ -217,12 +216,7 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         if any(rules.GROUP_WORDS.search(re.sub(r"\d+$", "", head)) for head in heads):
             continue
         recur = 2 * min(often.values()) >= len(heads)
-        groups = any(map(_GROUP.fullmatch, heads)) or all(map(_YEAR.fullmatch, heads))
-        words = all(re.search(r"[^\W\d_]", ending) for ending in different)
-        counted = [re.fullmatch(r"([A-Za-z]{1,2})\d+", ending) for ending in different]
-        words &= not all(counted) or len({match[1] for match in counted if match}) > 1  # 03_A07: a site and its people
-        if not words or not (recur or not re.search(r"\d", "".join(different))):  # 01_rest and 01_stress are scans
-            groups |= all(map(_GROUP_OR_PERSON.fullmatch, heads))
+        groups = _are_groups(heads, different, recur)
         most = 4 * len(endings) if all(map(_LONG.search, heads)) else len(endings)
         scans = all(map(is_person, heads)) or all(map(_LOOSE_DATE.fullmatch, different))
         scans &= max(map(len, endings.values())) <= len(heads)  # more are the people of a group
@@ -243,6 +237,22 @@ def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None 
         alike = {name: key for name, key in zip(names, keys, strict=True) if name.startswith(unsure)}
         _ask_whether_one(list(alike.items()), doubts)
     return names
+
+
+def _are_groups(heads: Collection[str], endings: Collection[str], recur: bool) -> bool:
+    """Whether heads are groups, of which the endings are the people.
+
+    Short numbers may be either: they are people before words (``01_rest``, ``01_stress``) and before endings
+    that recur, but not before one letter with numbers (``03_A07``).
+    """
+    if any(map(_GROUP.fullmatch, heads)) or all(map(rules.YEAR.fullmatch, heads)):
+        return True
+    lettered = all(re.search(r"[^\W\d_]", ending) for ending in endings)
+    counted = [re.fullmatch(r"([A-Za-z]{1,2})\d+", ending) for ending in endings]
+    one_letter = all(counted) and len({match[1] for match in counted if match}) == 1
+    words = not re.search(r"\d", "".join(endings))
+    scans = lettered and not one_letter and (recur or words)
+    return not scans and all(map(_GROUP_OR_PERSON.fullmatch, heads))
 
 
 def _ask_whether_one(told: Sequence[tuple[str, str]], doubts: list[str]) -> None:

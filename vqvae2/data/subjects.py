@@ -29,7 +29,6 @@ __all__ = [
     "words_of",
 ]
 
-_YEAR = re.compile(r"(?:19|20)\d\d")
 _SEPARATOR = re.compile(r"[_\-. ]+")
 _TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
 _GLUED = re.compile(  # P01Week3, P01V2
@@ -240,14 +239,26 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
     for held in beside.values():
         for stem, i in held.items():
             base = copy_of(stem, held)
-            if base == stem and not volumes:  # img_1_gauss beside img_1
-                begun = (stem[: gap.start()] for gap in reversed(list(_SEPARATOR.finditer(stem))))
-                named = (name for name in begun if name in held and re.search(r"\d", name))
-                base = next(
-                    (name for name in named if not rules.GROUP_WORDS.search(name) and not _YEAR.fullmatch(name)), stem
-                )
+            if base == stem and not volumes:
+                base = _made_of(stem, held)
             names[i] = names[held.get(base, i)]
     return names
+
+
+def _made_of(stem: str, others: Collection[str]) -> str:
+    """The longest name beside it that a name goes on from, ``img_1`` of ``img_1_gauss``; the name itself for none.
+
+    It has a number, and is no group's or year's (``site1`` beside ``site1_012``).
+    """
+    for gap in reversed(list(_SEPARATOR.finditer(stem))):
+        name = stem[: gap.start()]
+        if (
+            name in others
+            and re.search(r"\d", name)
+            and not (rules.GROUP_WORDS.search(name) or rules.YEAR.fullmatch(name))
+        ):
+            return name
+    return stem
 
 
 def _by_name(stem: str, key: str, volume: bool) -> str:

@@ -4,7 +4,7 @@ import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -394,17 +394,7 @@ def _together(tables: list[Table]) -> Table:
     rows = [{column: row.get(column, "") for column in columns} for table in tables for row in table.rows]
     notes = [note for table in tables for note in table.notes]
     blanks = {column: sum((table.blanks.get(column, Counter()) for table in tables), Counter()) for column in columns}
-    return Table(
-        first.path,
-        columns,
-        rows,
-        first.file_column,
-        first.subject_columns,
-        first.visit_column,
-        notes,
-        blanks,
-        first.of_files,
-    )
+    return replace(first, columns=columns, rows=rows, notes=notes, blanks=blanks)
 
 
 def _columns(text: str, columns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -27,7 +27,8 @@ from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder, png_names
 from vqvae2.stages.compared import background_of
 from vqvae2.stages.evaluated import Evaluated
-from vqvae2.stages.sample_folder import begin, check_own, finish, hashes_of
+from vqvae2.stages.output_folder import begin, check_own, finish
+from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 

@@ -20,7 +20,8 @@ from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder
-from vqvae2.stages.sample_folder import begin, finish, hashes_of
+from vqvae2.stages.output_folder import begin, finish
+from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import exported
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE

@@ -65,10 +65,8 @@ def recognition(
     folder = run.path / ("classifier-" + re.sub(r"[^\w.-]", "_", attribute))
     trained_on = hashlib.sha256(json.dumps([train.keys, labels.tolist(), train.checksum]).encode()).hexdigest()
     earlier = checkpoint.load_config(folder) if checkpoint.has_model(folder) else {}
-    same = all(
-        earlier.get(name) == value for name, value in {"channels": config.channels, "trained_on": trained_on}.items()
-    )
-    there = same and tuple(earlier["classes"]) == config.classes
+    wanted = {"channels": config.channels, "classes": list(config.classes), "trained_on": trained_on}
+    there = all(earlier.get(name) == value for name, value in wanted.items())
     if there:
         classifier = Classifier.from_pretrained(folder, device)
     else:

@@ -19,7 +19,8 @@ from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_t
 from vqvae2.stages.complete import complete_image, open_completion
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
-from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, check_own, draw_samples, hashes_of, image_path
+from vqvae2.stages.output_folder import check_own
+from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, draw_samples, hashes_of, image_path
 from vqvae2.stages.sampled import (
     describe,
     drawn_levels,

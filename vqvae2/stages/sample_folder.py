@@ -16,7 +16,7 @@ import re
 import shutil
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
 from vqvae2.stages.common import RunFolder
+from vqvae2.stages.output_folder import begin, finish
 from vqvae2.version import __version__
 
 _FLAT = 10_000  # images in one folder at most
@@ -54,11 +55,8 @@ __all__ = [
     "HASHES",
     "NEUTRAL",
     "Rejection",
-    "begin",
     "check_out",
-    "check_own",
     "draw_samples",
-    "finish",
     "hashes_of",
     "image_path",
 ]
@@ -83,51 +81,6 @@ def check_out(out: Path) -> None:
             raise UserError(
                 f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own"
             )
-
-
-def check_own(out: Path, record: str, overwrite: bool) -> None:
-    """Raise UserError for a folder that does not hold what is to be written, or holds it already.
-
-    What `begin` has begun and nothing has finished may be written again.
-
-    Args:
-        out: the folder.
-        record: name of the file that marks it.
-        overwrite: whether it may be replaced.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError("this is a file", out, "Give --out a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if (out / WRITING).is_file() and (out / WRITING).read_text() == record:
-        return
-    if not (out / record).is_file():
-        raise UserError("this folder holds other files", out, "Give --out a folder of its own")
-    if not overwrite:
-        raise UserError("this folder has been written already", out, "Add --overwrite, or --out with another folder")
-
-
-def begin(out: Path, record: str, old: Iterable[str]) -> None:
-    """Make a folder ready for new files, which `finish` completes: mark it, and remove what an earlier call wrote.
-
-    Args:
-        out: the folder.
-        record: name of the file that says what the others are; it is never beside those of another call.
-        old: patterns of the other files.
-    """
-    files.make_folder(out)
-    files.write_atomic(out / WRITING, record.encode())
-    with files.told_as("cannot replace what is there", out, "Choose another folder"):
-        (out / record).unlink(missing_ok=True)
-        for pattern in old:
-            for path in list(out.glob(pattern)):
-                path.unlink()
-
-
-def finish(out: Path, record: str, about: dict[str, Any]) -> None:
-    """Write the file that says what the others are, and take the mark away."""
-    files.write_json(out / record, about)
-    (out / WRITING).unlink()
 
 
 def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:

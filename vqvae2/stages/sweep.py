@@ -17,7 +17,8 @@ from vqvae2.prior import Prior, PriorConfig
 from vqvae2.progress import Progress
 from vqvae2.sampling import Sharpness, chunk_rows, sample_chunk
 from vqvae2.stages.common import RunFolder
-from vqvae2.stages.sample_folder import begin, finish, hashes_of
+from vqvae2.stages.output_folder import begin, finish
+from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.version import __version__
 
 __all__ = ["draw_sweep", "places_to_sweep"]

@@ -320,8 +320,7 @@ def _start(prior: Prior, folder: Path) -> None:
 
 
 def _new_labels(config: PriorConfig, other: Mapping[str, Any]) -> list[str]:
-    """What the names of those tensors begin with that are of labels which another prior does not know by the same
-    classes, or the same range."""
+    """Prefixes of the tensors of those labels that another prior lacks, or has with other classes or another range."""
     known = [(name, tuple(classes), name in other.get("numbers", ())) for name, classes in other["attributes"]]
     own = [(name, classes, name in config.numbers) for name, classes in config.attributes]
     told = other["attributes"] or other["condition_levels"]  # else its blocks take no condition at all

@@ -228,6 +228,7 @@ def _work(
     else:
         distributed.on_main(lambda: write_data_report(data, run.data_report))
         before = arguments.init is not None and trained_by_features(RunFolder(arguments.init).read())
+    carried = {name: kept[name] for name in ("trained_by_features", "before_sharpening") if name in kept}
     run.write(
         preset=arguments.preset,
         levels=config.levels,
@@ -243,12 +244,7 @@ def _work(
             "sharpening": asdict(arguments.sharpening),
             "detail": asdict(arguments.detail),
             **({"init_trained_by_features": True} if before else {}),
-            **(
-                {"trained_by_features": kept.get("trained_by_features", False)}
-                if not kept or "trained_by_features" in kept
-                else {}
-            ),
-            **({"before_sharpening": kept["before_sharpening"]} if "before_sharpening" in kept else {}),
+            **(carried if kept else {"trained_by_features": False}),
             "compute": asdict(arguments.compute),
             "compile": arguments.compile,
         },
