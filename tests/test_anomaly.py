@@ -132,6 +132,16 @@ def test_other_normal_images_of_the_same_names_are_looked_at_anew(run, slices, t
     assert sorted(path.name for path in (tmp_path / "maps" / "pictures" / "a").iterdir()) == ["0.png", "1.png"]
 
 
+def test_files_that_the_run_leaves_out_are_left_out(run, slices, call):
+    record = json.loads((run / "run.json").read_text())
+    record["train_vqvae"]["data"]["exclude"] = ["1.png"]
+    (run / "run.json").write_text(json.dumps(record))
+    told = call(evaluate.main, "--run", run, "--anomaly", slices, "--draws", 2, "--dry-run")
+    assert told.code == 0, told.err
+    assert f"2 images of {slices}" in told.out
+    assert "skipped    '1 files': --exclude 1.png" in told.out
+
+
 def test_cells_may_be_as_large_as_a_narrow_image():
     assert (
         anomaly_parts(torch.zeros(1, 1, 48, 16), torch.zeros(1, 2, 1, 48, 16), [torch.zeros(1, 3, 1)]).isfinite().all()

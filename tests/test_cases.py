@@ -747,6 +747,56 @@ def test_only_what_says_nothing_is_missing(tmp_path, cells, missing):
     assert {cells[int(key[1])] for key, (label,) in told.items() if label is None} == missing
 
 
+@pytest.mark.parametrize(
+    ("cells", "asked"),
+    [
+        (["0", "1", "1", "-4"], "-4"),  # ADNI
+        (["CN", "AD", "MCI", "-4"], "-4"),
+        (["-4", "-1", "20", "30"], "-4 (1 images), -1 (1 images)"),
+        (["1", "2", "9", "2"], "9"),  # NACC: unknown
+        (["0", "1", "88", "99"], "88 (1 images), 99 (1 images)"),
+        (["0", "30", "29", "999.0"], "999.0"),
+        (["F", "M", "9", "M"], "9"),
+        (["-1", "0", "1", "0"], ""),  # worse, the same, better
+        (["-1", "1", "-1", "1"], ""),  # CelebA's attributes
+        (["-2", "-1", "-0.5", "0.3", "-0.1", "2.5"], ""),
+        (["8", "9", "7", "6"], ""),
+        (["78", "99", "63", "80"], ""),  # ages
+        (["F", "M", "3", "9"], ""),
+    ],
+)
+def test_what_may_stand_for_missing_is_asked(tmp_path, cells, asked):
+    folder = slices(tmp_path, [f"p{p}_0.png" for p in range(len(cells))])
+    (folder / "t.csv").write_text("subject,x\n" + "".join(f"p{p},{cell}\n" for p, cell in enumerate(cells)))
+    doubts = open_data(DataConfig(data=str(folder), labels="t.csv:x")).doubts
+    if not asked:
+        assert not any("missing" in doubt for doubt in doubts)
+        return
+    (doubt,) = [doubt for doubt in doubts if "missing" in doubt]
+    assert doubt.startswith(f"x: {asked if ' ' in asked else f'{asked} (1 images)'} may stand for a missing value")
+    flags = tuple(doubt.rpartition("--missing ")[2].removesuffix(" reads it so").split())
+    settled = open_data(DataConfig(data=str(folder), labels="t.csv:x", missing=flags))
+    told = {key: label for key, (label,) in labels_of(settled).items()}
+    assert [cells[p] for p in range(len(cells)) if told[f"p{p}_0.png"] is None] == [c for c in cells if c in flags]
+    assert not any("missing value" in doubt for doubt in settled.doubts)
+
+
+def test_numbers_are_missing_however_they_are_written(tmp_path):
+    folder = slices(tmp_path, [f"p{p}_0.png" for p in range(6)])
+    (folder / "t.csv").write_text("subject,age\np0,999.0\np1,999\np2,X\np3,51\np4,60\np5,x\n")
+    data = open_data(DataConfig(data=str(folder), labels="t.csv:age", missing=("999", "X")))
+    assert [label for _, (label,) in sorted(labels_of(data).items())] == [None, None, None, "51", "60", "x"]
+
+
+def test_a_class_that_no_training_image_has_is_told(tmp_path):
+    names = [f"{part}/{kind}/{kind}{part[0]}{p}_0.png" for part in ("train", "val") for kind in "ab" for p in range(3)]
+    folder = slices(tmp_path, [*names, "val/c/c9_0.png"])
+    notes = open_data(DataConfig(data=str(folder))).notes
+    assert "class: no training image is of class c; models learn nothing of it" in notes
+    (folder / "val/c/c9_0.png").unlink()
+    assert not any("no training image" in note for note in open_data(DataConfig(data=str(folder))).notes)
+
+
 def test_a_class_folder_called_unknown_is_a_class(tmp_path):
     names = [f"{group}/p{p}_{k}.png" for p in range(8) for group in ("None", "unknown")[p % 2 :][:1] for k in (0, 1)]
     data = open_data(DataConfig(data=str(slices(tmp_path, names))))

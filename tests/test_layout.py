@@ -458,7 +458,7 @@ def test_numbers_are_read_as_tables_write_them(tmp_path):
     data = open_data(DataConfig(data=str(tmp_path), labels=f"{file}:age", bins=("age=70,80",)))
     told = labels_of(data)
     assert [told[name][0] for name in names] == ["<70", ">=80", "<70", "70-80", None, ">=80"]
-    assert any("age: 1 images have a number below zero, such as -4" in note for note in data.notes)
+    assert "age: -4 (1 images) may stand for a missing value; --missing -4 reads it so" in data.doubts
     table(tmp_path / "t.csv", f"file;age\n{rows.replace('70', 'old')}")
     with pytest.raises(UserError, match=r"only numbers can be binned.*such as old"):
         open_data(DataConfig(data=str(tmp_path), labels=f"{file}:age", bins=("age=70,80",)))

@@ -73,11 +73,6 @@ def test_a_column_of_numbers():
     assert again.values[:, 0].tolist() == nearest(AGES, [30, 50]).tolist()
 
 
-def test_a_code_for_missing_among_ages_is_told():
-    found = encode({"age": ["20", "-4", "80"], "score": ["-2", "-1", "1"]}, np.ones(3, bool), numbers=("age", "score"))
-    assert found.notes == ["age: 1 images have a number below zero, such as -4; is it a code for a missing one?"]
-
-
 @pytest.mark.parametrize(
     ("cells", "line"),
     [(["20", "old"], "holds texts"), (["50", "50"], "all training images have 50"), (["", ""], "no image has a label")],

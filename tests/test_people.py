@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from case_trees import dicom_series, head
+from pictures import save
 
-from vqvae2.data import ImageData, ImageSet
+from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
 from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.subjects import guess_subjects, known_subject
@@ -106,6 +107,68 @@ def test_a_series_without_a_patient_is_that_of_the_folder_s_other_series(tmp_pat
     whom = set(zip((key.split("/")[0] for key in layout.keys), layout.subjects, strict=True))
     assert len(layout.keys) == 6
     assert len(whom) == len({who for _, who in whom}) == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "people", "asked"),
+    [  # by folder and scan; how many people; a word of the doubt
+        ([["P01 V1", "P01 V2"], ["P02 V1", "P02 V2"], ["P03 V1", "P03 V2"]], 3, "end in a visit"),
+        ([["P01_bl", "P01_m12"], ["P02_bl", "P02_m12"], ["P03_bl", "P03_m12"]], 3, "end in a visit"),
+        ([["ANONYMOUS"], ["ANONYMOUS"], ["ANONYMOUS"]], 3, ""),
+        ([["0000"], ["0000"], ["0000"]], 3, ""),
+        ([["A", "B"], ["C", "C"], ["D", "D"]], 4, "hold several patients"),
+        ([["SITE1"], ["SITE1"], ["SITE1"], ["SITE2"], ["SITE2"], ["SITE2"]], 2, "name 2 patients in 6 folders"),
+        ([["A", "A"], ["B", "B"], ["C", "C"]], 3, ""),
+        ([["A"], ["A"], ["B"], ["B"], ["C"], ["C"]], 3, ""),  # a folder for each study
+    ],
+)
+def test_patients_of_headers(tmp_path, headers, people, asked):
+    pytest.importorskip("SimpleITK")
+    for p, scans in enumerate(headers):
+        for v, patient in enumerate(scans):
+            dicom_series(tmp_path / f"sub{p:02}/scan{v}", patient, head(p, (4, 5, 3)).astype(np.int16))
+    layout = read_layout(tmp_path)
+    assert len(set(layout.subjects)) == people
+    told = [doubt for doubt in layout.doubts + layout.subject_doubts if "DICOM" in doubt]
+    assert [asked in doubt for doubt in told] == [True] * bool(asked), told
+    assert not any(patient in doubt for doubt in told for scans in headers for patient in scans if len(patient) > 1)
+
+
+def test_masks_beside_dicom_series_are_left_out(tmp_path):
+    """CHAOS: folders of a number, series of several phases, masks as PNG in ``Ground``."""
+    pytest.importorskip("SimpleITK")
+    for p in (1, 2, 5):
+        scan = tmp_path / f"Train_Sets/MR/{p}"
+        for place in ("T1DUAL/DICOM_anon/InPhase", "T1DUAL/DICOM_anon/OutPhase", "T2SPIR/DICOM_anon"):
+            dicom_series(scan / place, "", head(p, (4, 5, 3)).astype(np.int16))
+        for k in range(9):
+            save(scan / f"T2SPIR/Ground/IMG-{k}.png", np.zeros((4, 5), np.uint8))
+    layout = read_layout(tmp_path)
+    assert layout.volumes
+    assert len(layout.keys) == 9
+    assert {(key.split("/")[2], who) for key, who in zip(layout.keys, layout.subjects, strict=True)} == {
+        ("1", "1"),
+        ("2", "2"),
+        ("5", "5"),
+    }
+    assert "27 images" in dict(layout.skipped)
+
+
+def test_rows_of_visits_find_the_patient_of_the_headers(tmp_path):
+    pytest.importorskip("SimpleITK")
+    for p in range(4):
+        for v in range(2):
+            dicom_series(tmp_path / f"scan{p}{v}", f"H{p} V{v}", head(p, (8, 9, 3)).astype(np.int16))
+    rows = "".join(f"H{p} V{v},{'MF'[p % 2]}\n" for p in range(4) for v in range(2))
+    (tmp_path / "t.csv").write_text(f"PatientID,sex\n{rows}")
+    data = open_data(DataConfig(data=str(tmp_path), size="32x32", labels="t.csv:sex", min_foreground=0))
+    told = {
+        (image, label)
+        for split in data.splits.values()
+        for image, (label,) in zip((key[4] for key in split.keys), split.labels.tolist(), strict=True)
+    }
+    assert data.attributes == {"sex": ("F", "M")}
+    assert told == {("0", 1), ("1", 0), ("2", 1), ("3", 0)}
 
 
 def ready(names: dict[str, str]) -> ImageData:

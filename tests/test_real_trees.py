@@ -372,6 +372,8 @@ PICTURES = {
     "by a word": (["P{p:02}_T1.nii.gz"], ["P{p:02}_T1_qc.png"], False),
     "in a folder": (["P{p:02}_T1.nii.gz"], ["QC/P{p:02}.png", "QC/P{p:02}_b.png", "QC/P{p:02}_c.png"], False),
     "of a report": (["P{p:02}.nii.gz"], ["html/figures/{p}.png", "docs/logo.png"], False),
+    "masks": (["{p}/DICOM/im.nii.gz"], ["{p}/Ground/IMG-{k}.png"], False),  # CHAOS
+    "masks by a folder": (["P{p:02}/T1.nii.gz"], ["P{p:02}/seg/0.png", "P{p:02}/seg/1.png"], False),
     "of each person": (["P{p:02}/T1.nii.gz"], ["P{p:02}/T1.png"], True),
     "one": (["P{p:02}/T1.nii.gz"], ["scanner.jpg"], True),
     "BIDS": (["sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz"], ["sub-{p:02}/x/{k}.png" for k in range(3)], False),
@@ -387,6 +389,47 @@ def test_pictures_beside_volumes_are_left_out_and_said(tmp_path, name):
     assert f"{len(pictures)} images" in dict(layout.skipped)
     assert ("--exclude '*.nii.gz' takes the images" in doubts(layout)) == asked
     assert sorted(lay(tmp_path, [], exclude=("*.nii.gz",)).keys) == pictures
+
+
+TOLD_BY_FOLDERS = {  # volumes whose own names are of nobody, and whether the report asks
+    "numbers": (["{p}/scan1/im.nii", "{p}/scan2/im.nii"], True),
+    "numbers, one name for all": (["{p}/scan1/S004.nii", "{p}/scan2/S004.nii"], True),
+    "words": (["{a}/scan1/im.nii", "{a}/scan2/im.nii"], True),
+    "conditions": (["{a}/rest/x.nii", "{a}/task/x.nii"], True),
+    "names of conditions": (["{a}/rest.nii", "{a}/task.nii"], True),
+    "kinds": (["{p}/T1DUAL/In.nii", "{p}/T1DUAL/Out.nii", "{p}/T2SPIR/Im.nii"], True),
+    "phases": (["MR/{p}/T1DUAL/InPhase/x.nii", "MR/{p}/T1DUAL/OutPhase/x.nii", "MR/{p}/T2SPIR/x.nii"], True),
+    "kinds that are known": (["{p}/T1/scan.nii", "{p}/T2/scan.nii"], False),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_BY_FOLDERS)
+def test_volumes_of_no_name_are_those_of_their_folder_s_person(tmp_path, name):
+    texts, asked = TOLD_BY_FOLDERS[name]
+    people = zip((1, 2, 5, 8), ("anna", "ben", "carl", "dora"), strict=True)
+    layout = lay(tmp_path, [text.format(p=p, a=a) for p, a in people for text in texts])
+    assert len(set(layout.subjects)) == 4
+    assert all(who in key.split("/") for key, who in whom(layout).items())
+    assert ("give --layout classes" in doubts(layout)) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "people"),
+    [("{c}/{p}/scan.nii", 12), ("{c}/{p}/T1/scan.nii", 12), ("{c}/vol{p}.nii", 12), ("{c}/P{p:02}.nii", 12)],
+)
+def test_classes_above_numbers_are_classes(tmp_path, name, people):
+    layout = lay(tmp_path, [name.format(c=c, p=p) for c in ("AD", "CN") for p in range(12)])
+    assert set(layout.attributes["class"]) == {"AD", "CN"}
+    assert len(set(layout.subjects)) == people
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("{a}/T1/{k}.png", True), ("{a}/scan{k}/{k}.png", True), ("{a}/{k}.png", False), ("{a}/images/{k}.png", False)],
+)
+def test_words_above_scans_of_nobody_are_asked_about(tmp_path, name, asked):
+    layout = lay(tmp_path, [name.format(a=a, k=k) for a in ("anna", "ben", "carl") for k in (1, 2, 3)])
+    assert ("give --layout subjects" in doubts(layout)) == asked
 
 
 @pytest.mark.parametrize("beside", ["template.nii.gz", "P01_seg.nii.gz", "atlas/MNI152_T1_1mm.nii.gz"])

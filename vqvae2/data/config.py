@@ -54,6 +54,10 @@ class DataConfig(SliceConfig):
     data, or names, or its column `subject` (`participant_id`, `ID`, ...) the people, and `session_id` or `visit` their
     visits. A column is given by its name or, from 1, its number."""
 
+    missing: tuple[str, ...] = ()
+    """Cells of the tables of labels that stand for a missing value, such as -4 or 999, besides `n/a`, `unknown`, `-9`
+    and the like."""
+
     bins: tuple[str, ...] = ()
     """Edges at which a column of numbers is cut into classes, such as age=40,60; default: quartiles where there
     are more than 20 different values."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from vqvae2.data.decoding import UnreadableError, no_content
 from vqvae2.data.pools import read_all
-from vqvae2.data.subjects import pseudonym
+from vqvae2.data.subjects import patients_of, pseudonym
 from vqvae2.errors import UserError
 
 _TAGS = [
@@ -82,7 +82,7 @@ def read_series(
         paths: of the files.
         folder: to which the series' names are relative.
         skipped: takes what is no image, or lies in several directions, with the reason.
-        doubts: takes a sentence where slices are missing or unevenly spaced.
+        doubts: takes a sentence where slices are missing or unevenly spaced, and where patients are uncertain.
 
     Raises:
         UserError: pydicom or SimpleITK is not installed.
@@ -115,7 +115,11 @@ def read_series(
             skipped.append((path.relative_to(folder).as_posix(), f"DICOM {found.modality or 'directory'}, no image"))
         else:
             groups[path.parent, found.series or str(path)].append((path, found))
-    pseudonyms: dict[str, str] = {"": ""}
+    whom = patients_of(
+        dict.fromkeys(head.patient for members in groups.values() for _, head in members if head.patient)
+    )
+    pseudonyms = {"": ""} | {given: pseudonym(patient) if patient else "" for given, patient in whom.items()}
+    visits: list[str] = []
     series: dict[Path, Series] = {}
     taken: set[str] = set()
     uneven: list[str] = []
@@ -130,12 +134,18 @@ def read_series(
         except UnreadableError as reason:
             skipped.append((key, str(reason)))
             continue
-        pseudonyms.setdefault(head.patient, pseudonym(head.patient))
+        if head.patient and whom[head.patient] not in ("", head.patient):
+            visits.append(key)
         series[files[0]] = Series(files, key, pseudonyms[head.patient])
     if uneven:
         doubts.append(
             f"slices of {len(uneven):,} DICOM series are missing or unevenly spaced, such as {uneven[0]}; they are "
             "read as even, so positions in mm may be wrong; --exclude leaves them out"
+        )
+    if visits:
+        doubts.append(
+            f"the patient IDs of {len(visits):,} DICOM series, such as {visits[0]}, end in a visit, which is left out: "
+            "all visits are one person's; --subject-pattern tells otherwise"
         )
     if not series:
         first = f", such as {skipped[-1][0]} ({skipped[-1][1]})" if skipped else ""

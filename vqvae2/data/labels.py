@@ -71,8 +71,6 @@ def encode(
             raise UserError("no image has a label", name, "All cells are missing, or contradict each other")
         elif name in (stated or {}):
             inner, classes = _stated(name, odd, stated[name])  # type: ignore[index]
-            if found is not None and inner[0] > 0 and (below := found[present & (found < 0)]).size:
-                notes.append(f"{name}: {below.size:,} images have a number below zero, such as {below[0]:g}")
         elif found is not None and len(np.unique(found[present])) > MOST_VALUES:
             inner, classes = _quartiles(found[present & training if (present & training).any() else present])
             notes.append(f"{name}: numbers, binned at quartiles of the training images")
@@ -102,6 +100,18 @@ def encode(
     return Labels(values, attributes, edges, tuple(name for name in attributes if name in numbers), notes)
 
 
+def untrained_notes(labels: Labels, training: NDArray[np.bool_]) -> list[str]:
+    """Say which classes none of the training images has, (N,) by mask, so that models cannot learn them."""
+    notes = []
+    for column, (name, classes) in enumerate(labels.attributes.items()):
+        learnt = set(labels.values[training, column].tolist())
+        absent = [kind for k, kind in enumerate(classes) if k not in learnt and name not in labels.numbers]
+        if absent:
+            shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3:,} more" if len(absent) > 3 else "")
+            notes.append(f"{name}: no training image is of class {shown}; models learn nothing of it")
+    return notes
+
+
 def _as_number(
     name: str,
     found: NDArray[np.float64] | None,
@@ -122,9 +132,6 @@ def _as_number(
         if own.min() == own.max():
             raise UserError(f"all training images have {own.min():g}", f"--numbers {name}", f"Leave {name} out")
         classes = number_values(own.min(), own.max())
-        if np.median(own) > 0 and (below := own[own < 0]).size:
-            what = f"{below.size:,} images have a number below zero, such as {below[0]:g}"
-            notes.append(f"{name}: {what}; is it a code for a missing one?")
     else:
         classes = tuple(known)
     if found is None:

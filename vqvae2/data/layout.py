@@ -9,6 +9,7 @@ from vqvae2.data import rules
 from vqvae2.data.levels import are_chunks, half, meaning, people_of, tells_no_person
 from vqvae2.data.people import (
     Folders,
+    ask_of_headers,
     by_data_sets,
     by_numbers,
     in_several_groups,
@@ -234,6 +235,8 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
             layout.words = f"{layout.words} with {words}" if layout.words else words
     if layout.subjects and all(layout.subjects):
         layout.told_by = "the DICOM headers, whose patients are not written out"
+        if people is not None:
+            ask_of_headers(layout, people)
         return
     if people is not None:
         layout.told_by = "the folders"

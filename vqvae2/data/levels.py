@@ -32,6 +32,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     if all(map(rules.WORDNET.fullmatch, distinct)):
         return "class"
     bare = any(who == key for who, key in zip(by_name, layout.keys, strict=True))  # 01.Smith/1.png: a person's slices
+    nameless = layout.volumes and _tell_nobody(by_name, layout.keys, names)
     listed = len(distinct) > 1 and _are_listed(distinct, rules.LISTED_OR_PEOPLE)
     several = len(distinct) > 1 and not bare
     if several and (_are_listed(distinct, rules.LISTED) or (listed and _hold_others(names, by_name))):
@@ -74,6 +75,8 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     alike = len({kind for *_, kind in kinds}) > 1 or len(set(stems)) == 1 < len(distinct) - 2
     if layout.volumes and numbered(distinct) and alike and max(kinds.values()) == 1:
         return "people"  # 1/VSD.Brain.XX.O.MR_T1.54512.nii, 1/VSD.Brain.XX.O.MR_Flair.54513.nii
+    if above[0] and nameless and numbered(distinct):
+        return "people"  # AD/1/T1.nii, CN/1/T1.nii
     shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
     if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
         return attribute  # the same names in several folders: original/AD, augmented/AD
@@ -96,13 +99,40 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return attribute  # adenosis/14-22549AB: words above people
     if above[0]:
         return "" if layout.volumes else "people"
-    if bare and attribute == "class" and all(map(str.isdecimal, distinct)) and not any(layout.splits):
+    scans = all(
+        any(word.role in ("kind", "visit") for part in key.split("/")[:-1] for word in words_of(part))
+        for key in layout.keys
+    )
+    if bare and attribute == "class" and (all(map(str.isdecimal, distinct)) or scans) and not any(layout.splits):
+        # 1/0.png; anna/T1/0.png, anna/T2/0.png
         layout.subject_doubts.append(
             f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
         )
+    if nameless and not any(layout.splits):
+        # anna/scan1/im.nii, anna/scan2/im.nii: no name tells people, so that each volume would be one
+        people = len(distinct) > 2 and max(Counter(names).values()) <= len(distinct)
+        read, other, flag = ("people", "classes", "classes") if people else ("classes", "people", "subjects")
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} are read as {read}; if they are {other}, give --layout {flag}"
+        )
+        return "people" if people else attribute
     training, held_out = _by_split(layout, names)
     # Classes of a held-out split are classes of the training split; subjects are not.
     return "people" if held_out and not held_out & training else attribute
+
+
+def _tell_nobody(by_name: Sequence[str], keys: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the names of volumes, by which they would show people, are of none: of a DICOM series (``S004``), one for
+    all of them, or a word in several of the folders that are called ``names`` (``1/pre.nii``, ``2/pre.nii``)."""
+    homes: dict[str, set[str]] = {}
+    for who, name in zip(by_name, names, strict=True):
+        homes.setdefault(who, set()).add(name)
+    words = {who for who, held in homes.items() if len(held) > 1 and (len(homes) == 1 or not re.search(r"\d", who))}
+    series = re.compile(r"S\d{3}(?:_\d+)?")
+    return all(
+        who in (key, name) or who in words or bool(series.fullmatch(key.rsplit("/", 1)[-1]))
+        for who, key, name in zip(by_name, keys, names, strict=True)
+    )
 
 
 def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]:

@@ -69,8 +69,8 @@ QUALIFIERS = {
 """Words that go with those: ``P01_whole_tumor``."""
 PICTURES = re.compile(
     r"qc|qa|quality|checks?|slicesdir|snapshots?|screenshots?|shots?|thumb(?:nail)?s?|previews?|montages?|mosaics?|overlays?|"
-    r"figures?|figs?|plots?|reports?|docs?|html|logos?"
+    r"figures?|figs?|plots?|reports?|docs?|html|logos?|ground"
 )
-"""Pictures beside volumes that show these: ``P01_qc.png``, ``figures/P01.png``."""
+"""Pictures beside volumes that show these or are their masks: ``P01_qc.png``, ``figures/P01.png``, ``Ground/1.png``."""
 CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
 """Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from vqvae2.data import mask_rules, rules
 from vqvae2.data.subjects import is_mask, spaced, stem_of, words_of
 
-__all__ = ["is_picture", "left_out"]
+__all__ = ["is_of_volume", "left_out"]
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 Place = tuple[tuple[str, ...], tuple[str, ...]]  # folders, and the parts of a name
@@ -155,7 +155,10 @@ def _is_plain(folder: str) -> bool:
     ) or folder.lower().startswith("original")
 
 
-def is_picture(key: str) -> bool:
-    """Tell by name or folder whether an image shows a volume for a check: ``P01_qc.png``, ``figures/P01.png``."""
+def is_of_volume(key: str) -> bool:
+    """Tell by name or folder whether an image beside volumes is a mask or shows one for a check: ``qc/P01.png``."""
+    *folders, name = key.split("/")
+    if is_mask(stem_of(name)) or any(is_mask(folder, folder=True) for folder in folders):
+        return True
     words = re.split(r"[_\-. /]+", spaced(stem_of(key)).lower())
     return any(map(mask_rules.PICTURES.fullmatch, words))

@@ -10,7 +10,7 @@ import numpy as np
 
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
-from vqvae2.data.labels import encode
+from vqvae2.data.labels import encode, untrained_notes
 from vqvae2.data.layout import read_layout
 from vqvae2.data.people import pattern_of
 from vqvae2.data.pixel_file import PixelFile, Source
@@ -21,7 +21,7 @@ from vqvae2.data.selection import Layout, key_of
 from vqvae2.data.slicing import Volumes, config_of, slice_keys, slice_notes
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern
-from vqvae2.data.tables import Table, parse_labels, read_table
+from vqvae2.data.tables import Table, codes_for_missing, parse_labels, read_table
 from vqvae2.data.volumes import SliceConfig, slice_settings
 from vqvae2.errors import UserError
 
@@ -53,7 +53,7 @@ def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dic
 
 def _refuse_of_folders(config: DataConfig) -> None:
     """Refuse labels and choices of files, which only a folder of images can follow, rather than ignore them."""
-    for name in ("labels", "bins", "numbers", "subject_pattern", "exclude", "bids_suffix", "bids_entity"):
+    for name in ("labels", "bins", "numbers", "subject_pattern", "exclude", "bids_suffix", "bids_entity", "missing"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is for a folder of images, not for {config.data}", how=f"Leave out {flag}")
@@ -181,6 +181,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         edges,
         stored.get("numbers", ()) if like else numbers,
     )
+    if like is None:
+        notes += untrained_notes(labels, np.array([split == "train" for split in place]))
 
     wanted = {split: [i for i, own in enumerate(place) if own == split] for split in SPLITS if split in place}
     chosen = {split: rows for split, rows in wanted.items() if splits is None or split in splits}
@@ -246,12 +248,12 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
 def _tables(config: DataConfig, layout: Layout) -> tuple[dict[str, list[str]], list[str]]:
     """The texts of each attribute, and the subjects by pattern, else tables, else folders and names."""
     texts = dict(layout.attributes)
-    wanted = parse_labels(config.labels, layout.folder) if config.labels is not None else []
+    wanted = parse_labels(config.labels, layout.folder, config.missing) if config.labels is not None else []
     tables = [table for table, _ in wanted]
     own = layout.folder / "slices.csv"
     if own.is_file() and not any(own.samefile(table.path) for table in tables):
         try:
-            tables.insert(0, read_table(own))
+            tables.insert(0, read_table(own, config.missing))
         except UserError as error:
             layout.notes.append(f"slices.csv is not used: {error}")
     subjects = _subjects(config, layout, tables)
@@ -291,7 +293,14 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
                 f"{column}: the rows of {len(known):,} {found.what} contradict each other, such as {known[0]}; "
                 "they count as missing"
             )
-    return {column: [row[column] if row else "" for row in found.rows] for column in columns}
+    texts = {column: [row[column] if row else "" for row in found.rows] for column in columns}
+    for column, cells in texts.items():
+        if codes := codes_for_missing(cells):
+            told = ", ".join(f"{code} ({cells.count(code):,} {layout.unit})" for code in codes[:3])
+            layout.doubts.append(
+                f"{column}: {told} may stand for a missing value; --missing {' '.join(codes)} reads it so"
+            )
+    return texts
 
 
 def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[str]:

@@ -34,6 +34,26 @@ def with_headers(layout: Layout, subjects: list[str]) -> list[str]:
     ]
 
 
+def ask_of_headers(layout: Layout, people: list[str]) -> None:
+    """Ask where the headers of all images tell other people than the folders do: more of them, or by far fewer."""
+    patients: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
+    for header, who in zip(layout.subjects, people, strict=True):
+        patients.setdefault(who, set()).add(header)
+        folders.setdefault(header, set()).add(who)
+    settles = "the headers are followed; --subject-pattern '([^/]+)' or the like follows the folders"
+    if several := sorted(who for who, held in patients.items() if len(held) > 1):
+        layout.subject_doubts.append(
+            f"{len(several):,} folders that may be a person's, such as {several[0]}, hold several patients by their "
+            f"DICOM headers; {settles}"
+        )
+    elif 3 * len(folders) <= len(patients):
+        layout.subject_doubts.append(
+            f"the DICOM headers name {len(folders):,} patients in {len(patients):,} folders that may be a person's "
+            f"each, such as {min(patients)}; {settles}"
+        )
+
+
 def by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
     """Keep apart people of the same name in several BIDS data sets, ``ds000001/sub-01`` and ``ds000002/sub-01``."""
     sets: list[str] = []

@@ -163,8 +163,8 @@ WORDS = (  # the first that fits decides
     ),
     Word(
         "kind",
-        r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map)*|(?:t2)?flair|mp2?rage|mpr?|rage|spgr|"
-        r"bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
+        r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map|dual|spa?ir|stir|vibe|dixon|tse|gre)*|"
+        r"(?:t2)?flair|mp2?rage|mpr?|rage|spgr|spa?ir|stir|vibe|dixon|(?:in|out|opp|opposed)-?phase|dce|dsc|bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
         r"reg(?:istered)?|coreg|aligned|warp(?:ed)?|mni(?:152)?[a-z0-9]*|to|on|in|space|native|middle|template|bias|n[34]|"
         r"correct(?:ed|ion)|gradwarp|scaled|norm(?!al$)[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
         r"\d+mm|masked|gfc|defaced?|anon|gd|enhanced|contrast",
@@ -314,6 +314,11 @@ LESION_COLUMNS = re.compile(r"lesion[ _-]?(?:id|name|code)")
 """Columns that name what several images show, where no column names people."""
 ID_COLUMNS = re.compile(r".*id|pseudonym|code|name")
 """Columns that may name people where no column names files: ``IXI_ID``, ``PTID``, ``eid``, ``BraTS21ID``."""
+NO_PATIENT = re.compile(
+    r"(?:anon(?:\.|ymi[sz]ed|ymous)?|(?:de[ -]?)?identified|removed|dummy|patient|x+|0+)(?:[ ^_-]*(?:id|name))?",
+    re.IGNORECASE,
+)
+"""Patient IDs of DICOM headers that an anonymisation writes into all of them."""
 VISIT_COLUMNS = re.compile(
     r"(?:ses(?:s|sion)?|visit|vis|viscode\d?|time[ _-]?point|tp|wave|week|month)s?(?:[ _-]?(?:id|code|nr|no|name))?"
 )

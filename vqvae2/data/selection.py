@@ -8,7 +8,7 @@ from typing import Literal
 
 from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
-from vqvae2.data.masks import is_picture, left_out
+from vqvae2.data.masks import is_of_volume, left_out
 from vqvae2.data.scans import processed
 from vqvae2.data.sources import Found, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
@@ -101,7 +101,10 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
             folder, found, "volumes" if cut else "images", decoding.SUFFIXES * (not cut) + volume_files.SUFFIXES
         )
     if cut and images:
-        skipped.append((f"{len(images):,} images", "left aside for the volumes; --exclude '*.nii*' reads them"))
+        reads = (
+            f"--exclude {' '.join(sorted(_patterns(scans)))}" if found.volumes else "--exclude with a pattern of these"
+        )
+        skipped.append((f"{len(images):,} images", f"left aside for the volumes; {reads} reads them"))
     if (scans or dicom) and not cut:
         skipped.append(
             (f"{len(scans) + len(dicom):,} volumes", "left aside for the images; --layout volumes reads them")
@@ -128,7 +131,7 @@ def _are_data(folder: Path, images: list[Path], scans: list[Path], dicom: list[P
     if names and ((folder / "dataset_description.json").is_file() or is_bids(folder, names)):
         return True  # pictures in a BIDS tree are of its quality control
     keys = [key_of(path, folder) for path in images]
-    others = [key for key, picture in zip(keys, map(is_picture, keys), strict=True) if not picture]
+    others = [key for key, picture in zip(keys, map(is_of_volume, keys), strict=True) if not picture]
     # A series is a folder of files.
     volumes = sum(not is_mask(stem_of(path.name)) for path in scans) if scans else len({path.parent for path in dicom})
     if len(others) > volumes or not volumes:

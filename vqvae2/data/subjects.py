@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -347,6 +347,21 @@ def is_mask(name: str, folder: bool = False) -> bool:
 def kind_of(stem: str) -> str:
     """Return the parts of a name that tell the kind of image, in lower case: ``t1c``, ``flair``; "" for none."""
     return " ".join(t.text.lower() for t in words_of(stem) if t.role in ("kind", "mask"))
+
+
+def patients_of(ids: Iterable[str]) -> dict[str, str]:
+    """Tell the patient of each ID of DICOM headers: without a visit behind it, "" where it names nobody.
+
+    >>> patients_of(["P01 V1", "P01 V2", "2019-0001", "ANONYMOUS"])
+    {'P01 V1': 'P01', 'P01 V2': 'P01', '2019-0001': '2019-0001', 'ANONYMOUS': ''}
+    """
+    named = {who: not (who.lower() in rules.MISSING or rules.NO_PATIENT.fullmatch(who)) for who in ids}
+    known = [who for who, names in named.items() if names]
+    whom = dict.fromkeys(named, "") | dict(zip(known, known, strict=True))
+    for who, guess in zip(known, guess_subjects(known, volumes=True), strict=True):
+        if visit_of(who) and who.startswith(guess):
+            whom[who] = guess
+    return whom
 
 
 def pseudonym(patient: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vqvae2.data import rules
 from vqvae2.data.decoding import no_content
 from vqvae2.data.labels import number_of
-from vqvae2.data.subjects import known_subject, pseudonym, stem_of, visit_in, visit_of
+from vqvae2.data.subjects import known_subject, patients_of, pseudonym, stem_of, visit_in, visit_of
 from vqvae2.errors import UserError
 
 Row = dict[str, str]
@@ -161,7 +161,8 @@ def join(ids: Sequence[str], subjects: Sequence[str]) -> tuple[dict[str, str], s
     """
     found = _unique({name: _person(name) for name in ids}, {who: _person(who) for who in subjects}, several=True)
     if any(who.startswith("patient-") for who in subjects):
-        found |= _unique({name: pseudonym(name) for name in ids}, {who: who for who in subjects})
+        theirs = {name: pseudonym(patient) for name, patient in patients_of(ids).items()}
+        found |= _unique(theirs, {who: who for who in subjects}, several=True)
     exact = len(found)
     rest = [name for name in ids if name not in found]
     left = [who for who in subjects if who not in set(found.values())]
@@ -239,8 +240,16 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[i:]) for i in range(1, len(parts))]
 
 
-def read_table(path: Path) -> Table:
-    """Read a CSV or TSV file that names images or people; raises UserError where it cannot be used."""
+def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
+    """Read a CSV or TSV file that names images or people.
+
+    Args:
+        path: of the file.
+        missing: cells that say nothing, besides those of `rules.MISSING`.
+
+    Raises:
+        UserError: it cannot be used.
+    """
     columns, rows, notes = _read_rows(path)
     folded = {name: re.sub(r"\s+", " ", name.lower()) for name in columns}
     file_column = next((name for name in columns if folded[name] in rules.FILE_COLUMNS), None)
@@ -268,7 +277,7 @@ def read_table(path: Path) -> Table:
         )
     table = Table(path, columns, rows, file_column, tuple(people), visit_column, notes, of_files=of_files)
     for column in columns:
-        table.blanks[column] = _blank(rows, column)
+        table.blanks[column] = _blank(rows, column, missing)
     return table
 
 
@@ -320,8 +329,9 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
     return columns, rows, notes
 
 
-def _blank(rows: list[Row], column: str) -> Counter[str]:
+def _blank(rows: list[Row], column: str, missing: Sequence[str]) -> Counter[str]:
     """Empty the cells of a column that say nothing, and count them by what they held."""
+    stated = {*missing, *(number for cell in missing if (number := number_of(cell)) is not None)}
     negative = any(
         (value := number_of(row[column])) is not None and value < 0 and row[column] not in rules.MISSING_NUMBERS
         for row in rows
@@ -329,18 +339,45 @@ def _blank(rows: list[Row], column: str) -> Counter[str]:
     said: Counter[str] = Counter()
     for row in rows:
         cell = row[column]
-        if cell and (cell.lower() in rules.MISSING or (cell in rules.MISSING_NUMBERS and not negative)):
+        usual = cell.lower() in rules.MISSING or (cell in rules.MISSING_NUMBERS and not negative)
+        if cell and (usual or cell in stated or number_of(cell) in stated):
             said[cell] += 1
             row[column] = ""
     return said
 
 
-def parse_labels(text: str, folder: Path) -> list[tuple[Table, tuple[str, ...]]]:
+def codes_for_missing(cells: Sequence[str]) -> list[str]:
+    """Find numbers among the cells of a column that may stand for missing values, as in tables of cohorts.
+
+    These are one to three values below zero where no others are and none is the opposite of another value, and numbers
+    written in nines or eights alone that are more than twice all others: -4 (ADNI), 9 and 88 (NACC), 999.
+
+    Example:
+        >>> codes_for_missing(["0", "1", "1", "-4"]), codes_for_missing(["63.5", "999", "71"])
+        (['-4'], ['999'])
+        >>> codes_for_missing(["CN", "AD", "9"]), codes_for_missing(["1", "0", "-1"])
+        (['9'], [])
+    """
+    numbers = {cell: value for cell in dict.fromkeys(cells) if (value := number_of(cell)) is not None}
+    texts = {cell for cell in cells if cell} - set(numbers)
+    values = set(numbers.values())
+    repeated = {value for value in values if re.fullmatch(r"9+|8+", f"{value:g}")}
+    plain = {value for value in values - repeated if value >= 0}
+    if len(plain) + len(texts) < 2 or (texts and plain):
+        return []
+    below = {value for value in values if value < 0}
+    if len(below) > 3 or any(-value in values for value in below):
+        below = set()
+    codes = below | {value for value in repeated if value > 2 * max(plain, default=0)}
+    return [cell for cell, value in numbers.items() if value in codes]
+
+
+def parse_labels(text: str, folder: Path, missing: Sequence[str] = ()) -> list[tuple[Table, tuple[str, ...]]]:
     """Read FILE:COLUMN[,COLUMN], FILE relative to here or to the data.
 
     FILE may be a pattern, such as ``sub-*/sub-*_sessions.tsv``, of tables that are read as one. A column is given by
     its name, in quotes if it holds commas, or by its number, from 1. A column that ``participants.tsv`` lacks is looked
-    for in BIDS's tables of sessions.
+    for in BIDS's tables of sessions. ``missing`` as of `read_table`.
 
     Returns:
         Tables, with the columns that are wanted of each.
@@ -355,13 +392,13 @@ def parse_labels(text: str, folder: Path) -> list[tuple[Table, tuple[str, ...]]]
     listed, paths = next(((listed, found) for name, listed in splits if (found := _paths(name, folder))), ("", []))
     if not paths:
         raise UserError("there is no such table of labels", splits[0][0], "Give --labels FILE.csv:COLUMN[,COLUMN]")
-    table = _together([read_table(path) for path in paths])
+    table = _together([read_table(path, missing) for path in paths])
     columns, absent = _columns(listed, table.columns)
     if not columns and not absent:
         raise UserError(f"--labels {text} names no columns", how="Give FILE.csv:COLUMN[,COLUMN]")
     wanted = [(table, tuple(columns))] if columns else []
     if absent and table.path.name == "participants.tsv" and (paths := sorted(folder.glob(_SESSIONS))):
-        visits = _together([read_table(path) for path in paths])
+        visits = _together([read_table(path, missing) for path in paths])
         columns, absent = _columns(",".join(absent), visits.columns)
         wanted.append((visits, tuple(columns)))
     if absent:

@@ -95,7 +95,7 @@ def write_anomalies(
         dry_run: say what would be done.
     """
     check_own(out, "anomaly.json", overwrite)
-    images = load_images(source, evaluated.like)
+    images = load_images(source, evaluated.like, evaluated.choice)
     normal = evaluated.images.some(report.spread_out(len(evaluated.images), _NORMAL))
     tall, wide = block_size(model)
     print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")

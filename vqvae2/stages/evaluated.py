@@ -1,7 +1,7 @@
 """What evaluate.py scores: images, the run's own images beside them, models, and the commands that made the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class Evaluated:
         train: the run's training images; None if they cannot be read.
         val: the run's own held-out images, beside which other data are judged; None for the run's own data, or if they
             cannot be read.
+        choice: which files of another folder are taken, by the flags of the run's own data.
     """
 
     images: ImageSet
@@ -112,6 +113,7 @@ class Evaluated:
     like: dict[str, Any]
     train: ImageSet | None
     val: ImageSet | None = None
+    choice: DataConfig = field(default_factory=DataConfig)
 
     @property
     def held_out(self) -> bool:
@@ -154,6 +156,13 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
     """
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
     config = checkpoint.config_from(DataConfig, record["train_vqvae"]["data"], run.path)
+    choice = DataConfig(
+        data_root=config.data_root,
+        exclude=config.exclude,
+        include_masks=config.include_masks,
+        bids_suffix=config.bids_suffix,
+        bids_entity=config.bids_entity,
+    )
     anywhere = config.data == "phantom" or config.data.startswith("torchvision:")
     alone = exported(run) and not anywhere  # the name of their folder says nothing of where it lies here
     if data is None and alone:
@@ -167,26 +176,18 @@ def open_evaluated(run: RunFolder, record: dict[str, Any], data: str | None, spl
         check_subjects(read, run.data_report)
         train = read.splits.get("train")
         images, name = _choose(read, split)
-        return Evaluated(images, name, config.data, True, like, train)
-    other = DataConfig(
-        data=data,
-        data_root=config.data_root,
-        exclude=config.exclude,
-        include_masks=config.include_masks,
-        bids_suffix=config.bids_suffix,
-        bids_entity=config.bids_entity,
-    )
+        return Evaluated(images, name, config.data, True, like, train, choice=choice)
     if split == "all" and data != "phantom" and not data.startswith("torchvision:"):
-        images, name = load_images(data, like, other), "all"
+        images, name = load_images(data, like, choice), "all"
     else:
         wanted = None if split == "all" else ["val", "test"] if split is None else [split]
-        images, name = _choose(open_data(other, wanted, like), split)
+        images, name = _choose(open_data(replace(choice, data=data), wanted, like), split)
     known: dict[str, ImageSet] = {}
     try:
         known = {} if alone else open_data(config, ["train", "val"], like).splits
     except UserError as error:
         print(f"note: no figures of the run's own data, which cannot be read: {error}")
-    return Evaluated(images, name, data, False, like, known.get("train"), known.get("val"))
+    return Evaluated(images, name, data, False, like, known.get("train"), known.get("val"), choice)
 
 
 def commands(run: RunFolder, record: Mapping[str, Any], samples: Mapping[Path, Mapping[str, Any]]) -> list[str]:
