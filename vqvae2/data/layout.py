@@ -9,6 +9,7 @@ from vqvae2.data import rules
 from vqvae2.data.levels import are_chunks, half, meaning, people_of, tells_no_person
 from vqvae2.data.people import (
     Folders,
+    ask_of_crossed,
     ask_of_headers,
     by_data_sets,
     by_numbers,
@@ -47,6 +48,7 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     warn_of_copies(layout)
     warn_of_cohorts(layout)
     warn_of_few(layout)
+    ask_of_crossed(layout)
     return layout
 
 

@@ -11,6 +11,8 @@ from vqvae2.data.scans import is_person, under_heads, without_counters
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
 
+_NUMBERED = re.compile(r"((?:site|cent(?:er|re)|hospital|scanner)s?)[\W_]*(?:\d+|[a-z])(?![^\W_])")
+
 
 def tells_no_person(name: str) -> bool:
     """Whether all parts of a folder's name are words of visits, kinds, sides and the like."""
@@ -48,7 +50,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
     named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
-    told = (name for name, pattern in rules.ATTRIBUTES if half(distinct, pattern))
+    told = (name for name, pattern in rules.ATTRIBUTES if _differ_in(distinct, pattern))
     named = named or next((name for name in told if name != "size" or _differ_by_size(distinct)), "")
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
@@ -75,13 +77,15 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     alike = len({kind for *_, kind in kinds}) > 1 or len(set(stems)) == 1 < len(distinct) - 2
     if layout.volumes and numbered(distinct) and alike and max(kinds.values()) == 1:
         return "people"  # 1/VSD.Brain.XX.O.MR_T1.54512.nii, 1/VSD.Brain.XX.O.MR_Flair.54513.nii
-    if above[0] and nameless and numbered(distinct):
-        return "people"  # AD/1/T1.nii, CN/1/T1.nii
+    if above[0] and nameless and (numbered(distinct) or all(map(str.__eq__, by_name, names))):
+        return "people"  # AD/1/T1.nii, CN/1/T1.nii; rest/anna/T1.nii, task/anna/T1.nii
     shared = Counter(name for name, _ in set(zip(names, above, strict=True)))
     if above[0] and sum(count > 1 for count in shared.values()) * 2 >= len(shared):
         return attribute  # the same names in several folders: original/AD, augmented/AD
     if layout.volumes and not any(person_of(stem, volume=True) for stem in stems) and len(set(stems)) < len(stems):
-        if len(inside := set(below) - {""}) < len(distinct) or not all(below) or not numbered(inside):
+        inside = set(below) - {""}
+        called = len(inside) > len(distinct) and not any(map(tells_no_person, inside))  # AD/anna, rest/anna
+        if len(inside) < len(distinct) or not all(below) or not (numbered(inside) or called):
             return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
         layout.subject_doubts.append(
             f"folders like {min(distinct)} or those in them, like {min(inside)}, may be the subjects; the latter are "
@@ -103,8 +107,8 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         any(word.role in ("kind", "visit") for part in key.split("/")[:-1] for word in words_of(part))
         for key in layout.keys
     )
-    if bare and attribute == "class" and (all(map(str.isdecimal, distinct)) or scans) and not any(layout.splits):
-        # 1/0.png; anna/T1/0.png, anna/T2/0.png
+    if bare and attribute == "class" and (numbered(distinct) or scans) and not any(layout.splits):
+        # 1/0.png; a3f9c1/0.png; anna/T1/0.png, anna/T2/0.png
         layout.subject_doubts.append(
             f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
         )
@@ -205,6 +209,16 @@ def half(names: set[str], pattern: re.Pattern[str]) -> bool:
     """Whether a part of at least half of the names fits."""
     parts = [re.split(r"[_\-. ]+", spaced(name).lower()) for name in names]
     return 2 * sum(any(map(pattern.fullmatch, words)) for words in parts) >= len(names)
+
+
+def _differ_in(names: set[str], pattern: re.Pattern[str]) -> bool:
+    """Whether a part of at least half of the names fits, and the rest of these tells no more: not ``P01_axial``."""
+    parts = [re.split(r"[_\-. ]+", _NUMBERED.sub(r"\1", spaced(name).lower())) for name in names]
+    fitting = [
+        (tuple(filter(pattern.fullmatch, words)), words) for words in parts if any(map(pattern.fullmatch, words))
+    ]
+    rests = {tuple(word for word in words if word not in found) for found, words in fitting}
+    return 2 * len(fitting) >= len(names) and len(rests) <= len({found for found, _ in fitting})
 
 
 def _differ_by(names: set[str], role: str) -> bool:

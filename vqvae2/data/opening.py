@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +330,9 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
             subjects = [new or old for new, old in zip(named, subjects, strict=True)]
     note = None if layout.volumes else _each_alone(subjects, config, layout, told_by)
     if note:
-        layout.notes.append(note)
+        levels = zip_longest(*(key.split("/")[:-1] for key in layout.keys))
+        nested = sum(len(set(names)) > 1 for names in levels) > 1 + any(layout.splits)  # where a folder may be a person
+        (layout.subject_doubts if nested else layout.notes).append(note)
     else:
         layout.notes.append(f"subjects by {told_by}, such as {subjects[0]} of {layout.keys[0]}")
     return subjects

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -15,6 +15,10 @@ Folders = list[tuple[str, ...]]
 
 SAME_PEOPLE = {"visit", "kind", "side", "source", "plane", "magnification", "size"}
 """Attributes under whose folders the same people are found again."""
+
+_CROSSED = 10_000  # subjects that are compared
+_PARTS = (re.compile(r"[^\W_]+"), re.compile(r"\d+(?:st|nd|rd|th)(?![^\W_])|\d+|[^\W\d_]+"))
+_DATE = re.compile(r"((?:19|20)\d\d)[-_.](\d\d)[-_.](\d\d)(?!\d)")
 
 
 def with_headers(layout: Layout, subjects: list[str]) -> list[str]:
@@ -233,7 +237,10 @@ def warn_of_cohorts(layout: Layout) -> None:
 
 
 def warn_of_few(layout: Layout) -> None:
-    """Say so where names tell words, single digits or years instead of people: ``cat.0.jpg``, ``7_12.png``."""
+    """Say so where names tell words, single digits or years instead of people: ``cat.0.jpg``, ``7_12.png``.
+
+    A few names of many files are asked about unless they are of people by a word: ``V1_S001``, ``V2_S001``.
+    """
     counts = Counter(layout.subjects)
     by_files = layout.told_by == "the names of the files" and not layout.volumes
     words = not any(numbered({who}) for who in counts)
@@ -241,12 +248,68 @@ def warn_of_few(layout: Layout) -> None:
         re.fullmatch(r"(?:[^\W\d_]{3,})?\d", who) and not is_person(who) for who in counts
     )
     years = all(map(rules.YEAR.fullmatch, counts))
-    if by_files and (words or digits or years) and len(counts) > 1 and len(layout.keys) >= 8 * len(counts):
-        shown = ", ".join(f"{who} ({count:,} images)" for who, count in counts.most_common(3))
+    told = by_files and (words or digits or years) and len(layout.keys) >= 8 * len(counts)
+    if len(counts) > 1 and (told or _are_too_few(layout, counts)):
+        shown = ", ".join(f"{who} ({count:,} {layout.unit})" for who, count in counts.most_common(3))
         layout.subject_doubts.append(
             f"the names identify {len(counts)} subjects: {shown}; if these are classes, "
-            "--subject-pattern '.+' counts each image as a person"
+            f"--subject-pattern '.+' counts each {layout.unit.removesuffix('s')} as a person"
         )
+
+
+def _are_too_few(layout: Layout, counts: Counter[str]) -> bool:
+    """Whether at most four subjects have four files each, and neither folders nor words say that they are people."""
+    if layout.subject_doubts or len(counts) > 4 or len(layout.keys) < 4 * len(counts):
+        return False
+    people = all(is_person(who) and re.fullmatch(r"[^\W\d_]+[\W_]?\d+", who) for who in counts)
+    return not people and any(who not in key.split("/") for key, who in zip(layout.keys, layout.subjects, strict=True))
+
+
+def ask_of_crossed(layout: Layout) -> None:
+    """Ask where subjects differ by one part of their names alone, which recurs under most others: ``anna_1st``.
+
+    These may be one person's scans, whatever the part is called. It is not asked where a doubt speaks of the subjects
+    already, nor of a cohort's own names, of people by a word (``HC01``, ``AD01``) or of groups (``site1_P01``). Images
+    that are a subject each count as one where only a number behind their name tells them apart.
+    """
+    if layout.subject_doubts:
+        return
+    firsts: dict[str, str] = {}
+    for key, who in zip(layout.keys, layout.subjects, strict=True):
+        alone = who == key and not layout.volumes
+        if known_subject(key) or rules.COUNTED_IN_SPLIT.fullmatch(who) or (alone and any(layout.splits)):
+            continue
+        firsts.setdefault(re.sub(r"[^\w/]*_?\d+$", "", stem_of(key)) if alone else who, key)
+    alike: dict[tuple[int, int], dict[tuple[str, ...], str]] = {}  # by the way of parting and the number of parts
+    for key in islice(firsts.values(), _CROSSED):
+        name = _DATE.sub(r"\1\2\3", stem_of(key).lower())
+        for way, part in enumerate(_PARTS):
+            parts = tuple(part.findall(name))
+            alike.setdefault((way, len(parts)), {})[parts] = key
+    for (_, length), keys in alike.items():
+        if pair := next(filter(None, (_crossed(keys, place) for place in range(length))), None):
+            layout.subject_doubts.append(
+                f"files such as {pair[0]} and {pair[1]} are read as of different subjects; if they show one, give "
+                "--subject-pattern"
+            )
+            return
+
+
+def _crossed(keys: dict[tuple[str, ...], str], place: int) -> tuple[str, str] | None:
+    """Two files whose names differ at one place alone, if two words stand there with most of the other parts."""
+    rests: dict[tuple[str, ...], dict[str, str]] = {}
+    for parts, key in keys.items():
+        word, before, after = parts[place], "".join(parts[max(place - 1, 0) : place]), "".join(parts[place + 1 :][:1])
+        group = any(map(rules.GROUP_WORDS.search, (before, word)))
+        if not (group or (after.isdecimal() and is_person(word + after)) or is_person(before + word)):
+            rests.setdefault((*parts[:place], *parts[place + 1 :]), {})[word] = key
+    crossed = [held for held in rests.values() if len(held) > 1]
+    often = Counter(word for held in crossed for word in held)
+    recur = [word for word, count in often.items() if 2 * count >= len(rests)]
+    if len(rests) < 3 or len(recur) < 2 or len(often) > len(rests):
+        return None
+    first, second, *_ = crossed[0].values()
+    return first, second
 
 
 def numbered(names: set[str]) -> bool:

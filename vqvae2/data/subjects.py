@@ -42,6 +42,7 @@ _ROLES = [
     for word in rules.WORDS
 ]
 _BEGINNING = re.compile(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]|(?i:n[or])")
+_PLANE = re.compile(r"ax(?:ial)?|cor(?:onal)?|sag(?:ittal)?", re.IGNORECASE)
 _SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
 
@@ -144,7 +145,7 @@ def person_of(stem: str, volume: bool = False) -> str:
     if known := known_subject(stem):
         return known
     stem = copy_of(stem)
-    tokens = words_of(stem)
+    tokens = _without_slices(words_of(stem)) if volume else words_of(stem)
     counted = volume and not re.search(r"\d.*\(", stem)  # P (1): no copy, but one of several
     while len(tokens) > 1 and tokens[-1].role == "copy":
         if counted and tokens[-1].text.startswith("("):
@@ -172,6 +173,23 @@ def person_of(stem: str, volume: bool = False) -> str:
     whole = stem[person[0].start : person[-1].end]
     inside = [token for token in tokens if person[0].start <= token.start < person[-1].end]
     return whole if inside == person else "_".join(token.text for token in person)
+
+
+def _without_slices(tokens: Sequence[Token]) -> tuple[Token, ...]:
+    """Read a slice's number as a volume's name has it: a plane's name first (``axial_01``), or alone (``S001``)."""
+    read: list[Token] = []
+    planes = [token.role == "slice" and _PLANE.fullmatch(token.text) is not None for token in tokens]
+    named = (token.text for token in tokens if token.role in ("", "number"))
+    numbered = any(re.search(r"\d", text) and not re.fullmatch(r"\d\d?", text) for text in named)
+    for place, token in enumerate(tokens):
+        if planes[place]:
+            token = token._replace(role="kind")
+        elif token.role == "slice" and place and planes[place - 1]:
+            token = token._replace(role="number")
+        elif token.role == "slice" and not numbered and re.fullmatch(r"[A-Za-z]\d{2,}", token.text):
+            token = token._replace(role="")
+        read.append(token)
+    return tuple(read)
 
 
 def _apart_from_groups(tokens: Sequence[Token]) -> list[Token]:
