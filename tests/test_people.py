@@ -11,7 +11,7 @@ from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
 from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.subjects import guess_subjects, known_subject
-from vqvae2.data.tables import read_table
+from vqvae2.data.tables import join, read_table
 from vqvae2.errors import UserError
 from vqvae2.stages.data_report import check_subjects
 
@@ -132,6 +132,26 @@ def test_patients_of_headers(tmp_path, headers, people, asked):
     told = [doubt for doubt in layout.doubts + layout.subject_doubts if "DICOM" in doubt]
     assert [asked in doubt for doubt in told] == [True] * bool(asked), told
     assert not any(patient in doubt for doubt in told for scans in headers for patient in scans if len(patient) > 1)
+
+
+def test_a_table_of_folders_names_the_flag_that_reads_them_as_people(tmp_path):
+    people = ("anna", "ben", "carl", "dora")
+    for who in people:
+        for k in range(3):
+            save(tmp_path / f"{who}/{k}.png", np.full((8, 8), 30 * k, np.uint8))
+    (tmp_path / "t.csv").write_text("subject,sex\n" + "".join(f"{who},F\n" for who in people))
+    with pytest.raises(UserError, match="the table's anna: give --layout subjects"):
+        open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex"))
+    data = open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex", layout="subjects"))
+    assert data.attributes == {"sex": ("F",)}
+
+
+@pytest.mark.parametrize("form", ["SUB-{}", "sub_{}", "sub{}", "{}"])
+def test_people_of_bids_are_found_however_a_table_writes_them(form):
+    names = [form.format(f"{p:02}") for p in range(1, 9)]
+    assert join(names, [f"sub-{p:02}" for p in range(1, 9)])[0] == {
+        form.format(f"{p:02}"): f"sub-{p:02}" for p in range(1, 9)
+    }
 
 
 def test_masks_beside_dicom_series_are_left_out(tmp_path):

@@ -303,6 +303,8 @@ BESIDE = {
     "several findings": (["P{p:02}_{k}.png"], ["P{p:02}_{k}_lesion_1.png", "P{p:02}_{k}_lesion_2.png"]),
     "two words": (["P{p:02}_{k}.png"], ["P{p:02}_{k}_whole_tumor.png", "P{p:02}_{k}_tumorCore.png"]),
     "folders": (["images/P{p:02}_{k}.png"], ["lesion/P{p:02}_{k}.png", "Tumor/P{p:02}_{k}.png"]),
+    "targets": (["input/P{p:02}_{k}.png"], ["target/P{p:02}_{k}.png", "binary/P{p:02}_{k}.png"]),
+    "Pascal VOC": (["JPEGImages/P{p:02}_{k}.png"], ["manual/P{p:02}_{k}.png", "maskPNG/P{p:02}_{k}.png"]),
     "folders in splits": (["train/original/P{p:02}_{k}.png"], ["train/manual1/P{p:02}_{k}.png"]),
     "a folder below": (["P{p:02}_{k}.png"], ["tumor/P{p:02}_{k}.png"]),
     "volumes of a kind": (["P{p:02}/{p}_T1.nii.gz"], ["P{p:02}/{p}_lesion.nii.gz", "P{p:02}/{p}_T1_GTV.nii.gz"]),

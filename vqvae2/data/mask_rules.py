@@ -44,7 +44,8 @@ BESIDE = (  # the first that fits decides
         re.compile(
             r"liver|lungs?|heart|kidneys?|spleen|pancreas|prostate|bladder|breast|thyroid|bones?|spine|vertebrae?|hippocamp(?:us|i)|"
             r"ventricles?|cortex|cerebellum|myocardium|lv|rv|vessels?|arter(?:y|ies)|veins?|airways?|disc|disk|cup|fovea|"
-            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground|preds?|ground"
+            r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground|preds?|ground|targets?|outputs?|bin|binary|parsing|"
+            r"matting|mattes|bound(?:ary|aries)?|edges?"
         ),
         ("P01_3.png", "P01_3_liver.png"),
     ),
@@ -60,7 +61,8 @@ BESIDE = (  # the first that fits decides
     Beside("pictures made of others", False, re.compile(r"cams?|plots?|figures?"), ("P01_3.png", "P01_3_plot.png")),
 )
 IMAGES = re.compile(
-    r"ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|scans?"
+    r"(?:jpe?g|png|rgb)?ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|"
+    r"scans?"
 )
 """Folders that hold the images where another holds what was made of them."""
 QUALIFIERS = {

@@ -149,10 +149,12 @@ def _rule(parts: tuple[str, ...]) -> mask_rules.Beside | None:
 @lru_cache(maxsize=100_000)
 def _is_plain(folder: str) -> bool:
     """Whether a folder's name says no more than that it holds images, or of which kind."""
+    if folder.lower().startswith("original") or mask_rules.IMAGES.fullmatch(folder.lower()):
+        return True
     return all(
         rules.NEUTRAL.fullmatch(word.text.lower()) or word.role in ("kind", "thing", "slice")
         for word in words_of(spaced(folder))
-    ) or folder.lower().startswith("original")
+    )
 
 
 def is_of_volume(key: str) -> bool:

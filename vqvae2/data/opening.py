@@ -275,10 +275,13 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
     found = table.match(files, subjects, people=layout.volumes)
     lacking = sum(row is None for row in found.rows)
     if lacking == len(found.rows):
+        folders = {part for key in files for part in key.split("/")[:-1]}
+        people = {row[column] for row in table.rows for column in table.subject_columns} & folders
         raise UserError(
             "no row of the table names an image of the data",
             table.path,
-            f"An image is called {files[0]}, its subject {subjects[0]}",
+            f"An image is called {files[0]}, its subject {subjects[0]}"
+            + (f". A folder is called as the table's {min(people)}: give --layout subjects" if people else ""),
         )
     if found.by_visit:
         layout.notes.append(f"{found.by_visit:,} {layout.unit} have the labels of their visit in {name}")

@@ -148,8 +148,8 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|(?!non|no|un)[a-z]*segs?|segm|"
-        r"[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
+        r"(?!un)[a-z]*masks?(?:png|bin|binary)?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|"
+        r"(?!non|no|un)[a-z]*segs?|segm|[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
         r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|ribbon|consensus",
         r"mask|seg|label|roi|gt",
         "TCGA_CS_4978_19960910_1_mask.tif",

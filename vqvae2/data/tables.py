@@ -194,7 +194,7 @@ def _unique(names: dict[str, str], subjects: dict[str, str], several: bool = Fal
 
 def _person(name: str) -> str:
     whole = re.sub(r"^(\d+)\.0+$", r"\1", name)  # as a table with gaps is saved
-    return (known_subject(whole) or whole).removeprefix("sub-")
+    return re.sub(r"^sub(?:[-_ ]|(?=\d))", "", known_subject(whole) or whole, flags=re.IGNORECASE)
 
 
 def _plain(name: str) -> str:
