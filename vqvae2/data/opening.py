@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode, untrained_notes
 from vqvae2.data.layout import read_layout
-from vqvae2.data.people import pattern_of
+from vqvae2.data.people import pattern_of, warn_of_each_alone
 from vqvae2.data.pixel_file import PixelFile, Source
 from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.data.reading import Place, Reading
@@ -163,7 +162,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
             else "If they show several, give --subject-pattern; '.+' counts each image as a subject",
         )
     _check_apart(subjects, place, layout)
-    notes = layout.notes + _split_notes(place, layout)
+    notes = layout.notes
+    notes += _split_notes(place, layout)
     training = np.array([split in ("train", "selection") for split in place])
     stored = like or {}
     edges = config.edges()
@@ -198,8 +198,9 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
         read.demand_range(value_range)
     channels = stored.get("channels") or config.channels or (3 if read.coloured else 1)
     notes += opened.notes
-    if layout.volumes and all((file.index["place"] < 0).all() for file in read.files.values()):  # single slices
-        notes += filter(None, [_each_alone(subjects, config, layout, layout.told_by)])
+    slices = layout.volumes and all((file.index["place"] < 0).all() for file in read.files.values())
+    if slices and config.subject_pattern is None:  # files of a slice each
+        warn_of_each_alone(layout, subjects, layout.told_by)
     if read.halved:
         notes.append(f"{read.halved:,} images have 16 bits a colour, of which the upper 8 are read")
     if channels == 1 and read.coloured:
@@ -331,25 +332,9 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
                     f"{layout.told_by}"
                 )
             subjects = [new or old for new, old in zip(named, subjects, strict=True)]
-    note = None if layout.volumes else _each_alone(subjects, config, layout, told_by)
-    if note:
-        levels = zip_longest(*(key.split("/")[:-1] for key in layout.keys))
-        nested = sum(len(set(names)) > 1 for names in levels) > 1 + any(layout.splits)  # where a folder may be a person
-        (layout.subject_doubts if nested else layout.notes).append(note)
-    else:
+    if layout.volumes or config.subject_pattern is not None or not warn_of_each_alone(layout, subjects, told_by):
         layout.notes.append(f"subjects by {told_by}, such as {subjects[0]} of {layout.keys[0]}")
     return subjects
-
-
-def _each_alone(subjects: list[str], config: DataConfig, layout: Layout, told_by: str) -> str | None:
-    """Say so where most files count as a person of their own."""
-    alone = sum(count == 1 for count in Counter(subjects).values())
-    if alone <= len(subjects) / 2 or config.subject_pattern is not None:
-        return None
-    return (
-        f"{alone:,} of {len(subjects):,} {layout.unit} each count as a separate subject, by {told_by}; "
-        "if several show one person, give --subject-pattern"
-    )
 
 
 def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:

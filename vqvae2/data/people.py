@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from itertools import islice, pairwise
+from collections.abc import Sequence
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -263,6 +264,20 @@ def _are_too_few(layout: Layout, counts: Counter[str]) -> bool:
         return False
     people = all(is_person(who) and re.fullmatch(r"[^\W\d_]+[\W_]?\d+", who) for who in counts)
     return not people and any(who not in key.split("/") for key, who in zip(layout.keys, layout.subjects, strict=True))
+
+
+def warn_of_each_alone(layout: Layout, subjects: Sequence[str], told_by: str) -> bool:
+    """Say so where most files count as a person of their own: as a doubt where a folder within folders may be one."""
+    alone = sum(count == 1 for count in Counter(subjects).values())
+    if alone <= len(subjects) / 2:
+        return False
+    levels = zip_longest(*(key.split("/")[:-1] for key in layout.keys))
+    nested = sum(len(set(names)) > 1 for names in levels) > 1 + any(layout.splits)
+    (layout.subject_doubts if nested else layout.notes).append(
+        f"{alone:,} of {len(subjects):,} {layout.unit} each count as a separate subject, by {told_by}; if several show "
+        "one person, give --subject-pattern"
+    )
+    return True
 
 
 def ask_of_crossed(layout: Layout) -> None:

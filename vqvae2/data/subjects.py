@@ -18,6 +18,7 @@ __all__ = [
     "is_mask",
     "kind_of",
     "known_subject",
+    "patients_of",
     "person_of",
     "pseudonym",
     "spaced",
