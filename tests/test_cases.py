@@ -760,6 +760,7 @@ def test_only_what_says_nothing_is_missing(tmp_path, cells, missing):
         (["-1", "0", "1", "0"], ""),  # worse, the same, better
         (["-1", "1", "-1", "1"], ""),  # CelebA's attributes
         (["-2", "-1", "-0.5", "0.3", "-0.1", "2.5"], ""),
+        (["-0.3", "0.5", "1.5", "2.5"], ""),
         (["8", "9", "7", "6"], ""),
         (["78", "99", "63", "80"], ""),  # ages
         (["F", "M", "3", "9"], ""),
@@ -786,6 +787,15 @@ def test_numbers_are_missing_however_they_are_written(tmp_path):
     (folder / "t.csv").write_text("subject,age\np0,999.0\np1,999\np2,X\np3,51\np4,60\np5,x\n")
     data = open_data(DataConfig(data=str(folder), labels="t.csv:age", missing=("999", "X")))
     assert [label for _, (label,) in sorted(labels_of(data).items())] == [None, None, None, "51", "60", "x"]
+
+
+def test_people_may_be_called_as_what_stands_for_missing(tmp_path):
+    folder = slices(tmp_path, [f"{p}_{k}.png" for p in range(1, 10) for k in range(2)])
+    rows = "".join(f"{p},{(1, 2, 9)[p % 3]}\n" for p in range(1, 10))
+    (folder / "t.csv").write_text(f"subject,sex\n{rows}")
+    data = open_data(DataConfig(data=str(folder), labels="t.csv:sex", missing=("9",)))
+    told = {key.split("_")[0]: label for key, (label,) in labels_of(data).items()}
+    assert told == {str(p): (None if p % 3 == 2 else str(p % 3 + 1)) for p in range(1, 10)}
 
 
 def test_a_class_that_no_training_image_has_is_told(tmp_path):

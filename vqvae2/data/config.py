@@ -55,7 +55,7 @@ class DataConfig(SliceConfig):
     visits. A column is given by its name or, from 1, its number."""
 
     missing: tuple[str, ...] = ()
-    """Cells of the tables of labels that stand for a missing value, such as -4 or 999, besides `n/a`, `unknown`, `-9`
+    """Cells of labels in tables that stand for a missing value, such as -4 or 999, besides `n/a`, `unknown`, `-9`
     and the like."""
 
     bins: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice, pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 
 from vqvae2.data import rules
@@ -271,8 +271,11 @@ def warn_of_each_alone(layout: Layout, subjects: Sequence[str], told_by: str) ->
     alone = sum(count == 1 for count in Counter(subjects).values())
     if alone <= len(subjects) / 2:
         return False
-    levels = zip_longest(*(key.split("/")[:-1] for key in layout.keys))
-    nested = sum(len(set(names)) > 1 for names in levels) > 1 + any(layout.splits)
+    levels: dict[int, set[str]] = {}
+    for key in layout.keys:
+        for depth, name in enumerate(key.split("/")[:-1]):
+            levels.setdefault(depth, set()).add(name)
+    nested = sum(len(names) > 1 for names in levels.values()) > 1 + any(layout.splits)
     (layout.subject_doubts if nested else layout.notes).append(
         f"{alone:,} of {len(subjects):,} {layout.unit} each count as a separate subject, by {told_by}; if several show "
         "one person, give --subject-pattern"
@@ -290,13 +293,16 @@ def ask_of_crossed(layout: Layout) -> None:
     if layout.subject_doubts:
         return
     firsts: dict[str, str] = {}
+    split_folders = any(layout.splits)
     for key, who in zip(layout.keys, layout.subjects, strict=True):
         alone = who == key and not layout.volumes
-        if known_subject(key) or rules.COUNTED_IN_SPLIT.fullmatch(who) or (alone and any(layout.splits)):
+        if (alone and split_folders) or known_subject(key) or rules.COUNTED_IN_SPLIT.fullmatch(who):
             continue
         firsts.setdefault(re.sub(r"[^\w/]*_?\d+$", "", stem_of(key)) if alone else who, key)
+        if len(firsts) == _CROSSED:
+            break
     alike: dict[tuple[int, int], dict[tuple[str, ...], str]] = {}  # by the way of parting and the number of parts
-    for key in islice(firsts.values(), _CROSSED):
+    for key in firsts.values():
         name = _DATE.sub(r"\1\2\3", stem_of(key).lower())
         for way, part in enumerate(_PARTS):
             parts = tuple(part.findall(name))

@@ -245,7 +245,7 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
 
     Args:
         path: of the file.
-        missing: cells that say nothing, besides those of `rules.MISSING`.
+        missing: cells of labels that say nothing, besides those of `rules.MISSING`.
 
     Raises:
         UserError: it cannot be used.
@@ -276,8 +276,9 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
             "Add a column `file` with relative paths, or `subject`",
         )
     table = Table(path, columns, rows, file_column, tuple(people), visit_column, notes, of_files=of_files)
+    names = {file_column, visit_column, *people}
     for column in columns:
-        table.blanks[column] = _blank(rows, column, missing)
+        table.blanks[column] = _blank(rows, column, () if column in names else missing)
     return table
 
 
@@ -349,8 +350,8 @@ def _blank(rows: list[Row], column: str, missing: Sequence[str]) -> Counter[str]
 def codes_for_missing(cells: Sequence[str]) -> list[str]:
     """Find numbers among the cells of a column that may stand for missing values, as in tables of cohorts.
 
-    These are one to three values below zero where no others are and none is the opposite of another value, and numbers
-    written in nines or eights alone that are more than twice all others: -4 (ADNI), 9 and 88 (NACC), 999.
+    These are one to three whole numbers below zero where no others are and none is the opposite of another value, and
+    numbers written in nines or eights alone that are more than twice all others: -4 (ADNI), 9 and 88 (NACC), 999.
 
     Example:
         >>> codes_for_missing(["0", "1", "1", "-4"]), codes_for_missing(["63.5", "999", "71"])
@@ -366,7 +367,7 @@ def codes_for_missing(cells: Sequence[str]) -> list[str]:
     if len(plain) + len(texts) < 2 or (texts and plain):
         return []
     below = {value for value in values if value < 0}
-    if len(below) > 3 or any(-value in values for value in below):
+    if len(below) > 3 or any(-value in values or value % 1 for value in below):
         below = set()
     codes = below | {value for value in repeated if value > 2 * max(plain, default=0)}
     return [cell for cell, value in numbers.items() if value in codes]
