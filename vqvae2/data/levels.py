@@ -11,6 +11,7 @@ from vqvae2.data.scans import is_person, under_heads, without_counters
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
 
+_SERIES = re.compile(r"S\d{3}(?:_\d+)?")  # how `dicom` calls one
 _NUMBERED = re.compile(r"((?:site|cent(?:er|re)|hospital|scanner)s?)[\W_]*(?:\d+|[a-z])(?![^\W_])")
 
 
@@ -132,9 +133,8 @@ def _tell_nobody(by_name: Sequence[str], keys: Sequence[str], names: Sequence[st
     for who, name in zip(by_name, names, strict=True):
         homes.setdefault(who, set()).add(name)
     words = {who for who, held in homes.items() if len(held) > 1 and (len(homes) == 1 or not re.search(r"\d", who))}
-    series = re.compile(r"S\d{3}(?:_\d+)?")
     return all(
-        who in (key, name) or who in words or bool(series.fullmatch(key.rsplit("/", 1)[-1]))
+        who in (key, name) or who in words or bool(_SERIES.fullmatch(key.rsplit("/", 1)[-1]))
         for who, key, name in zip(by_name, keys, names, strict=True)
     )
 

@@ -341,7 +341,7 @@ def _blank(rows: list[Row], column: str, missing: Sequence[str]) -> Counter[str]
     for row in rows:
         cell = row[column]
         usual = cell.lower() in rules.MISSING or (cell in rules.MISSING_NUMBERS and not negative)
-        if cell and (usual or cell in stated or number_of(cell) in stated):
+        if cell and (usual or (stated and (cell in stated or number_of(cell) in stated))):
             said[cell] += 1
             row[column] = ""
     return said
