@@ -1,5 +1,6 @@
 """Configurations and data so small that a test of a whole model takes a moment."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from vqvae2.data import DataConfig, open_data
+from vqvae2.data import DataConfig, open_data, phantom
 from vqvae2.prior import PriorConfig
 from vqvae2.report import figures
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -23,7 +24,10 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TORCH_HOME", "VQVAE2_CACHE"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
-        patch.setattr(figures, "_DPI", 40)  # a quarter of the dots are drawn in less time
+        # Tests that take the pictures for what they show make do with a quarter of the dots, and labels that may overlap.
+        patch.setattr(figures, "_DPI", 40)
+        patch.setattr(figures, "_LAYOUT", None)
+        patch.setattr(phantom, "render", functools.cache(phantom.render))  # hundreds of tests draw the same heads
         yield
 
 

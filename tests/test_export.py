@@ -114,7 +114,7 @@ def test_the_shipped_models_draw_slices(tmp_path, call):
         sample.main, "--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--out", tmp_path / "out"
     )
     assert told.code == 0, told.err
-    how = ["--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--levels", 3]
+    how = ["--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--levels", 3, "--autoguidance", 1]
     whole = call(sample.main, *how, "--out", tmp_path / "whole")
     assert whole.code == 0, whole.err
     for name, levels in (("out", ("top",)), ("whole", ("top", "middle", "bottom"))):

@@ -49,7 +49,7 @@ def small(preset: presets.Preset) -> presets.Preset:
         level_dropout=0.0,
         rate_weight=0.0,
     )
-    prior = {"embedding_dim": 4, "channels": 8, "residual_channels": 8, "num_layers": 2, "num_heads": 2}
+    prior = {"embedding_dim": 4, "channels": 8, "residual_channels": 8, "num_layers": 1, "num_heads": 2}
     steps = {"max_steps": 10, "batch_size": 4, "evaluations": 1}
     return replace(
         preset,

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.detail import DetailConfig, DetailDecoder
 from vqvae2.device import autocast
@@ -95,6 +94,8 @@ def table(name: str, parts: Sequence[Part]) -> str:
 
 
 def _count(config: Config) -> dict[str, int]:
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it takes half a second to import
+
     with torch.device("meta"):
         model = _build(config)
     # Attention as two matrix products: its fused forms are not counted on every device.

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: all of them take a second
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from vqvae2.coder import law, range_coder
 
@@ -116,7 +116,8 @@ def _cases(
     """Go through the grids: which pixels (H, W); mean loss around them, and their cases by change and by loss."""
     scale = (value_range[1] - value_range[0]) / 255
     # The filters' sizes leave images and channels apart.
-    change = ndimage.maximum_filter(made, (1, 1, 3, 3)).astype(np.int64) - ndimage.minimum_filter(made, (1, 1, 3, 3))
+    around = (1, 1, 3, 3)
+    change = scipy.ndimage.maximum_filter(made, around).astype(np.int64) - scipy.ndimage.minimum_filter(made, around)
     changes = np.searchsorted(_CHANGES, change / scale, side="right")
     for chosen, offsets in _grids(*made.shape[-2:]):
         around, size = _around(lost, chosen, offsets)

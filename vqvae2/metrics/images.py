@@ -3,9 +3,9 @@
 import functools
 
 import numpy as np
+import skimage  # its parts are loaded where they are first used: all of them take a second
 import torch
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -146,7 +146,7 @@ def image_scores(x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
     with np.errstate(divide="ignore"):
         psnr = 10 * np.log10(2.0**2 / mse)
     similarity = [
-        structural_similarity(
+        skimage.metrics.structural_similarity(
             one,
             two,
             channel_axis=0,

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used: all of them take a second
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from vqvae2 import distributed
@@ -66,11 +66,11 @@ def foreground(images: Tensor, background: float | None = -1.0) -> Tensor:
 
 
 def _largest_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces, count = ndimage.label(mask)
+    pieces, count = scipy.ndimage.label(mask)
     if count == 0:
         return mask
     largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
-    outside, _ = ndimage.label(np.pad(~largest, 1, constant_values=True))
+    outside, _ = scipy.ndimage.label(np.pad(~largest, 1, constant_values=True))
     return (outside != outside[0, 0])[1:-1, 1:-1]
 
 

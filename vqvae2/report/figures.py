@@ -7,7 +7,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -51,6 +51,7 @@ _STYLE: dict[Any, Any] = {
 }
 _WIDTH = 10.0  # inches, of the widest figures
 _DPI = 170
+_LAYOUT: Literal["constrained"] | None = "constrained"
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -236,7 +237,7 @@ def codebook_use(
 def nll_maps(maps: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], backdrop: Tensor | None) -> Figure:
     """Draw, by level, the NLL at each position (h, w) of the prior and of the position-wise unigram."""
     columns = 2 + (backdrop is not None)
-    figure = Figure(figsize=(2.9 * columns, 2.75 * len(maps)), layout="constrained")
+    figure = Figure(figsize=(2.9 * columns, 2.75 * len(maps)), layout=_LAYOUT)
     axes = np.atleast_2d(figure.subplots(len(maps), columns))
     for line, (level, (prior, table)) in zip(axes, maps.items(), strict=True):
         high = float(max(prior.max(), table.max()))
@@ -325,7 +326,7 @@ def _pictures(images: Tensor) -> list[Picture]:
 
 
 def _panels(count: int, width: float = _WIDTH, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=_LAYOUT)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

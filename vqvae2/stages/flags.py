@@ -6,6 +6,7 @@ gives its own fields as flags. The docstring below a field is its help.
 
 import ast
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -276,6 +277,7 @@ def _default(field: Any) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
+@functools.cache
 def _docs(kind: type) -> dict[str, str]:
     """Return the docstring below each field of a dataclass; none where its source is not there."""
     texts = {}
