@@ -24,7 +24,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TORCH_HOME", "VQVAE2_CACHE"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
-        # Tests that take the pictures for what they show make do with a quarter of the dots, and labels that may overlap.
+        # A quarter of the dots, and labels that may overlap, are drawn in half the time.
         patch.setattr(figures, "_DPI", 40)
         patch.setattr(figures, "_LAYOUT", None)
         patch.setattr(phantom, "render", functools.cache(phantom.render))  # hundreds of tests draw the same heads

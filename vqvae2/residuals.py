@@ -116,8 +116,8 @@ def _cases(
     """Go through the grids: which pixels (H, W); mean loss around them, and their cases by change and by loss."""
     scale = (value_range[1] - value_range[0]) / 255
     # The filters' sizes leave images and channels apart.
-    around = (1, 1, 3, 3)
-    change = scipy.ndimage.maximum_filter(made, around).astype(np.int64) - scipy.ndimage.minimum_filter(made, around)
+    window = (1, 1, 3, 3)
+    change = scipy.ndimage.maximum_filter(made, window).astype(np.int64) - scipy.ndimage.minimum_filter(made, window)
     changes = np.searchsorted(_CHANGES, change / scale, side="right")
     for chosen, offsets in _grids(*made.shape[-2:]):
         around, size = _around(lost, chosen, offsets)
