@@ -110,6 +110,8 @@ def test_exported_models_score_other_images(models, tmp_path, call, refused, mon
 
 
 def test_the_shipped_models_draw_slices(tmp_path, call):
+    for level in ("top", "middle", "bottom"):
+        assert Prior.from_pretrained(ROOT / "weights" / "ixi128" / f"prior-{level}" / "guide").config.level == level
     told = call(
         sample.main, "--run", ROOT / "weights" / "ixi128", "--num", 1, "--chunk-size", 1, "--out", tmp_path / "out"
     )

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from vqvae2.report import figures
 from vqvae2.report.album import Album, read_stats
 from vqvae2.report.samples import nearest_training
 from vqvae2.vqvae import VQVAE, VQVAEConfig
+
+LAYOUT = figures._LAYOUT  # as users get it, before conftest.py takes it away
 
 
 class Lossless(nn.Module):
@@ -361,6 +364,18 @@ def test_samples_are_shown_by_class_where_two_classes_have_two_on_both_sides(tmp
     assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == [[1, 0], [3, 2], [0, 1], [3, 2]]
     album.by_class(images, labels[:, :1], images, real[:, :1], {"site": ("a", "b")})
     assert len(drawn) == 1
+
+
+def test_labels_of_panels_do_not_lie_over_each_other(monkeypatch):
+    monkeypatch.setattr(figures, "_LAYOUT", LAYOUT)
+    figure, axes = figures._panels(3)
+    for axis in axes:
+        axis.set_yticks([0, 1], ["a long label", "another long label"])
+        axis.set(title="a title", xlabel="the horizontal axis", ylabel="the vertical axis")
+    figure.draw_without_rendering()
+    boxes = [axis.get_tightbbox() for axis in axes]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def test_equal_figures_are_equal_files(tmp_path):
