@@ -1,13 +1,16 @@
 """Configurations and data so small that a test of a whole model takes a moment."""
 
 import functools
+import io
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 from torch import Tensor
 
+from vqvae2 import files
 from vqvae2.data import DataConfig, open_data, phantom
 from vqvae2.prior import PriorConfig
 from vqvae2.report import figures
@@ -17,6 +20,8 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any speed")
 
+DRAWN = ("test_browser", "test_evaluate", "test_report", "test_report_page", "test_stages")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -24,11 +29,28 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TORCH_HOME", "VQVAE2_CACHE"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
-        # A quarter of the dots, and labels that may overlap, are drawn in half the time.
+        # A sixteenth of the dots, and labels that may overlap, are drawn in half the time.
         patch.setattr(figures, "_DPI", 40)
         patch.setattr(figures, "_LAYOUT", None)
         patch.setattr(phantom, "render", functools.cache(phantom.render))  # hundreds of tests draw the same heads
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(request: pytest.FixtureRequest, own_folders: None) -> Iterator[None]:
+    """Leave figures undrawn, a blank picture each, but in the tests that look at reports: it takes half of a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem not in DRAWN:
+            patch.setattr(figures, "save", lambda figure, path: files.write_atomic(path, blank()))
+        yield
+
+
+@functools.cache
+def blank() -> bytes:
+    """One white dot as PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1), "white").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture

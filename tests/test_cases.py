@@ -973,3 +973,73 @@ def test_newer_formats_of_pictures_are_read(tmp_path, suffix):
 @pytest.mark.parametrize("name", ["unmasked", "p1_T1_masked_gfc", "T1w", "image_3", "segovia_1"])
 def test_names_that_only_resemble_those_of_masks_are_images(name):
     assert not is_mask(name)
+
+
+def table_of(folder: Path, head: str, row: str) -> None:
+    """Sixteen images and a table with a row for each person."""
+    rng = np.random.default_rng(0)
+    for p in range(16):
+        save(folder / f"P{p:02}.png", rng.integers(0, 255, (16, 16), dtype=np.uint8))
+    rows = [row.format(p=p, sex=("M", "F", "m", "f")[p % 4]) for p in range(16)]
+    (folder / "t.csv").write_text("\n".join([head, *rows]) + "\n")
+
+
+def test_a_column_that_a_table_has_twice_is_refused(tmp_path):
+    table_of(tmp_path, "ID,sex,age,sex", "P{p:02},{sex},{p},x")
+    with pytest.raises(UserError, match="two columns are called sex"):
+        open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex"))
+    assert len(open_data(DataConfig(data=str(tmp_path), labels="t.csv:age")).attributes["age"]) == 16
+
+
+def test_classes_that_differ_by_capital_letters_alone_are_asked_about(tmp_path):
+    table_of(tmp_path, "ID,sex", "P{p:02},{sex}")
+    (doubt,) = open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex")).doubts
+    assert "sex: F and f differ by capital letters alone" in doubt
+
+
+@pytest.mark.parametrize("numbers", ["age", ("age",)])
+def test_ages_of_dicom_are_years(tmp_path, numbers):
+    table_of(tmp_path, "ID,age", "P{p:02},0{p:02}Y")
+    classes = open_data(DataConfig(data=str(tmp_path), labels="t.csv:age", numbers=numbers)).attributes["age"]
+    assert float(classes[0]) >= 0
+    assert float(classes[-1]) <= 15
+    assert len(classes) > 16
+
+
+def test_rows_of_adni_s_search_are_found_by_the_image_s_identifier(tmp_path):
+    rows = ["Image Data ID,Subject,Group,Visit,Age"]
+    for p in range(8):
+        for visit, group in enumerate(("MCI", "MCI" if p % 2 else "AD")):
+            image = f"I{1000 + 10 * p + visit}"
+            name = f"ADNI_{p:03}_S_{1000 + p}_MR_MPRAGE_br_raw_2007_S{p}_{image}.nii"
+            volume(
+                tmp_path / "data" / f"{p:03}_S_{1000 + p}" / "MPRAGE" / image / name, head(p), np.diag([8.0, 8, 8, 1])
+            )
+            rows.append(f"{image},{p:03}_S_{1000 + p},{group},{('sc', 'm12')[visit]},{70 + visit}")
+    (tmp_path / "search.csv").write_text("\n".join(rows) + "\n")
+    data = open_data(
+        DataConfig(data=str(tmp_path / "data"), size="16x16", labels=f"{tmp_path}/search.csv:Group,Age", bins="Age=71")
+    )
+    assert len(people(data)) == 8
+    told = {
+        key.split("_k")[0].rsplit("_", 1)[-1]: labels
+        for part in data.splits.values()
+        for key, labels in zip(part.keys, part.labels.tolist(), strict=True)
+    }
+    assert told == {
+        f"I{1000 + 10 * p + visit}": [int(p % 2 == 1 or visit == 0), visit] for p in range(8) for visit in (0, 1)
+    }
+
+
+def test_images_of_few_low_values_are_asked_about(tmp_path):
+    rng = np.random.default_rng(0)
+    for p in range(8):
+        save(tmp_path / f"P{p:02}.png", rng.integers(0, 4, (16, 16), dtype=np.uint8))
+    assert any("may be label maps, such as P0" in doubt for doubt in open_data(DataConfig(data=str(tmp_path))).doubts)
+
+
+def test_sixteen_bits_that_hold_eight_use_the_whole_range(tmp_path):
+    rng = np.random.default_rng(0)
+    for p in range(8):
+        save(tmp_path / f"P{p:02}.png", rng.integers(0, 256, (16, 16), dtype=np.uint16))
+    assert open_data(DataConfig(data=str(tmp_path))).value_range == (0, 255)

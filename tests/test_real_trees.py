@@ -319,6 +319,15 @@ BESIDE = {
     "DRIVE": (["training/images/{p}_training.png"], ["training/1st_manual/{p}_manual1.png"]),
     "a letter for the folder": (["images/P{p:02}_{k}.png"], ["tumor/P{p:02}_{k}_t.png", "lesions/P{p:02}_{k}_les.png"]),
     "GlaS": (["train_{p}.bmp"], ["train_{p}_anno.bmp"]),
+    "words in folders and names": (
+        ["images/P{p:02}_{k}.png"], ["trimaps/P{p:02}_{k}_trimap.png", "manual/P{p:02}_{k}_manual.png"],
+    ),
+    "Calgary-Campinas": (
+        ["Original/CC{p:04}_philips_15_5{p}_M.nii.gz"],
+        ["STAPLE/CC{p:04}_philips_15_5{p}_M_staple.nii.gz", "Silver-standard/CC{p:04}_philips_15_5{p}_M_ss.nii.gz"],
+    ),
+    "tumour parts": (["P{p:02}/T1.nii.gz"], ["P{p:02}/WT.nii.gz", "P{p:02}/ET.nii.gz", "P{p:02}/wmparc.nii.gz"]),
+    "FSL": (["P{p:02}/T1.nii.gz"], ["P{p:02}/T1_fast_bias.nii.gz", "P{p:02}/T1_fast_pve_0.nii.gz"]),
 }  # fmt: skip
 
 
@@ -367,6 +376,35 @@ def test_a_data_set_whose_own_name_speaks_of_masks_is_not_asked_about(tmp_path):
     layout = lay(tmp_path, names)
     assert sorted(layout.keys) == names
     assert doubts(layout) == ""
+
+
+@pytest.mark.parametrize("name", ["T1_brain_mixeltype", "CorticalThickness", "LogJacobian", "T1w_InverseWarped"])
+def test_maps_that_were_made_of_volumes_are_left_out_and_said(tmp_path, name):
+    layout = lay(tmp_path, [f"P{p:02}/{own}.nii.gz" for p in P for own in ("T1", name)])
+    assert layout.keys == [f"P{p:02}/T1.nii.gz" for p in P]
+    assert "8 maps made of others" in dict(layout.skipped)
+
+
+def test_steps_of_processing_beside_what_they_were_made_of_are_asked_about(tmp_path):
+    layout = lay(tmp_path, [f"P{p:02}/{step}anat.nii" for p in P for step in ("", "m", "wm")])
+    assert len(set(layout.subjects)) == 8
+    assert "--exclude 'm*' 'wm*' takes the latter alone" in doubts(layout)
+    assert lay(tmp_path, [], exclude=("m*", "wm*")).keys == [f"P{p:02}/anat.nii" for p in P]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        ([f"{kind}/{250 + p}.png" for kind in ("CT", "MR") for p in P], "give --subject-pattern '.+'"),
+        ([f"{kind}/P{p:02}.png" for kind in ("CT", "PET") for p in P], ""),
+        ([f"aug_{p}_{1000 + 37 * p + k}.png" for p in P for k in range(3)], "copies that Keras made"),
+        ([f"W{w}_{p:04}_{k}.png" for p in P for w in (1, 2) for k in range(3)], "a visit and a subject"),
+    ],
+)
+def test_names_of_two_readings_are_asked_about(tmp_path, names, asked):
+    layout = lay(tmp_path, names)
+    assert len(set(layout.subjects)) == 8
+    assert asked in doubts(layout) if asked else doubts(layout) == ""
 
 
 PICTURES = {

@@ -166,6 +166,49 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
         for base in (10000, 20000)
     },
     "a form of a diagnosis": {f"{kind}MCI{p:02}.nii": (kind, p) for p in P for kind in ("", "a")},
+    "modalities": {f"MRI-PET/{kind}/{250 + p}.png": p for p in P for kind in ("MRI", "PET")},
+    "modalities in names too": {f"{kind}/{kind.lower()}_{p}.png": p for p in P for kind in ("CT", "MRI")},
+    "modalities in splits": {
+        f"{split}/{kind}/{p}.png": (split, p) for p in P for kind in ("SPECT", "MRI") for split in ("train", "test")
+    },
+    "copies by Keras": {f"yes/aug_Y{p}_0_{1000 + 37 * p + k}.png": p for p in P for k in range(3)},
+    "copies by Keras and what they were made of": {
+        name: p for p in P for name in (f"no/{p} no.jpg", *(f"no/aug_{p} no_0_{100 * p + k}.jpg" for k in range(3)))
+    },
+    "FFHQ in two sizes": {
+        f"{size}/{p // 4 * 1000:05}/{p // 4 * 1000 + p:05}.png": p
+        for p in P
+        for size in ("thumbnails128x128", "images1024x1024")
+    },
+    "CelebA-HQ in two sizes": {f"celeba_hq_{size}/{p:05}.jpg": p for p in P for size in (128, 256)},
+    "sizes": {f"{size}/{p:04}.png": p for p in P for size in (256, 512, 1024)},
+    "fastMRI": {
+        f"file_brain_AX{kind}_20{place}_6002{p:03}{gap}{k:03}.png": p
+        for place, kind in enumerate(("T2", "T1POST", "T1PRE", "FLAIR"))
+        for p in range(2 * place, 2 * place + 2)
+        for gap in ("_",)
+        for k in (1, 2)
+    },
+    "fastMRI after contrast": {f"file_brain_AXT1POST_201_6002{p:03}/{k:03}.png": p for p in P for k in (1, 2)},
+    "chest X-rays of Kermany": {f"NORMAL/NORMAL2-IM-{380 + p:04}-000{k}.jpeg": p for p in P for k in (1, 2)},
+    "two formats": {f"{p}.{end}": p for p in P for end in ("png", "jpg")},
+    "MRBrainS13": {
+        f"TrainingData/{p}/{kind}.nii": p for p in range(1, 6) for kind in ("T1", "T1_IR", "T1_1mm", "T2_FLAIR")
+    },
+    "MRBrainS18": {
+        f"training/{p}/{folder}/{kind}.nii.gz": p
+        for p in (1, 4, 5, 7, 14, 70, 148)
+        for folder in ("orig", "pre")
+        for kind in ("T1", "FLAIR", "IR", "reg_IR", "reg_T1")
+    },
+    "CAT12": {f"{made}IXI{p:03}-Guys-07{p:02}-T1.nii": p for p in P for made in ("", "mri/wm", "mri/mi")},
+    "letters of scans": {f"S{p:02}{scan}_{k}.png": p for p in P for scan in "AB" for k in (3, 4)},
+    "an archive in an archive": {
+        f"{above}{c}/{c[0]}{p}.jpg": (c, p) for p in P for c in ("yes", "no") for above in ("", "brain_tumor_dataset/")
+    },
+    "discs of OASIS-1": {
+        f"disc{1 + p // 5}/OAS1_{p:04}_MR1/T88_111/OAS1_{p:04}_MR1_mpr_n4_anon_111_t88_gfc.nii": p for p in P
+    },
     "twins": {f"family{f:02}_twin{t}.png": (f, t) for f in P for t in (1, 2)},
     "derivatives of one data set": {
         name.format(p=p): p

@@ -268,6 +268,18 @@ def flat_affine(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def test_a_nifti_that_is_called_compressed_and_is_not_is_read(tmp_path):
+    store(tmp_path / "a.nii", head())
+    (tmp_path / "b.nii.gz").write_bytes((tmp_path / "a.nii").read_bytes())
+    np.testing.assert_array_equal(*(read_canonical(tmp_path / name).voxels for name in ("a.nii", "b.nii.gz")))
+
+
+def test_voxels_without_their_header_are_said_to_lack_it(tmp_path):
+    (tmp_path / "a.img").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"1 \.img.*is read with the \.hdr of its name"):
+        open_data(DataConfig(data=str(tmp_path)))
+
+
 HOSTILE = {
     constant: "constant",
     not_finite: "finite",
@@ -277,7 +289,7 @@ HOSTILE = {
     text: "no readable NIfTI",
     empty: "no readable NIfTI",
     enormous: "the header is damaged, or the volume too large",
-    colours: "no readable NIfTI",
+    colours: "3 values a voxel",
     flat_affine: "orientation",
 }
 

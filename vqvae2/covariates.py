@@ -13,12 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["nearest", "number_of", "number_values"]
 
 _MOST = 1000  # steps
+_DICOM_AGE = re.compile(r"(\d{3})([YMWD])")
+_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 
 
 def number_of(cell: str) -> float | None:
-    """A text as a finite number, ``89+`` (as BIDS writes ages above 89) and a decimal comma understood; None: none."""
+    """A text as a finite number; None: it is none.
+
+    ``89+``, as BIDS writes ages above 89, a decimal comma, and an age of DICOM, ``061Y``, in years, are understood.
+    """
     text = cell.removesuffix("+").strip()
+    if age := _DICOM_AGE.fullmatch(text):
+        return int(age[1]) * _YEARS[age[2]]
     try:
         value = float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
     except ValueError:

@@ -80,6 +80,9 @@ class DataConfig(SliceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("exclude", "bids_entity", "missing", "bins", "numbers"):
+            if isinstance(value := getattr(self, name), str):  # one, in Python
+                object.__setattr__(self, name, (value,))
         if self.channels not in (None, 1, 3):
             raise UserError(f"--channels {self.channels} is not supported", how="Give 1 (grey) or 3 (RGB)")
         if self.phantom_images < 10:

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vqvae2.progress import Progress
+
 SIDE = 32
 _BITS = 24  # of 256 that may differ
 _CORRELATION = 0.995
 _CHUNK = 256
-_ELEMENTS = 1 << 22  # distances held at once
+_ROWS, _COLUMNS = 256, 1 << 15  # distances held at once: few rows would be read from memory for each product
 _LEAST = 0.1 / SIDE
 
 Thumbnails = NDArray[np.float32]
@@ -52,13 +54,21 @@ def near_candidates(some: Thumbnails, others: Thumbnails) -> Iterator[tuple[int,
     """
     limit = 2 * (1 - _CORRELATION) + 1e-5  # rounding
     known = torch.from_numpy(np.array(others))
-    squares, chunk = known.square().sum(1), max(1, _ELEMENTS // max(1, len(others)))
-    for start in range(0, len(some), chunk):
-        part = torch.from_numpy(np.array(some[start : start + chunk]))
-        apart = torch.addmm(squares, part, known.T, alpha=-2)  # but for |part|^2
-        own = part.square().sum(1)
-        for row in (apart.amin(1) + own <= limit).nonzero()[:, 0].tolist():
-            yield start + row, (apart[row] + own[row] <= limit).nonzero()[:, 0].numpy()
+    squares = known.square().sum(1)
+    with Progress(len(some), "looking for copies", "images") as progress:
+        for start in range(0, len(some), _ROWS):
+            part = torch.from_numpy(np.array(some[start : start + _ROWS]))
+            least = limit - part.square().sum(1)
+            found: dict[int, list[NDArray[np.int64]]] = {}
+            for first in range(0, len(known), _COLUMNS):
+                block = slice(first, first + _COLUMNS)
+                apart = torch.addmm(squares[block], part, known[block].T, alpha=-2)  # but for |part|^2
+                for row in (apart.amin(1) <= least).nonzero()[:, 0].tolist():
+                    near = (apart[row] <= least[row]).nonzero()[:, 0].numpy() + first
+                    found.setdefault(row, []).append(near)
+            for row in sorted(found):
+                yield start + row, np.concatenate(found[row])
+            progress(len(part))
 
 
 def difference_hash(thumbnails: Thumbnails) -> NDArray[np.uint64]:

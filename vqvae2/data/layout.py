@@ -151,8 +151,7 @@ def _read_splits(layout: Layout, source: Path, wanted: LayoutChoice) -> Folders:
     layout.splits = splits
     if wanted == "flat":
         return [()] * len(layout.keys)
-    folders = [tuple(name for name in parts if not _is_neutral(name)) for parts in folders]
-    return _telling(layout, folders, wanted not in ("classes", "subjects"))
+    return _telling(layout, _without_neutral(folders), wanted not in ("classes", "subjects"))
 
 
 def _once(folders: Folders) -> Folders:
@@ -164,8 +163,20 @@ def _once(folders: Folders) -> Folders:
     return folders
 
 
-def _is_neutral(name: str) -> bool:
-    return all(map(rules.NEUTRAL.fullmatch, re.split(r"[_\-. ]+", name.lower())))
+def _without_neutral(folders: Folders) -> Folders:
+    """Folders without names that tell nothing: ``images``; but ``MRI`` where ``CT`` lies beside it."""
+    modalities: dict[int, set[str]] = {}
+    for parts in set(folders):
+        for depth, name in enumerate(parts):
+            if rules.MODALITIES.fullmatch(name):
+                modalities.setdefault(depth, set()).add(name.lower())
+
+    def tells(depth: int, name: str) -> bool:
+        if name.lower() in modalities.get(depth, ()):
+            return len(modalities[depth]) > 1
+        return not all(map(rules.NEUTRAL.fullmatch, re.split(r"[_\-. ]+", name.lower())))
+
+    return [tuple(name for depth, name in enumerate(parts) if tells(depth, name)) for parts in folders]
 
 
 def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
@@ -198,6 +209,8 @@ def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
     here = [i for i, parts in enumerate(folders) if len(parts) > depth]
     names = {folders[i][depth] for i in here}
     either = all(map(rules.PART_OR_PATIENT.fullmatch, names))
+    if all(map(rules.PART_OF_COHORT.fullmatch, names)) and all(known_subject(layout.keys[i]) for i in here):
+        return True
     if not (either or all(map(rules.PART.fullmatch, names))) or len({re.sub(r"\d+$", "", name) for name in names}) > 1:
         return False
     files = {(folders[i][depth], layout.keys[i].rsplit("/", 1)[-1]) for i in here}

@@ -51,8 +51,10 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
     named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
-    told = (name for name, pattern in rules.ATTRIBUTES if _differ_in(distinct, pattern))
-    named = named or next((name for name in told if name != "size" or _differ_by_size(distinct)), "")
+    if all(map(rules.MODALITIES.fullmatch, distinct)):
+        named = "kind"
+    told = (name for name, pattern in rules.ATTRIBUTES if name == "size" or _differ_in(distinct, pattern))
+    named = named or next((name for name in told if name != "size" or _differ_by_size(names, stems)), "")
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
         return attribute
@@ -146,9 +148,22 @@ def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]
     return training, held_out
 
 
-def _differ_by_size(names: set[str]) -> bool:
-    """Whether folders are called alike but for a few sizes: ``data128x128``, ``data256x256``."""
-    return len(names) <= 6 and len({re.sub(r"\d{2,4}x\d{2,4}", "", name) for name in names}) == 1
+def _differ_by_size(names: Sequence[str], stems: Sequence[str]) -> bool:
+    """Whether folders are called alike but for a few sizes in pixels, and hold images of the same names.
+
+    Such as ``data128x128`` and ``data256x256``, or ``celeba_hq_128`` and ``celeba_hq_256``.
+    """
+    distinct = set(names)
+    sizes = {name: re.findall(r"(?<!\d)\d{2,4}(?!\d)", name) for name in distinct}
+    if not 1 < len(distinct) <= 6 or any(not found or int(found[-1]) % 16 for found in sizes.values()):
+        return False
+    words = ({word for word in re.split(r"[\W_]+|\d+x?\d*(?:px?)?", name.lower()) if word} for name in distinct)
+    if len({frozenset(word for word in own if not rules.NEUTRAL.fullmatch(word)) for own in words}) > 1:
+        return False
+    homes: dict[str, set[str]] = {}
+    for name, stem in zip(names, stems, strict=True):
+        homes.setdefault(stem, set()).add(name)
+    return 2 * sum(len(held) > 1 for held in homes.values()) >= len(homes)
 
 
 def _are_listed(names: set[str], pattern: re.Pattern[str]) -> bool:

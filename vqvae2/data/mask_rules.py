@@ -4,9 +4,12 @@ import re
 from typing import NamedTuple
 
 MASK_FILES = re.compile(
-    r"(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)", re.IGNORECASE
+    r"\w+_fast_(?!restore)|(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|"
+    r"(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)",
+    re.IGNORECASE,
 )
-"""Masks by how a name begins: ``VSD.Brain.XX.O.OT.70608.nii`` of BraTS 2015 and ISLES 2015, ``1st_manual`` of DRIVE."""
+"""Masks and maps by how a name begins: ``T1_fast_bias`` of FSL, ``1st_manual`` of DRIVE,
+``VSD.Brain.XX.O.OT.70608.nii`` of BraTS 2015 and ISLES 2015."""
 
 
 class Beside(NamedTuple):
@@ -45,7 +48,7 @@ BESIDE = (  # the first that fits decides
             r"liver|lungs?|heart|kidneys?|spleen|pancreas|prostate|bladder|breast|thyroid|bones?|spine|vertebrae?|hippocamp(?:us|i)|"
             r"ventricles?|cortex|cerebellum|myocardium|lv|rv|vessels?|arter(?:y|ies)|veins?|airways?|disc|disk|cup|fovea|"
             r"macula|exudates?|microaneurysms?|csf|[gw]m|object|parts|core|foreground|preds?|ground|targets?|outputs?|bin|binary|parsing|"
-            r"matting|mattes|bound(?:ary|aries)?|edges?"
+            r"matting|mattes|bound(?:ary|aries)?|edges?|atlas|aal|voi|silver|gold|et|tc|wt"
         ),
         ("P01_3.png", "P01_3_liver.png"),
     ),
@@ -58,15 +61,25 @@ BESIDE = (  # the first that fits decides
         ),
         ("P01_3.png", "P01_3_overlay.png"),
     ),
+    Beside(
+        "maps made of others",
+        True,
+        re.compile(
+            r"mixeltype|(?:log)?jacobians?|warp(?:field)?s?|inverse|thickness|deformations?|displacements?|"
+            r"prob(?:s|abilit(?:y|ies)|maps?)?|biasfield"
+        ),
+        ("P01_3.png", "P01_3_jacobian.png"),
+    ),
     Beside("pictures made of others", False, re.compile(r"cams?|plots?|figures?"), ("P01_3.png", "P01_3_plot.png")),
 )
 IMAGES = re.compile(
     r"(?:jpe?g|png|rgb)?ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|"
-    r"scans?"
+    r"scans?|full(?:[ _-]?(?:size|res(?:olution)?))?"
 )
 """Folders that hold the images where another holds what was made of them."""
 QUALIFIERS = {
     *("whole", "total", "all", "left", "right", "l", "r", "lh", "rh", "optic", "white", "matter", "binary", "final"),
+    *("subject", "cortical", "log", "tissue"),
 }
 """Words that go with those: ``P01_whole_tumor``."""
 PICTURES = re.compile(

@@ -95,7 +95,7 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
         told = [_rule((part,)) is not None for part in parts]
         at_word = told.index(True) if any(told) else None
         rest = tuple(part for part, word in zip(parts, told, strict=True) if not word)
-        above = next((at for at in range(len(here) - 1, -1, -1) if _rule(_parts(here[at]))), None)
+        above = next((at for at in range(len(here) - 1, -1, -1) if _is_of_others(here[at])), None)
         if at_word is not None and (rule := _rule(parts)):
             begun = tuple(part for part in parts[:at_word] if part not in mask_rules.QUALIFIERS)
             places = [(here, rest)]  # P01_3_left_lung
@@ -106,12 +106,17 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
                 places.append((here, (*begun, "*")))
             if above == len(here) - 1 and set(_parts(here[-1])) & set(rest):  # IMD002/IMD002_lesion/IMD002_lesion
                 places.append(((*here[:-1], "*"), rest))
+            plain = tuple(part for part in rest if part not in mask_rules.QUALIFIERS)  # T1_LogJacobian
+            places.append((here, plain))
+            if above is not None:  # lesion/P01_3_lesion
+                places += _around(here, above, plain)
             wanted[i] = (rule, places)
         elif above is not None and (rule := _rule(_parts(here[above]))):  # lesion/P01_3 beside images/P01_3 or P01_3
-            around = (here[:above], here[above + 1 :])
-            places = [((*around[0], "*plain", *around[1]), rest), ((*around[0], *around[1]), rest)]
-            if len(rest) > 1 and any(word.startswith(rest[-1]) for word in _parts(here[above])):  # tumor/001_t
-                places += [(folder, rest[:-1]) for folder, _ in places]
+            places = _around(here, above, rest)
+            words_above = _parts(here[above])
+            short = (*words_above, "".join(word[0] for word in words_above))  # tumor/001_t, Silver-standard/001_ss
+            if len(rest) > 1 and any(word.startswith(rest[-1]) for word in short):
+                places += _around(here, above, rest[:-1])
             wanted[i] = (rule, places)
             aside[i] = above
         else:
@@ -128,6 +133,16 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             unsure = bool(other) and not mask_rules.IMAGES.fullmatch(other[0].lower())
             found[i] = (rule._replace(sure=rule.sure and not unsure), image)
     return found
+
+
+def _around(here: tuple[str, ...], above: int, rest: tuple[str, ...]) -> list[Place]:
+    """Where the image of such a name may lie for a file in a folder of masks: in a plain folder beside it, or above."""
+    return [((*here[:above], "*plain", *here[above + 1 :]), rest), ((*here[:above], *here[above + 1 :]), rest)]
+
+
+def _is_of_others(folder: str) -> bool:
+    """Whether a folder's name is of what lies beside images, and not of a data set: ``brain_tumor_dataset``."""
+    return _rule(_parts(folder)) is not None and not re.search(r"(?:^|[\W_])data-?_?sets?$", folder, re.IGNORECASE)
 
 
 def _has(pattern: str, parts: Sequence[str]) -> bool:

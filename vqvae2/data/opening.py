@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vqvae2 import distributed
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode, untrained_notes
@@ -24,6 +25,8 @@ from vqvae2.data.subjects import subjects_by_pattern
 from vqvae2.data.tables import Table, codes_for_missing, parse_labels, read_table
 from vqvae2.data.volumes import SliceConfig, slice_settings
 from vqvae2.errors import UserError
+
+_FEW = 16  # values of pixels; fewer are label maps or images that are nearly black
 
 
 def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dict[str, Any] | None = None) -> ImageData:
@@ -196,6 +199,11 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if like:
         value_range = (like["value_range"][0], like["value_range"][1])
         read.demand_range(value_range)
+    if like is None and read.highest < _FEW:
+        layout.doubts.append(
+            f"no pixel is above {read.highest}, of {value_range[1]:g}: images as dark as this may be label maps, "
+            f"such as {read.key((next(iter(read.files)), 0))}; if they are, --exclude leaves them out"
+        )
     channels = stored.get("channels") or config.channels or (3 if read.coloured else 1)
     notes += opened.notes
     slices = layout.volumes and all((file.index["place"] < 0).all() for file in read.files.values())
@@ -211,7 +219,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
             "so all are read as RGB; --channels 1 reads all as grey"
         )
     # Where data are read again, their first report has told of what is nearly the same.
-    notes += _copy_notes(read, near=like is None)
+    # The main process writes it: the others need not look, which takes minutes among a million.
+    notes += _copy_notes(read, near=like is None and distributed.is_main())
 
     held = {
         split: ImageSet(
@@ -300,6 +309,14 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
             )
     texts = {column: [row[column] if row else "" for row in found.rows] for column in columns}
     for column, cells in texts.items():
+        alike: dict[str, set[str]] = {}
+        for cell in set(cells) - {""}:
+            alike.setdefault(cell.casefold(), set()).add(cell)
+        if spelled := [sorted(held) for held in alike.values() if len(held) > 1]:
+            layout.doubts.append(
+                f"{column}: {' and '.join(min(spelled))} differ by capital letters alone, and are read as different "
+                f"classes; if they are one, write them alike in {name}"
+            )
         if codes := codes_for_missing(cells):
             told = ", ".join(f"{code} ({cells.count(code):,} {layout.unit})" for code in codes[:3])
             layout.doubts.append(

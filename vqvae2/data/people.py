@@ -120,13 +120,22 @@ def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list
 
 def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
     """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
-    if not {"visit", "kind", "side", "plane", "size"} & layout.attributes.keys() or any(layout.splits):
+    if not {"visit", "kind", "side", "plane", "size"} & layout.attributes.keys():
         return subjects
-    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
-    often = Counter(stem for stem, _ in set(zip(stems, folders, strict=True)))
+    kinds = layout.attributes.get("kind", [""] * len(subjects))
+    names: list[str] = []  # CT/ct_1.png and MRI/mri_1.png are both 1
+    for key, kind in zip(layout.keys, kinds, strict=True):
+        stem = stem_of(key.rsplit("/", 1)[-1])
+        names.append(re.sub(rf"^{re.escape(kind)}[_\-. ]?(?=\d)", "", stem, flags=re.IGNORECASE) if kind else stem)
+    bare = [
+        name.isdecimal() and (who == key or name != stem_of(key.rsplit("/", 1)[-1]))
+        for who, key, name in zip(subjects, layout.keys, names, strict=True)
+    ]
+    # Each split counts anew.
+    whom = [f"{split}/{name}" if split else name for split, name in zip(layout.splits, names, strict=True)]
+    often = Counter(name for name, _ in set(zip(whom, folders, strict=True)))
     return [
-        stem if who == key and stem.isdecimal() and often[stem] > 1 else who
-        for who, key, stem in zip(subjects, layout.keys, stems, strict=True)
+        name if is_bare and often[name] > 1 else who for who, name, is_bare in zip(subjects, whom, bare, strict=True)
     ]
 
 
@@ -136,6 +145,7 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
     A name is left alone where of each visit, side, kind of image or source it is in one folder, as of a person whose
     diagnosis has changed, and where it is a cohort's or a number of a long list, which nobody else has.
     """
+    _ask_of_modalities(layout, subjects)
     listed = _drawn_from_many(subjects)
     again = [values for name, values in layout.attributes.items() if name in SAME_PEOPLE]
     settings = list(zip(map(visit_of, layout.keys), map(_setting, layout.keys), *again, strict=True))
@@ -160,6 +170,23 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
         )
         subjects = subjects if rule.one else apart
     return subjects
+
+
+def _ask_of_modalities(layout: Layout, subjects: list[str]) -> None:
+    """Ask where folders of modalities count the same numbers, perhaps of two people: ``CT/012.png``, ``MR/012.png``."""
+    kinds = layout.attributes.get("kind", [])
+    if not all(map(rules.MODALITIES.fullmatch, filter(None, kinds))):
+        return
+    shown: dict[str, dict[str, str]] = {}
+    for key, who, kind in zip(layout.keys, subjects, kinds, strict=False):
+        if who.rpartition("/")[2].isdecimal():
+            shown.setdefault(who, {}).setdefault(kind, key)
+    shared = [held for held in shown.values() if len(held) > 1]
+    if shared:
+        layout.subject_doubts.append(
+            f"{len(shared):,} numbers are in several kind folders ({', '.join(list(shared[0].values())[:2])}), and "
+            "each is read as one person; if it is several people, give --subject-pattern '.+'"
+        )
 
 
 def _drawn_from_many(subjects: list[str]) -> set[str]:

@@ -30,7 +30,8 @@ class Reading:
         sizes: (height, width) of the files -> how many.
         coloured: how many images are not grey; grey stored as RGB is grey.
         first_coloured: the first of them.
-        value_range: 0 to 255, or to the top of the fewest bits, from 9, that hold all 16 bit images.
+        highest: of the pixels' values.
+        value_range: 0 to 255, or to the top of the fewest bits, from 8, that hold all 16 bit images.
         halved: how many have 16 bits a colour, of which the upper 8 are read.
 
     Raises:
@@ -60,6 +61,7 @@ class Reading:
         self.coloured = sum(map(len, colours.values()))
         self.first_coloured = next(((split, int(rows[0])) for split, rows in colours.items() if len(rows)), None)
         self.halved = sum(int(file.index["halved"].sum()) for file in self.files.values())
+        self.highest = max(int(file.index["high"].max()) for file in self.files.values())
         self.value_range = self._value_range()
 
     def _check_alike(self) -> None:
@@ -94,8 +96,7 @@ class Reading:
     def _value_range(self) -> tuple[float, float]:
         if not any(file.index["wide"].any() for file in self.files.values()):
             return 0.0, 255.0
-        top = max(int(file.index["high"].max()) for file in self.files.values())
-        return 0.0, float(next(2**bits for bits in range(9, 17) if top < 2**bits) - 1)
+        return 0.0, float(next(2**bits for bits in range(8, 17) if self.highest < 2**bits) - 1)
 
     def demand_range(self, value_range: tuple[float, float]) -> None:
         """Raise UserError unless the files' values fit a stored range."""

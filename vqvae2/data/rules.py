@@ -62,6 +62,7 @@ COHORTS = (
         "6c613a14b80a8591",
         "INbreast: the first number is the image's",
     ),
+    Cohort(r"(NORMAL2-IM-\d{4})", "NORMAL2-IM-0383-0001.jpeg", "NORMAL2-IM-0383", "chest X-rays of Kermany 2018"),
     Cohort(r"(?:CNV|DME|DRUSEN|NORMAL)-(\d{4,})(?=-\d)", "CNV-1016042-1.jpeg", "1016042", "OCT2017: a class before it"),
     Cohort(
         r"SOB_[BM]_[A-Z]{1,3}[-_](\d\d-\d+[A-Z]*)",
@@ -150,7 +151,7 @@ WORDS = (  # the first that fits decides
         "mask",
         r"(?!un)[a-z]*masks?(?:png|bin|binary)?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|"
         r"(?!non|no|un)[a-z]*segs?|segm|[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
-        r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|aparc(?:\+aseg)?|ribbon|consensus",
+        r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|(?:wm|a)parc(?:\+aseg)?|ribbon|consensus",
         r"mask|seg|label|roi|gt",
         "TCGA_CS_4978_19960910_1_mask.tif",
     ),
@@ -163,8 +164,8 @@ WORDS = (  # the first that fits decides
     ),
     Word(
         "kind",
-        r"raw|(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map|dual|spa?ir|stir|vibe|dixon|tse|gre)*|"
-        r"(?:t2)?flair|mp2?rage|mpr?|rage|spgr|spa?ir|stir|vibe|dixon|(?:in|out|opp|opposed)-?phase|dce|dsc|bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
+        r"raw|(?:ax|cor|sag)?(?:[23]d)?(?:t1|t2|pd)(?:w|wi|weighted|c|n|f|ce|gd|km|fs|star|post|pre|map|dual|spa?ir|stir|vibe|dixon|tse|gre)*|"
+        r"(?:ax|cor|sag)?(?:t2)?flair|ir|mp2?rage|mpr?|rage|spgr|spa?ir|stir|vibe|dixon|(?:in|out|opp|opposed)-?phase|dce|dsc|bravo|dwi|adc|dti|swi|asl|bold|fmri|tof|mra|fdg|pib|orig|nu|norm|restore|acpc|dc|bet|(?:skull)?strip(?:ped)?|"
         r"reg(?:istered)?|coreg|aligned|warp(?:ed)?|mni(?:152)?[a-z0-9]*|to|on|in|space|native|middle|template|bias|n[34]|"
         r"correct(?:ed|ion)|gradwarp|scaled|norm(?!al$)[a-z]*|pre-?proc(?:essed)?|processed|denoised|resampled|crop(?:ped)?|iso|"
         r"\d+mm|masked|gfc|defaced?|anon|gd|enhanced|contrast",
@@ -195,6 +196,8 @@ WORDS = (  # the first that fits decides
     ),
 )
 """The parts of a name that are not the person."""
+MODALITIES = re.compile(r"mri?|ct|cbct|pet|spect|us|ultrasound", re.IGNORECASE)
+"""What an image was taken by: folders of these alone are kinds of image, as ``CT/012.png`` and ``MR/012.png``."""
 VISIT_BEGIN = {"bl", "base", "baseline", "init", "initial", "screening", "sc"}
 """Words for visit 0."""
 NO_VISIT = re.compile(r"(?:scan|run|acq|echo|rep|repeat|exam|mr)\D*\d+", re.IGNORECASE)
@@ -210,6 +213,8 @@ PART = re.compile(
     re.IGNORECASE,
 )
 """Folders that count parts of the data: ``images_001``, ``fold_2``, ``HAM10000_images_part_1``, ``Base11``."""
+PART_OF_COHORT = re.compile(r"disc[\W_]*\d+", re.IGNORECASE)
+"""Parts where all files have a cohort's own names: the discs of OASIS-1."""
 PART_OR_PATIENT = re.compile(r".*[A-Za-z]{3}[\W_]+pt[\W_]*\d+", re.IGNORECASE)
 """Parts too where the numbers of the files go on from one to the next: ``volume_pt1`` of LiTS."""
 ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
@@ -226,14 +231,14 @@ SPLITS = {
 """Folders that are parts of a data set: ``keras_png_slices_validate``, ``imagesTr``, ``test_set``."""
 NEUTRAL = re.compile(
     r"keras|png|jpe?g|tiff?|bmp|dcm|dicom|nii|nifti|slices?|images?|imgs?|img|pictures?|pics?|photos?|set|data|files?|[23]d|"
-    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails\d*x?\d*"
+    r"inputs?|volumes?|vols?|mri|folder|split|thumbnails?"
 )
 """Words of folders that tell nothing."""
 SPLIT_PART = re.compile(r"\.(x\d{0,2})$", re.IGNORECASE)
 """What may stand beside the word of a split: ``train.X1`` of ImageNet-100."""
 ATTRIBUTES = (
     ("magnification", re.compile(r"\d{2,3}x")),
-    ("size", re.compile(r"[a-z]*\d{2,4}x\d{2,4}")),  # and only where nothing else tells the folders apart
+    ("size", re.compile(r"[a-z]*\d{2,4}(?:x\d{2,4})?(?:px|p)?")),  # and only where nothing else tells the folders apart
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -306,6 +311,9 @@ FILE_COLUMNS = ("file", "filename", "path", "image")
 """Columns that name images."""
 OTHER_FILE_COLUMNS = re.compile(r"(?:file|image|img)(?:[ _-]?(?:path|name|file|id|index))?|filepath|id_code")
 """Columns that name images where none of those is there: if none names people, or each row has another image."""
+IMAGE_ID_COLUMNS = re.compile(r"image[ _-]?(?:data[ _-]?)?u?id")
+"""Columns of identifiers that are a part of each file's name, such as ``I118673`` of ADNI's search."""
+IMAGE_ID = re.compile(r"[A-Za-z]\d{3,}")
 SUBJECT_COLUMNS = re.compile(
     r"(?:sub(?:j|ject)?|participant|patient|person|case|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
 )

@@ -7,9 +7,19 @@ from collections.abc import Collection, Sequence
 
 from vqvae2.data import rules
 
-__all__ = ["ask_of_beginnings", "behind_slices", "is_person", "processed", "under_heads", "without_counters"]
+__all__ = [
+    "ask_of_beginnings",
+    "behind_slices",
+    "is_person",
+    "of_keras",
+    "processed",
+    "under_heads",
+    "without_counters",
+]
 
 _COUNTER = re.compile(r"(?P<who>.*\d.*?)[_\-. ](?P<counter>\d{1,4})")
+_KERAS = re.compile(r"aug[a-z]*[_\- ](?:(?P<name>.+)_(?=\d+_))?(?P<index>\d+)_(?P<drawn>\d{1,7})", re.IGNORECASE)
+_WAVE = re.compile(r"[VTWM]\d{1,2}", re.IGNORECASE)
 _LETTER = re.compile(r"(?P<who>.*\d)(?P<counter>[a-dA-D]|[_\-. ][A-Za-z])")
 _GLUED = re.compile(r"(?P<who>.*\d)(?P<counter>[A-Za-z]{1,4}\d{1,2})")
 _SIDE = re.compile(r"(?P<who>.*\d)[A-Za-z]")
@@ -40,7 +50,7 @@ Place = tuple[str, str]
 
 _LEAST = 3  # heads with several endings, or names with processed forms
 _MAP = re.compile(r"i?y_|wj_|[mwrs]{0,4}[pc][0-6]")  # of tissue or deformation, by SPM and CAT12
-_STEP = re.compile(r"[amrsuw]{1,4}")  # of their processing
+_STEP = re.compile(r"[amrsuw]{1,4}|w?mi")  # of their processing
 
 
 def is_person(name: str) -> bool:
@@ -70,7 +80,21 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
         several = {who for who, numbers in counters.items() if len(numbers) > 1 or who in alone}
         if not several:
             continue
-        most = len(set().union(*counters.values()))
+        every = set().union(*counters.values())
+        most = len(every)
+        shared = Counter(number for numbers in counters.values() for number in numbers)
+        if (
+            pattern is _COUNTER
+            and 1 < len(counters) < most
+            and all(map(_WAVE.fullmatch, counters))
+            and 2 * sum(count > 1 for count in shared.values()) >= most
+        ):
+            if doubts is not None:
+                doubts.append(
+                    f"names such as {names[0]} are read as a visit and a subject, as most numbers are behind several "
+                    f"of {', '.join(sorted(counters)[:3])}; if they are a subject and a scan, give --subject-pattern"
+                )
+            return [m["counter"] if m and m["who"] in counters else n for m, n in zip(matches, names, strict=True)]
         together = len(counters) > max(most, 4) if pattern is _WORD_NUMBER else 4 * len(counters) >= most
         if pattern is _WORD_NUMBER and (len(counters) < 3 or not together):
             continue
@@ -88,6 +112,20 @@ def without_counters(names: list[str], keys: Sequence[str], doubts: list[str] | 
             )
         return read
     return names
+
+
+def of_keras(stems: Sequence[str]) -> dict[str, str]:
+    """Names of images that Keras changed, with that of the image each was made of: ``aug_P01_0_4821`` and ``P01``.
+
+    Its ``flow(save_prefix="aug")`` writes the prefix, the image's place in its list and a random number, which no two
+    share; a place stands for the image where the prefix names none. Empty where the last numbers recur.
+    """
+    found = {stem: match for stem in stems if (match := _KERAS.fullmatch(stem))}
+    drawn = {match["drawn"] for match in found.values()}
+    made_of = {stem: match["name"] or match["index"] for stem, match in found.items()}
+    if 10 * len(drawn) < 9 * len(found) or len(set(made_of.values())) == len(found):
+        return {}
+    return made_of
 
 
 def behind_slices(stems: Sequence[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str] | None:
@@ -176,7 +214,7 @@ def processed(places: Sequence[Place]) -> dict[Place, tuple[str, bool]]:
             if len(base) > 2 and re.search(r"[^\W\d_]", base):
                 found[folder, stem] = (base, is_map)
                 steps.add(begin)
-    several = len({base for base, _ in found.values()}) >= _LEAST
+    several = len({(folder, base) for (folder, _), (base, _) in found.items()}) >= _LEAST
     return found if several and (len(steps) > 1 or max(map(len, steps)) > 1) else {}
 
 

@@ -177,7 +177,7 @@ def _leave_out_masks(layout: Layout) -> None:
 
 
 def _leave_out_maps(layout: Layout) -> None:
-    """Leave out the maps that SPM and CAT12 made of the volumes that are there."""
+    """Leave out the maps that SPM and CAT12 made of the volumes that are there, and ask about their other volumes."""
     if not layout.volumes:
         return
     places = [(key.rpartition("/")[0], stem_of(key.rpartition("/")[2])) for key in layout.keys]
@@ -187,6 +187,15 @@ def _leave_out_maps(layout: Layout) -> None:
         told = f"left out by their names, as SPM and CAT12 give them ({left[0]}); --include-masks takes them"
         layout.skipped.append((f"{len(left):,} maps of tissue or deformation", told))
         keep(layout, rows)
+    steps = {place: base for place, (base, is_map) in made.items() if not is_map}
+    if steps:
+        (folder, stem), base = next(iter(sorted(steps.items())))
+        begins = sorted({f"'{own.removesuffix(base)}*'" for (_, own), base in steps.items()})
+        layout.doubts.append(
+            f"{len(steps):,} volumes such as {'/'.join(filter(None, (folder, stem)))} are steps of processing by their "
+            f"names, as SPM gives them, and lie beside what they were made of, {base}; all are taken together, in "
+            f"whatever space each is; --exclude {' '.join(begins)} takes the latter alone"
+        )
 
 
 def _patterns(scans: list[Path]) -> set[str]:

@@ -185,6 +185,8 @@ def nothing_found(folder: Path, found: Found, what: str, formats: tuple[str, ...
         way_out = "Unpack the archives first"
     elif any(suffix in _ARRAYS for suffix in found.others):
         way_out = "Arrays are not read; store each slice as PNG, or each volume as NIfTI"
+    elif {".img", ".hdr"} & found.others.keys():
+        way_out = "An .img is read with the .hdr of its name, its header"
     else:
         way_out = f"Formats that are read: {' '.join(formats)}"
     return UserError(f"no {what} found, but {told}", folder, way_out)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vqvae2.data import mask_rules, rules
-from vqvae2.data.scans import ask_of_beginnings, behind_slices, processed, under_heads, without_counters
+from vqvae2.data.scans import ask_of_beginnings, behind_slices, of_keras, processed, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
@@ -34,7 +34,7 @@ _SEPARATOR = re.compile(r"[_\-. ]+")
 _TOKEN = re.compile(rf"(?<!\d)(?P<date>{rules.DATE})(?!\d)|[^_\-. +]+")
 _GLUED = re.compile(  # P01Week3, P01V2
     r"(?<=\d)(?=(?:slice|week|visit|session|ses|scan|frame|image|img|month|time|tp|run|acq|rep|echo|exam|fu|pre|post)\d)|"
-    r"(?<=\d)(?=(?:pre|post)$)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
+    r"(?<=\d)(?<![Tt][12])(?=(?:pre|post)$)|(?<=[A-Za-z]\d\d)(?=[VTYWM]\d{1,2}$)|"
     r"(?<=\d\d\d)(?=[VTYWM]\d{1,2}$)",
     re.IGNORECASE,
 )
@@ -42,7 +42,7 @@ _ROLES = [
     (word.role, re.compile(word.alone), re.compile(rf"(?:{word.numbered})\d+[a-z]?"), re.compile(word.numbered))
     for word in rules.WORDS
 ]
-_BEGINNING = re.compile(r"(?![Tt][12])[A-Za-z]\d*[a-d]?|\d+[A-Za-z]|[Oo][DSUdsu]|(?i:n[or])")
+_BEGINNING = re.compile(r"(?![Tt][12])[A-Za-z]\d*[a-dA-D]?|\d+[A-Za-z]|[Oo][DSUdsu]|(?i:n[or])")
 _PLANE = re.compile(r"ax(?:ial)?|cor(?:onal)?|sag(?:ittal)?", re.IGNORECASE)
 _SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
@@ -231,17 +231,27 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         ['P003', 'P003']
     """
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
+    made_of: dict[str, str] = {}
     if volumes:
         places = [(key.rpartition("/")[0], stem) for key, stem in zip(keys, stems, strict=True)]
         made = processed(places)
         stems = [made.get(place, (place[1],))[0] for place in places]
     elif (people := behind_slices(stems, keys, doubts)) is not None:
         return people
+    else:
+        made_of = of_keras(stems)
+        if doubts is not None and (numbers := [stem for stem, name in made_of.items() if name.isdecimal()]):
+            doubts.append(
+                f"{len(numbers):,} names such as {numbers[0]} are read as copies that Keras made, here of image "
+                f"{made_of[numbers[0]]}; if they are not, give --subject-pattern"
+            )
     known = [known_subject(key) for key in keys]
     channels = [rules.CHANNEL.search(key) for key in keys]
     stems = [stem.removesuffix(found[1]) if found else stem for stem, found in zip(stems, channels, strict=True)]
+    numbered = {stem: name for stem, name in made_of.items() if name.isdecimal()}
+    stems = [stem if stem in numbered else made_of.get(stem, stem) for stem in stems]
     names = [
-        k or _by_name(stem, key, volumes or found is not None)
+        k or numbered.get(stem) or _by_name(stem, key, volumes or found is not None)
         for k, stem, key, found in zip(known, stems, keys, channels, strict=True)
     ]
     free = [i for i, (k, name) in enumerate(zip(known, names, strict=True)) if not k and name != keys[i]]
@@ -254,7 +264,7 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         ask_of_beginnings(told, own, doubts)
     beside: dict[str, dict[str, int]] = defaultdict(dict)
     for i, (key, stem) in enumerate(zip(keys, stems, strict=True)):
-        beside[key.rpartition("/")[0]][stem] = i
+        names[i] = names[beside[key.rpartition("/")[0]].setdefault(stem, i)]  # 1.png and 1.jpg are of one person
     for held in beside.values():
         for stem, i in held.items():
             base = copy_of(stem, held)

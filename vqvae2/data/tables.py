@@ -56,6 +56,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     blanks: dict[str, Counter[str]] = field(default_factory=dict)  # column -> the cells that say nothing
     of_files: bool = False  # whether the column of files is called so, and no ``image_id``
+    image_ids: str | None = None  # column of identifiers that stand in the names of the files
 
     def match(self, keys: Sequence[str], subjects: Sequence[str], people: bool = False) -> Matches:
         """Find the row of each image.
@@ -71,6 +72,8 @@ class Table:
             subjects: whom they show.
             people: go by the subject where the table has both.
         """
+        if self.image_ids is not None and (found_ids := self._match_ids(keys, self.image_ids)):
+            return found_ids
         if self.subject_columns and (people or self.file_column is None):
             return self._match_people(keys, subjects)
         assert self.file_column is not None
@@ -85,6 +88,18 @@ class Table:
         if self.subject_columns and 2 * sum(map(bool, names)) < len(names) and not self.of_files:
             # Numbers of images, by which few files are called.
             return self._match_people(keys, subjects)
+        return Matches([merged.get(name) for name in names], "files", len(merged.keys() - set(names)), conflicts)
+
+    def _match_ids(self, keys: Sequence[str], column: str) -> Matches | None:
+        """Find the row whose identifier is a part of an image's path; None unless most images have one."""
+        groups: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            groups[row[column]].append(row)
+        merged, conflicts = self._merged(groups)
+        named = [[part for part in re.split(r"[/_\-. ]+", key) if part in merged] for key in keys]
+        names = [parts[-1] if len(set(parts)) == 1 else "" for parts in named]
+        if 2 * sum(map(bool, names)) < len(names):
+            return None
         return Matches([merged.get(name) for name in names], "files", len(merged.keys() - set(names)), conflicts)
 
     def _match_people(self, keys: Sequence[str], subjects: Sequence[str]) -> Matches:
@@ -263,12 +278,17 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
     if file_column is None or (people and not of_files):
         known = (*people, file_column)
         people += [name for name in columns if rules.ID_COLUMNS.fullmatch(folded[name]) and name not in known]
+    ids = [name for name in columns if rules.IMAGE_ID_COLUMNS.fullmatch(folded[name])]
+    image_ids = next((name for name in ids if all(rules.IMAGE_ID.fullmatch(row[name]) for row in rows)), None)
+    if image_ids is not None:
+        file_column = None if file_column == image_ids else file_column
+        people = [name for name in people if name != image_ids]
     visit_column = next((name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])), None)
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
         columns, people = (_OWN, *columns), [_OWN]
         rows = [{_OWN: who, **row} for row in rows]
-    if file_column is None and not people:
+    if file_column is None and not people and image_ids is None:
         told = ", ".join(columns) or "none"
         raise UserError(
             f"no column names the images or the subjects (columns: {told})",
@@ -276,7 +296,8 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
             "Add a column `file` with relative paths, or `subject`",
         )
     table = Table(path, columns, rows, file_column, tuple(people), visit_column, notes, of_files=of_files)
-    names = {file_column, visit_column, *people}
+    table.image_ids = image_ids
+    names = {file_column, visit_column, image_ids, *people}
     for column in columns:
         table.blanks[column] = _blank(rows, column, () if column in names else missing)
     return table
@@ -402,6 +423,8 @@ def parse_labels(text: str, folder: Path, missing: Sequence[str] = ()) -> list[t
         visits = _together([read_table(path, missing) for path in paths])
         columns, absent = _columns(",".join(absent), visits.columns)
         wanted.append((visits, tuple(columns)))
+    if twice := [name for own, names in wanted for name in names if own.columns.count(name) > 1]:
+        raise UserError(f"two columns are called {twice[0]}", table.path, "Rename one of them")
     if absent:
         raise UserError(
             f"no column {', '.join(absent)} in the table of labels", table.path, f"It has: {', '.join(table.columns)}"

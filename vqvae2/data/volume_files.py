@@ -102,7 +102,7 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
 
     files = source if isinstance(source, tuple) else (source,)
     try:
-        image: Any = nibabel.load(files[0]) if files[0].name.lower().endswith(NIBABEL) else _by_simpleitk(files)
+        image: Any = _by_nibabel(files[0]) if files[0].name.lower().endswith(NIBABEL) else _by_simpleitk(files)
         shape = image.shape
         _check_shape(shape)
         if len(shape) > 3 and all(n == 1 for n in shape[3:]):
@@ -111,7 +111,11 @@ def read_canonical(source: Path | tuple[Path, ...]) -> Canonical:
             image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine, image.header)
         shape = image.shape
         if len(shape) != 3:
-            raise UnreadableError(f"{len(shape)}-dimensional ({' x '.join(map(str, shape))}); a volume has three")
+            raise UnreadableError(
+                f"{len(shape)}-dimensional ({' x '.join(map(str, shape))}); store each volume in a file of its own"
+            )
+        if image.get_data_dtype().fields:
+            raise UnreadableError(f"{len(image.get_data_dtype().fields)} values a voxel; a volume has one")
         lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
         if not np.isfinite(image.affine).all() or not abs(np.linalg.det(image.affine[:3, :3])) > 1e-9 * lengths.prod():
             raise UnreadableError("the header's orientation is not usable")
@@ -164,6 +168,18 @@ def _check_shape(shape: Sequence[int]) -> None:
     """Raise UnreadableError if a header names no voxels, or more than `MOST_VOXELS`."""
     if np.prod([float(n) for n in shape]) > MOST_VOXELS or min(shape) < 1:
         raise UnreadableError(f"{' x '.join(map(str, shape))} voxels: the header is damaged, or the volume too large")
+
+
+def _by_nibabel(path: Path) -> Any:
+    """Read NIfTI, MGH or Analyze, also a NIfTI that is called .nii.gz and is not compressed."""
+    import nibabel
+
+    if path.name.lower().endswith(".nii.gz"):
+        with open(path, "rb") as file:
+            if file.read(2) not in (b"\x1f\x8b", b""):
+                file.seek(0)
+                return nibabel.Nifti1Image.from_bytes(file.read())
+    return nibabel.load(path)
 
 
 def _by_simpleitk(files: tuple[Path, ...]) -> Any:
