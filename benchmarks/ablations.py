@@ -191,7 +191,7 @@ class VQVAEBench:
     def train(self, row: str, seed: int, steps: int | None) -> tuple[dict[str, float], float]:
         changed = VQVAE_ROWS[row]
         torch.manual_seed(seed)
-        sizes = {"channels": self.data.channels, "height": self.data.height, "width": self.data.width}
+        sizes: dict[str, Any] = {"channels": self.data.channels, "height": self.data.height, "width": self.data.width}
         model = VQVAE(replace(PRESET.vqvae, **sizes, **changed.get("model", {}))).to(self.device)
         training = replace(
             PRESET.vqvae_training,
@@ -212,7 +212,7 @@ class VQVAEBench:
                 for images in (self.train_images.to(self.device), self.images.to(self.device))
             )
         pixels = self.images[0, 0].numel()
-        bits, used = 0.0, {}
+        bits, used = 0.0, dict[str, float]()
         for level, k, before, codes in zip(model.levels, model.config.num_embeddings, trained, held, strict=True):
             nll = positionwise_unigram_nll(before.numpy(), codes.numpy(), k)
             bits += nll * codes[0].numel() / pixels / math.log(2)

@@ -13,10 +13,11 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vqvae2 import checkpoint
 from vqvae2.data import load_images
@@ -49,7 +50,7 @@ def main() -> None:
     bounds = class_bounds(pixels["train"][::3], BACKGROUND)
     if bounds is None:
         raise SystemExit("error: the slices show nothing before a background")
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for split, own in sets.items():
         dark = measure(pixels[split], BACKGROUND, bounds)["dark"]
         age = np.array([ages[k] for _, k in own])
@@ -81,7 +82,7 @@ def read(files: list[Path], like: dict) -> torch.Tensor:
     return torch.cat([images.__getitems__(range(len(images)))["image"] for images in parts])
 
 
-def fit(dark: NDArray, age: NDArray, heights: list, people: list) -> dict[str, float]:
+def fit(dark: NDArray, age: NDArray, heights: ArrayLike, people: ArrayLike) -> dict[str, float]:
     """The slope in ten years, its standard error, and how many images."""
     seen = np.isfinite(dark)
     places = np.unique(np.asarray(heights)[seen], return_inverse=True)[1]

@@ -43,7 +43,7 @@ SIDE = 4
 """Slices along each side of a mosaic."""
 
 Pixels = NDArray[np.uint8]
-Point = dict[str, float]
+Point = Mapping[str, float]
 
 
 def curves(images: ImageSet, background: float | None, qualities: Sequence[int] = QUALITIES) -> dict[str, list[Point]]:

@@ -7,6 +7,7 @@ look alike.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def resized(picture: NDArray[np.uint8], how: Image.Resampling) -> NDArray[np.uin
     return np.array(Image.fromarray(picture).resize((SIDE, SIDE), how))
 
 
-def write(path: Path, rows: list[list[NDArray[np.uint8] | None]]) -> None:
+def write(path: Path, rows: Sequence[Sequence[NDArray[np.uint8] | None]]) -> None:
     """Lay out pictures in rows; None leaves a place empty."""
     blank = np.full((SIDE, SIDE), 32, np.uint8)
     pictures = [blank if picture is None else picture for row in rows for picture in row]

@@ -183,7 +183,7 @@ def anomaly(
     ours = anomaly_map(parts, usual)
     seconds = (time.monotonic() - started) / len(x)
     up = _upsampler(x.shape[2:])
-    nll = sum(up(own) * own[0].numel() for own in surprised) / x[0].numel()
+    nll = torch.stack([up(own) * own[0].numel() for own in surprised]).sum(0) / x[0].numel()
     restored = torch.stack([model.decode(restore(priors, codes, (5.0, 4.0, 3.0), seed=seed)) for seed in range(4)])
     everyone = train.__getitems__(list(range(len(train))))
     their = features(everyone["image"])

@@ -7,7 +7,7 @@ set aside to choose the checkpoint, as they are (there must be no alarm) and wit
 among them, kinds of images missing, blur, noise, one image again and again, upside down. At last a codebook is made to
 collapse. For the search for copies it then plants each change of every chosen training image, and counts how many are
 found above the report's bound (half-way from the 99th percentile of half of the held-out people to 1), and how many
-images of the other half lie above it.
+images of the other half lie above it. Phantom slices are a fault only where RUN's own data are others.
 """
 
 import argparse
@@ -70,23 +70,32 @@ def planted(splits: dict[str, ImageSet], count: int) -> dict[str, Tensor]:
     real = some(other, count)
     few = max(1, count // 20)
     generator = torch.Generator().manual_seed(0)
-    # Half of the kinds: the first classes of the first label where there is one, else the darker half.
+    # Kinds are the classes of the first label where there is one, else images from dark to bright.
     first = other.labels[:, 0].astype(float) if other.labels.shape[1] else np.asarray(other.images).mean((1, 2, 3))
     kinds = np.unique(first[first >= 0])
     half = np.flatnonzero((first >= 0) & (first < kinds[len(kinds) // 2]))
     chosen = [int(half[i]) for i in report.spread_out(len(half), count)]
-    return {
+    of_first = np.flatnonzero(first <= (kinds[0] if len(kinds) < len(first) / 4 else np.quantile(first, 0.25)))
+    rest = np.setdiff1d(np.arange(len(first)), of_first[::2])
+    height, width = other.images.shape[2:]
+    drawn = open_data(DataConfig(data="phantom", phantom_images=10 * count, size=f"{height}x{width}"), ["val"])
+    sets = {
         "real": real,
         "5 % copies": torch.cat([train[:few], real[few:]]),
         "half copies, shifted by 2 pixels": torch.cat([train[: count // 2].roll((2, -2), (2, 3)), real[count // 2 :]]),
         "half copies, mirrored and darker": torch.cat([train[: count // 2].flip(-1) * 0.9 - 0.1, real[count // 2 :]]),
+        "half of the first kind missing": other.__getitems__(
+            [int(rest[i]) for i in report.spread_out(len(rest), count)]
+        )["image"],
         "half of the kinds missing": other.__getitems__(chosen)["image"],
         "blurred by 0.7 pixels": gaussian_blur(real, 0.7),
         "blurred by 1.5 pixels": gaussian_blur(real, 1.5),
         "noise of 0.1": (real + 0.1 * torch.randn(real.shape, generator=generator)).clamp(-1, 1),
         "one image again and again": (real[:1] + 0.01 * torch.randn(real.shape, generator=generator)).clamp(-1, 1),
         "upside down": real.flip(-2),
+        "other data, the phantom": some(drawn.splits["val"], count).expand(-1, real.shape[1], -1, -1),
     }
+    return {name: images for name, images in sets.items() if len(images) > 1}
 
 
 class Judge:
@@ -119,8 +128,8 @@ class Judge:
         rows = []
         for name, images in sets.items():
             codes = self._encode(images)
-            nothing = np.zeros((len(images), len(codes)))
-            as_set = report.SampleSet(Path("samples"), codes, nothing, -np.ones((len(images), 1), np.int64), {})
+            nothing, unknown = np.zeros((len(images), len(codes))), -np.ones((len(images), 1), np.int64)
+            as_set = report.SampleSet(Path("samples"), codes, nothing, unknown, {}, self.model)
             index, distance = report.nearest_training(images, self.train)
             mirrored_index, mirrored = report.nearest_training(images.flip(-1), self.train)
             own = replace(

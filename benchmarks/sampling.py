@@ -23,6 +23,7 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def main() -> int:
         peer_s, timed = peer_seconds(peer, claim, device) if peer is not None else (None, {})
         for precision, suffix in ((torch.float32, ""), (torch.bfloat16, "-bf16")):
             ours_s = our_seconds(prior.to(precision), claim, device, arguments.repeats)
-            row = {
+            row: dict[str, Any] = {
                 "name": claim.name + suffix,
                 "ours_s": ours_s,
                 "peer_s": peer_s,

@@ -188,7 +188,7 @@ def train_ours(data: ImageData, judge: Judge, minutes: float, compile: Any) -> d
         try:
             # The schedule by steps alone: minutes would count the scoring.
             sharpening = SharpeningConfig(**PRESET.sharpening)  # whose part comes after what is timed
-            training = sharpening.divide(training)[0] if sharpening.sharpen_share else training
+            training = (sharpening.sharpen_share and sharpening.divide(training)[0]) or training
             training = replace(training, max_minutes=None)
             fit(task, training, Path(folder), device=judge.device, precision=precision, compile=compile)
         except Finished:

@@ -67,7 +67,11 @@ def main() -> int:
 
 
 def block(step: Callable[[], None]) -> Callable[[], object]:
-    return lambda: [step() for _ in range(BLOCK)]
+    def run() -> None:
+        for _ in range(BLOCK):
+            step()
+
+    return run
 
 
 def phantom(size: int) -> ImageSet:

@@ -11,7 +11,7 @@ from PIL import Image
 from vqvae2 import VQVAE, Prior
 from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, features, redraw_blocks
 from vqvae2.data import DataConfig, open_data
-from vqvae2.stages import evaluate
+from vqvae2.stages import evaluate, export
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -105,6 +105,20 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
     )
     assert one.code == 0, one.err
     assert json.loads((out / "anomaly.json").read_text())["threshold"] == about["threshold"]
+
+
+def test_maps_are_written_where_the_run_cannot_keep_those_of_the_normal_images(run, slices, tmp_path, call):
+    """Models that were passed on keep nothing of somebody's images; nor does a folder that takes no file."""
+    (run / "anomaly-normal.npz").mkdir()
+    flags = ("--anomaly", slices / "a" / "1.png", "--draws", 2)
+    assert call(evaluate.main, "--run", run, *flags, "--out", tmp_path / "maps").code == 0
+    assert (tmp_path / "maps" / "anomaly.json").is_file()
+    models = tmp_path / "models"
+    assert call(export.main, "--run", run, "--out", models, "--weights", "fp32").code == 0
+    flags += ("--data", slices, "--split", "all", "--out", tmp_path / "more")
+    assert call(evaluate.main, "--run", models, *flags).code == 0
+    assert (tmp_path / "more" / "anomaly.json").is_file()
+    assert not (models / "anomaly-normal.npz").exists()
 
 
 def test_other_normal_images_of_the_same_names_are_looked_at_anew(run, slices, tmp_path, call, refused):

@@ -64,7 +64,9 @@ def test_samples_of_exported_models_are_the_same(run, models, tmp_path, call):
     out = models()
     for folder in (run, out):
         shutil.rmtree(folder / "samples", ignore_errors=True)
-        assert call(sample.main, "--run", folder, "--num", 3, "--seed", 4, "--chunk-size", 4).code == 0
+        told = call(sample.main, "--run", folder, "--num", 3, "--seed", 4, "--chunk-size", 4)
+        assert told.code == 0
+        assert ("--data DATA" in told.out.splitlines()[-1]) == (folder == out)  # they come without
     names = [path.name for path in (run / "samples").glob("0*.png")]
     assert len(names) == 3
     for name in names:

@@ -151,3 +151,14 @@ def test_presets_settings_of_sampling_are_valid(name):
     prior = tiny_prior((4, 4))
     for guided, least in zip(settings["autoguidance"], settings["min_p"], strict=True):
         Sharpness(autoguidance=guided, min_p=least, guide=prior)
+
+
+def test_labels_weigh_nothing_where_a_prior_never_saw_them_hidden(run, call, refused):
+    """Its embedding for no label was never trained, so that there is nothing to weigh against."""
+    config = json.loads((run / "prior-bottom" / "config.json").read_text())
+    (run / "prior-bottom" / "config.json").write_text(json.dumps(config | {"label_dropout": 0.0}))
+    flags = ("--run", run, "--num", 2, "--overwrite", "--label", "diagnosis=atrophy", "--guidance")
+    assert "that of level bottom was trained with --label-dropout 0" in refused(sample.main, *flags, 2)
+    told = call(sample.main, *flags, 2, 1)
+    assert told.code == 0
+    assert "guidance 2 / 1" in told.out

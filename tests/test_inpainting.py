@@ -71,6 +71,7 @@ def picture(tmp_path):
     for name, pixels in (("image", image), ("mask", mask), ("none", mask * 0), ("all", mask * 0 + 255)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     Image.fromarray(mask[:30]).save(tmp_path / "other.png")
+    Image.fromarray(image).resize((64, 64)).save(tmp_path / "large.png")
     return tmp_path
 
 
@@ -131,6 +132,13 @@ def test_bad_input_of_a_completion(run, picture, refused, monkeypatch, flags, li
     monkeypatch.chdir(picture)
     assert line in refused(sample.main, "--run", run, "--complete", "image.png", *flags)
     assert not (run / "completions").exists()
+
+
+def test_a_mask_has_the_size_of_its_image_not_of_the_models(run, picture, call, refused):
+    flags = ("--run", run, "--complete", picture / "large.png", "--particles", 1, "--sweeps", 0, "--num", 1, "--mask")
+    assert "the mask has 32x32 pixels, the image 64x64" in refused(sample.main, *flags, picture / "mask.png")
+    Image.open(picture / "mask.png").resize((64, 64)).save(picture / "mask-large.png")
+    assert call(sample.main, *flags, picture / "mask-large.png", "--out", picture / "out").code == 0
 
 
 def test_other_flags_of_completions(run, refused):

@@ -153,16 +153,18 @@ def test_the_code_of_a_page_runs_as_it_stands(page, made, tmp_path, monkeypatch)
 def test_the_speedrun_runs_as_it_stands(made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = (ROOT / "benchmarks" / "speedrun.sh").read_text()
-    lines = re.findall(r'timed "\$python" (.+)', script.replace("\\\n", " "))
-    given = {'"$run"': "runs/speedrun", '"$data"': "~/slices", '"${flags[@]}"': "--labels slices.csv:sex"}
+    lines = re.findall(r'timed "\$python" (.+)', script)
+    flags = '${flags[@]+"${flags[@]}"}'
+    given = {'"$run"': "runs/speedrun", '"$data"': "~/slices", flags: "--labels slices.csv:sex"}
+    lines.sort(key=lambda line: line.endswith("--resume"))  # what begins a training, then what goes on with it
     for line in lines:
         for name, value in given.items():
             line = line.replace(name, value)
         assert run_command(f"python {line}")
         for level in ("middle", "bottom") if "--level top" in line else ():  # no decoder paints them without weights
             assert run_command(f"python {line.replace('--level top', f'--level {level}')}")
-    assert len(lines) == 5
-    monkeypatch.setattr("sys.argv", ["-", "runs/speedrun/report/report.json", *"12345"])
+    assert len(lines) == 7
+    monkeypatch.setattr("sys.argv", ["-", "runs/speedrun/report/report.json", "0", *"12345"])
     capsys.readouterr()
     exec(script.split("<< 'END'\n")[1].removesuffix("END\n"), {})
     assert "1.0 + 2.0 + 3.0 + 4.0 + 5.0 = **15.0**" in capsys.readouterr().out

@@ -330,3 +330,24 @@ def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_p
     page = (tmp_path / "index.html").read_text()
     assert "&lt;other&gt;" in page
     assert "other images were scored" in page
+
+
+def test_two_runs_are_compared_in_features_that_both_have(tmp_path):
+    """One run's decoder was trained by MobileNetV2, so that its own figures prefer the user's network."""
+    here, there = good_report(), good_report()
+    here["decoder_trained_by"] = ["MobileNetV2"]
+    here["distances"] = {"mine:features": here["distances"]["MobileNetV2"], **here["distances"]}
+    names = {row["name"] for row in report.comparison(here, there)["rows"]}
+    assert {"KID of samples, MobileNetV2", "coverage of samples, MobileNetV2"} <= names
+    there["distances"] = {}
+    assert not any("KID" in row["name"] for row in report.comparison(here, there)["rows"])
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path):
+    here, there = good_report(), good_report()
+    there["reconstruction"]["ssim"]["mean"] = 0.97
+    here |= {"comparison": report.comparison(here, there), "summary": [], "warnings": []}
+    report.write_page(tmp_path / "index.html", here, {})
+    page = (tmp_path / "index.html").read_text()
+    assert page.count(f"{here['run']} (other)") > 1
+    assert f"{here['run']} (this)" in page

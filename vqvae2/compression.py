@@ -70,7 +70,7 @@ class Header:
 
 def made_by() -> str:
     """Say on what the probabilities were computed."""
-    return f"PyTorch {torch.__version__}, {platform.machine()}"
+    return f"PyTorch {torch.__version__}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def encode_codes(
@@ -220,10 +220,10 @@ def _check(priors: Sequence[Prior]) -> None:
 
 def other_machine(header: Header) -> UserError:
     """Say that this machine finds other probabilities than the one that wrote a file."""
-    there, here = f"{header.made_by}, {header.threads} threads", f"{made_by()}, {torch.get_num_threads()} threads"
     return UserError(
-        "this machine does not reproduce the probabilities the file was written with",
-        f"written with {there}; here {here}",
+        f"this machine does not reproduce the probabilities the file was written with, though it computes with "
+        f"{header.threads} threads as there",
+        f"written with {header.made_by}; here {made_by()}",
         "Decompress it on a machine of that kind, with that version",
     )
 

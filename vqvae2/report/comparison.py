@@ -1,7 +1,7 @@
 """Two reports side by side."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vqvae2.report.verdict import nearest_features
@@ -23,7 +23,9 @@ def comparison(report: Report, other: Report) -> dict[str, Any]:
         ``doubts``: why they cannot be compared without thought.
     """
     same = report.get("hashes", {}).get("vqvae_sha256") == other.get("hashes", {}).get("vqvae_sha256")
-    here, there = _figures(report, same), _figures(other, same)
+    # Features of both; of the encoder only where it is one network.
+    both = set(report.get("distances", {})) & set(other.get("distances", {})) - (set() if same else {"encoder"})
+    here, there = _figures(report, both), _figures(other, both)
     rows = []
     for name, (value, upwards) in here.items():
         if name not in there:
@@ -65,8 +67,8 @@ def _doubts(report: Report, other: Report) -> list[str]:
     return doubts
 
 
-def _figures(report: Report, same_encoder: bool) -> dict[str, tuple[float, int]]:
-    """Figures by name, and whether more (1) or less (-1) is better."""
+def _figures(report: Report, spaces: Collection[str]) -> dict[str, tuple[float, int]]:
+    """Figures by name, and whether more (1) or less (-1) is better; distances in one of these feature spaces."""
     found, sharpness = report["reconstruction"], report["reconstruction"]["sharpness"]
     figures: dict[str, tuple[float | None, int]] = {
         "SSIM": (found["ssim"]["mean"], 1),
@@ -78,9 +80,8 @@ def _figures(report: Report, same_encoder: bool) -> dict[str, tuple[float, int]]
     }
     for level, own in report["levels"].items():
         figures[f"{level}: gain over the position-wise unigram (nats)"] = (own.get("gain"), 1)
-    space, sets = nearest_features(report)
-    if space == "encoder" and not same_encoder:  # of another network each
-        sets = {}
+    kept = {name: sets for name, sets in report.get("distances", {}).items() if name in spaces}
+    space, sets = nearest_features({**report, "distances": kept})
     for name in ("reconstructions", "samples"):
         figures[f"KID of {name}, {space}"] = (sets.get(name, {}).get("kid"), -1)
     for name in ("precision", "recall", "coverage"):

@@ -336,8 +336,10 @@ def _comparison(report: Report) -> str:
     if not found:
         return ""
     names = {"here": report["run"], "there": found["run"], "": "equal"}
+    if names["here"] == names["there"]:
+        names |= {"here": f"{report['run']} (this)", "there": f"{found['run']} (other)"}
     rows = [[row["name"], num(row["here"], 3), num(row["there"], 3), names[row["better"]]] for row in found["rows"]]
-    head = ["figure", report["run"], found["run"], "better"]
+    head = ["figure", names["here"], names["there"], "better"]
     return table(head, rows) + "".join(f'<p class="note">Beware: {escape(doubt)}.</p>' for doubt in found["doubts"])
 
 

@@ -29,6 +29,7 @@ from vqvae2.stages.compared import background_of
 from vqvae2.stages.evaluated import Evaluated
 from vqvae2.stages.output_folder import begin, check_own, finish
 from vqvae2.stages.sample_folder import hashes_of
+from vqvae2.stages.sampled import exported
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
@@ -121,7 +122,10 @@ def write_anomalies(
         normal_seen = _kept(kept, key)
         if normal_seen is None:
             normal_seen, _ = look(normal)
-            normal_seen = _keep(kept, key, normal_seen)
+            normal_seen = _rounded(normal_seen)
+            if not exported(run):  # models that are passed on say nothing of somebody's images
+                with suppress(UserError):  # a folder that cannot be written to: the next call looks again
+                    _keep(kept, key, normal_seen)
         else:
             progress(len(normal) * each)
         if not normal_seen.masks.any():
@@ -165,13 +169,16 @@ def _kept(path: Path, key: str) -> _Seen | None:
     return None
 
 
-def _keep(path: Path, key: str, found: _Seen) -> _Seen:
-    """Keep what was found of the normal images; return it as the next call will find it."""
-    parts = found.parts.half()
+def _rounded(found: _Seen) -> _Seen:
+    """What was found, as a later call will find it where it is kept."""
+    return _Seen(found.parts.half().float(), found.masks)
+
+
+def _keep(path: Path, key: str, found: _Seen) -> None:
+    """Keep what was found of the normal images."""
     packed = io.BytesIO()
-    np.savez_compressed(packed, parts=parts.numpy(), masks=found.masks.numpy(), key=np.array(key))
+    np.savez_compressed(packed, parts=found.parts.half().numpy(), masks=found.masks.numpy(), key=np.array(key))
     files.write_atomic(path, packed.getvalue())
-    return _Seen(parts.float(), found.masks)
 
 
 def _look(

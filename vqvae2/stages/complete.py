@@ -167,8 +167,6 @@ def _hole_of(mask: Path, image: Path, size: tuple[int, int], how: str) -> NDArra
     except UnreadableError as error:
         raise UserError(f"the mask cannot be read: {error}", mask) from error
     marked = (marked if marked.ndim == 2 else marked.max(2)) > 0
-    if marked.shape == size:
-        return marked
     own = decode(image).size if image.suffix.lower() in SUFFIXES else size
     if marked.shape != own:
         raise UserError(
@@ -176,7 +174,7 @@ def _hole_of(mask: Path, image: Path, size: tuple[int, int], how: str) -> NDArra
             mask,
             "Draw it at the image's size",
         )
-    return fit(marked.astype(np.uint8) * 255, size, how) > 0
+    return marked if own == size else fit(marked.astype(np.uint8) * 255, size, how) > 0
 
 
 def _around(box: str, size: tuple[int, int]) -> NDArray[np.bool_]:

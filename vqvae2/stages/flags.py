@@ -237,7 +237,8 @@ class CommandLine(Generic[T]):
             lines += ["", f"{title}:"]
             for flag in members:
                 holder = vars(defaults[flag.section]) if flag.section else defaults
-                text = self._doc(flag) + (" Required." if flag in self.required else _shown(holder[flag.name], flag))
+                text = self._doc(flag)
+                text += " Required." if flag in self.required else _shown(holder[flag.name], flag, text)
                 lines.append(f"  {flag.usage}")
                 lines += textwrap.wrap(text, wide, initial_indent=" " * 8, subsequent_indent=" " * 8)
         return "\n".join([*lines, "  -h, --help", "  --version"])
@@ -294,10 +295,10 @@ def _docs(kind: type) -> dict[str, str]:
     return texts
 
 
-def _shown(value: Any, flag: _Flag) -> str:
-    """Write a default behind a flag's help."""
+def _shown(value: Any, flag: _Flag, text: str) -> str:
+    """Write a default behind a flag's help, unless the help tells it."""
     if flag.kind is bool:
         return f" On by default; --no-{flag.text[2:]} turns it off." if value else ""
-    if value is None or value == ():
+    if value is None or value == () or re.search(r"[Dd]efault: ", text):
         return ""
     return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"

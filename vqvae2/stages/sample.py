@@ -24,6 +24,7 @@ from vqvae2.stages.sample_folder import NEUTRAL, Rejection, check_out, draw_samp
 from vqvae2.stages.sampled import (
     describe,
     drawn_levels,
+    exported,
     labels_to_sample,
     load_drawn,
     load_guides,
@@ -175,10 +176,11 @@ def _story(line: CommandLine[Arguments]) -> None:
     codes = " + ".join(f"{h * w:,} {level}" for level, (h, w) in zip(model.levels, model.config.shapes, strict=True))
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "any"
     chosen = f", the surest of {drawn:,}" if rejection else ""
-    weights = " / ".join(f"{level.autoguidance:g}" for level in sharpness)
-    guided = f", autoguidance {weights}" if any(level.autoguidance != 1 for level in sharpness) else ""
-    if any(level.temperature != 1 for level in sharpness):
-        guided += f", temperature {' / '.join(f'{level.temperature:g}' for level in sharpness)}"
+    guided = "".join(
+        f", {name} {' / '.join(f'{getattr(level, name):g}' for level in sharpness)}"
+        for name in ("guidance", "autoguidance", "temperature")
+        if any(getattr(level, name) != 1 for level in sharpness)
+    )
     painted = ", the rest painted by the detail decoder" if isinstance(model, DetailDecoder) else ""
     print(f"{num:,} images of {codes} codes{painted}{chosen}, label {asked}, seed {arguments.compute.seed}{guided}")
     if arguments.dry_run:
@@ -188,7 +190,8 @@ def _story(line: CommandLine[Arguments]) -> None:
         draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
     images = "" if arguments.no_images else f"{num:,} images, "
     print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
-    print(f"next: {command('evaluate', '--run', run.path)}")
+    data = ("--data", "DATA") if exported(run) else ()  # models that were passed on come without
+    print(f"next: {command('evaluate', '--run', run.path, *data)}")
 
 
 _OF_COMPLETIONS = ("mask", "keep_box", "particles", "sweeps")
@@ -210,6 +213,8 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
     out = arguments.out or run.path / "completions" / arguments.complete.stem
     check_own(out, "completion.json", arguments.overwrite)
     asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "unknown"
+    if len(wanted) < len(attributes) and not all(prior.config.label_dropout for prior in priors):
+        print("note: a prior was trained with --label-dropout 0, and so without unknown labels; give all with --label")
     missing = float(completion.hole.float().mean())
     print(f"{num} completions of {arguments.complete}, {missing:.0%} of it missing, label {asked}")
     if arguments.dry_run:
@@ -298,6 +303,14 @@ def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> lis
     levels = len(priors)
     if not priors[0].config.attributes and set(arguments.guidance) != {1.0}:
         raise UserError("--guidance weighs labels, and the priors have none", how="Leave it out")
+    weighed = arguments.guidance if len(arguments.guidance) == levels else arguments.guidance[:1] * levels
+    for prior, weight in zip(priors, weighed, strict=True):
+        if weight != 1 and not prior.config.label_dropout:
+            raise UserError(
+                f"--guidance needs a prior that knows what it draws without labels; that of level {prior.config.level} "
+                "was trained with --label-dropout 0",
+                how="Leave it out, or train the prior again with --label-dropout 0.1",
+            )
     for flag, values, fits, needed in (
         ("--temperature", arguments.temperature, lambda value: value > 0, "> 0"),
         ("--top-k", arguments.top_k, lambda value: value >= 0, ">= 0"),
