@@ -22,16 +22,26 @@ def pictures(names: Sequence[str], known: Mapping[str, Figure]) -> str:
     for name in names:
         if name in known:
             title, caption = CAPTIONS[name]
+            seen = f"{title}. {caption.split('. ')[0].rstrip('.')}."
             source = f"data:image/png;base64,{b64encode(known[name].png).decode()}"
             parts.append(
-                f'<figure><img src="{source}" alt="{escape(title)}" style="width:{10 * known[name].width:.0f}%">'
+                f'<figure><img src="{source}" alt="{escape(seen)}" style="width:{10 * known[name].width:.0f}%">'
                 f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
             )
     return "".join(parts)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, naive: str | Collection[str] = "") -> str:
-    """A table whose first ``left`` columns are text; rows that begin with one of ``naive`` are set back."""
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    naive: str | Collection[str] = "",
+) -> str:
+    """A table whose first ``left`` columns are text; rows that begin with one of ``naive`` are set back.
+
+    Its caption says of what the figures are, and of how many.
+    """
     set_back = {naive} if isinstance(naive, str) else set(naive)
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -41,7 +51,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, nai
     kinds = [' class="naive"' if row[0] in set_back else "" for row in rows]
     body = "".join(f"<tr{kind}>{line(row, 'td')}</tr>" for kind, row in zip(kinds, rows, strict=True))
     kind = "scroll narrow" if len(head) == 2 and left == 1 else "scroll"
-    return f'<div class="{kind}"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>\n'
+    return (
+        f'<div class="{kind}"><table><caption>{escape(caption)}</caption><thead><tr>{line(head, "th")}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
 
 
 def bullets(lines: Sequence[str], strong: bool = False) -> str:

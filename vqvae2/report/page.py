@@ -65,9 +65,14 @@ def _what(report: Report) -> str:
     split, data = report["split"], report["data"]
     size = f"{data['height']}×{data['width']}" + ("" if data["channels"] == 1 else f"×{data['channels']}")
     return (
-        f"{split['images']:,} images of {split['subjects']:,} subjects, {size} pixels, "
+        f"{_how_many(report)}, {size} pixels, "
         f"split <b>{escape(split['name'])}</b> of <code>{escape(str(split['data']))}</code>"
     )
+
+
+def _how_many(report: Report) -> str:
+    split = report["split"]
+    return f"{split['images']:,} images of {split['subjects']:,} subjects"
 
 
 def _summary(report: Report) -> str:
@@ -162,11 +167,16 @@ def _reconstruction(report: Report, known: Mapping[str, Figure]) -> str:
         "PSNR too."
     )
     return (
-        table(head, rows, naive="mean training image")
+        table(f"Errors of {_how_many(report)}", head, rows, naive="mean training image")
         + f'<p class="note">{note}</p>'
         + pictures(["reconstructions", "levels", "ssim"], known)
         + f"<h3>Worst {len(worst)} by SSIM</h3>"
-        + table(["image", "subject", "SSIM", "PSNR (dB)", "MSE"], worst, left=2)
+        + table(
+            f"Of {_how_many(report)}, those with the lowest SSIM",
+            ["image", "subject", "SSIM", "PSNR (dB)", "MSE"],
+            worst,
+            left=2,
+        )
     )
 
 
@@ -204,7 +214,8 @@ def _sharpness(report: Report) -> str:
         "originals. Coherence: 1 where detail is where it was, whatever its contrast; 0 where it is invented. A blur "
         "loses power and keeps coherence; invented texture has power without coherence."
     )
-    return table(head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _distances(report)
+    caption = f"Sharpness of {_how_many(report)}; power and coherence are of all of them together"
+    return table(caption, head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _distances(report)
 
 
 def _distances(report: Report) -> str:
@@ -220,17 +231,19 @@ def _distances(report: Report) -> str:
         count = next(iter(sets.values()))["real_count"]
         compared = next((f["compared"] for f in sets.values() if "compared" in f), 0)
         head = ["set", "images", "KID ± standard error", "Fréchet distance", *_NEIGHBOURHOODS.values()]
-        note = f"Against {count} scored images. "
+        note = ""
         if compared:
             note += (
                 f"Fréchet distance and the columns to its right: {compared} images of each set, 3 nearest neighbours; "
                 "not of sets that were made from the scored images themselves. "
             )
         text += f"<h3>Distances in {escape(space_words(space))}</h3>"
-        text += table(head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
+        caption = f"Sets of images beside {count:,} scored images, in {space_words(space)}"
+        text += table(caption, head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
         if space in report.get("decoder_trained_by", []):
             note += "The decoder was trained to match these features (--perceptual-weight), so they flatter it. "
-        text += f'<p class="note">{note}{_SPACE_NOTES.get(space, "")}</p>'
+        if told := note + _SPACE_NOTES.get(space, ""):
+            text += f'<p class="note">{told}</p>'
     return text
 
 
@@ -274,7 +287,8 @@ def _codebooks(report: Report, known: Mapping[str, Figure]) -> str:
         "unigram's NLL, the number of codes that are left to choose among once the position is known. It is far below "
         "the perplexity where codes mostly encode their position."
     )
-    return table(head, rows) + f'<p class="note">{note}</p>' + pictures(["code_maps", "codebook_use"], known)
+    text = table(f"Use of the codes by {_how_many(report)}", head, rows)
+    return text + f'<p class="note">{note}</p>' + pictures(["code_maps", "codebook_use"], known)
 
 
 def _priors(report: Report, known: Mapping[str, Figure]) -> str:
@@ -297,7 +311,7 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         return ""
     head = ["level", "prior", "position-wise unigram", "unigram", "gain", "prior, bits per code"]
     head += ["prior on training images", "accuracy", "accuracy, position-wise"]
-    text = table(head, rows)
+    text = table(f"NLL of the codes of {_how_many(report)}, in nats per code", head, rows)
     text += (
         '<p class="note">NLL in nats per code unless a column says otherwise. The unigrams are tables of counts of '
         "the training codes, one for all positions and one for each, the latter smoothed by the former. Gain is the "
@@ -313,7 +327,8 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
             "uniform": "log₂ K a code",
         }
         values = [[name, num(bits[key], 4)] for key, name in names.items()]
-        text += table(["all levels together, coded by", "bits per image dimension"], values)
+        caption = f"Length of the codes of {_how_many(report)}"
+        text += table(caption, ["all levels together, coded by", "bits per image dimension"], values)
     return text + pictures(["nll_maps"], known)
 
 
@@ -325,7 +340,8 @@ def _reliance(report: Report) -> str:
     names = {"own": "its own earlier codes", "labels": "labels"}
     head = ["level", *(names.get(name, f"codes of level {name}") for name in sources)]
     rows = [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()]
-    return table(head, rows) + (
+    caption = f"What the NLL of {_how_many(report)} rises by, in nats per code"
+    return table(caption, head, rows) + (
         '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
         "it is given comes from another image. Near 0, that thing is not used.</p>"
     )
@@ -340,7 +356,10 @@ def _comparison(report: Report) -> str:
         names |= {"here": f"{report['run']} (this)", "there": f"{found['run']} (other)"}
     rows = [[row["name"], num(row["here"], 3), num(row["there"], 3), names[row["better"]]] for row in found["rows"]]
     head = ["figure", names["here"], names["there"], "better"]
-    return table(head, rows) + "".join(f'<p class="note">Beware: {escape(doubt)}.</p>' for doubt in found["doubts"])
+    caption = f"Two runs, each by its own report; {_how_many(report)} here"
+    return table(caption, head, rows) + "".join(
+        f'<p class="note">Beware: {escape(doubt)}.</p>' for doubt in found["doubts"]
+    )
 
 
 def _words() -> str:
@@ -356,9 +375,9 @@ def _provenance(report: Report) -> str:
     rows = [[name, value] for name, value in _flat(report["hashes"])]
     return (
         f"<h3>Commands that repeat it</h3><pre>{escape(commands)}</pre>\n<h3>SHA-256</h3>"
-        f'<div class="hashes">{table(["of", "hex"], rows, left=2)}</div>\n'
-        '<p class="note">All numbers are in <a href="report.json">report.json</a>, the scores of every image in '
-        '<a href="scores.csv">scores.csv</a>.</p>'
+        f'<div class="hashes">{table("Checksums of the weights and codes", ["of", "hex"], rows, left=2)}</div>\n'
+        '<p class="note">All numbers are in <code>report.json</code> beside this page, the scores of every image in '
+        "<code>scores.csv</code>.</p>"
     )
 
 

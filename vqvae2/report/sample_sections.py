@@ -45,7 +45,8 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     found = samples.get("diversity")
     if found:
         text += "<h3>Diversity</h3>" + table(
-            [f"mean SSIM over all pairs of {found['compared']}", "SSIM"],
+            f"Likeness of images of one set, over all pairs of {found['compared']:,} of each",
+            ["mean over pairs", "SSIM"],
             [
                 ["samples", num(found["pairwise_ssim"], 3)],
                 ["held-out images", num(found["real_pairwise_ssim"], 3)],
@@ -73,7 +74,11 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
         ]
         head = ["distance to the nearest training image", "median", "samples over these"]
         head += ["1st percentile", "samples below it (1 % by chance)"]
-        text += "<h3>Memorisation</h3>" + table(head, rows)
+        text += "<h3>Memorisation</h3>" + table(
+            f"{found['count']:,} samples and {found['real_count']:,} held-out images beside the training images",
+            head,
+            rows,
+        )
         text += (
             f'<p class="note">{found["copies"]} copies, {found["mirrored_copies"]} mirrored copies, '
             f"{found['identical_codes']} with exactly the codes of a training image. A copy lies no farther from a "
@@ -100,7 +105,9 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
         ]
         head = ["mean of", "samples", "held-out images", "training images"]
         head += ["distance of samples", "distance of training images"]
-        text += "<h3>Anatomy</h3>" + table(head, rows)
+        text += "<h3>Anatomy</h3>" + table(
+            f"Measures of {judged:,} samples and {report['split']['images']:,} held-out images", head, rows
+        )
         text += (
             '<p class="note">Classes of brightness inside the rim of the foreground, by three Gaussians fitted to '
             "training images; in T1 slices of heads roughly fluid, grey and white matter. Distance: Wasserstein's "
@@ -130,7 +137,7 @@ def _regions(found: Mapping[str, Any] | None) -> str:
         f"median of held-out images; the lowest of an image's regions is {num(found['median'], 2)} for samples and "
         f"{num(found['real_median'], 2)} for held-out images (medians), and 1 % of these have "
         f"{num(found['p1'], 2)} or less. Below {num(found['bound'], 2)} a region counts as copied.</p>"
-    ) + table(head, rows, left=3)
+    ) + table(f"The most similar regions of {found['count']:,} samples", head, rows, left=3)
 
 
 def _subjects(found: Mapping[str, Any]) -> str:
@@ -141,7 +148,7 @@ def _subjects(found: Mapping[str, Any]) -> str:
     count, real = found["count"], found["real_count"]
     rows = [[one["subject"], f"{one['samples']:,}", f"{one['real']:,}"] for one in subjects]
     head = ["people whose images are most often the nearest", f"of {count:,} samples", f"of {real:,} held-out images"]
-    return table(head, rows) + (
+    return table("People of the training set", head, rows) + (
         f"<p>One person's images are the nearest to {subjects[0]['samples'] / count:.0%} of the samples; of held-out "
         f"images, the highest share for one person is {found['most_real'] / real:.0%}. A much higher share says that "
         "the samples are of few people.</p>"
@@ -171,7 +178,8 @@ def _numbers(report: Report) -> str:
             for side in [figures[kind]]
         ]
         head = [f"{name} that images show, over that given", "slope (95 %)", "correlation", "images"]
-        text += f"<p>{escape(number_followed(name, figures)[1])}</p>" + table(head, rows, naive=sides["shuffled"])
+        text += f"<p>{escape(number_followed(name, figures)[1])}</p>"
+        text += table(f"{name}, estimated from images", head, rows, naive=sides["shuffled"])
         text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of reconstructions.</p>"
     return (
         "<h3>Numbers asked for</h3>"
@@ -212,7 +220,8 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
     text = f"<h3>Recognition of {escape(found['attribute'])}</h3>"
     if "recognised" in found:
         text += f"<p>{escape(class_followed(found)[1])}</p>"
-    text += table(head, rows, naive="naming the most common class") + (
+    caption = f"Whether a classifier names {found['attribute']} rightly"
+    text += table(caption, head, rows, naive="naming the most common class") + (
         '<p class="note">By chance: if the true classes, or those asked for, were shuffled among the images. '
         "Probability: the mean that the classifier gives to the class that is true, or was asked for.</p>"
     )
@@ -224,6 +233,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
         )
     for space, curve in found.get("curve", {}).items():
         text += table(
+            f"The surest samples of each class; {int(curve[0]['compared']):,} of each set are compared",
             [f"samples kept, in {space_words(space)}", "precision", "recall", "Fréchet distance"],
             [[f"{p['share']:.0%}", num(p["precision"], 3), num(p["recall"], 3), num(p["frechet"], 2)] for p in curve],
         )
@@ -248,7 +258,9 @@ def _reliability(found: Mapping[str, Any]) -> str:
         f"<p>Its expected calibration error on held-out images is <b>{num(known['error'], 3)}</b>. Probabilities that "
         f"are exactly right have about {num(known['expected'], 3)} on as many images, by chance; the frequencies of "
         f"the classes in place of its probabilities, which are the same for all images, have {num(known['naive'], 3)}."
-        "</p>" + table(head, rows) + '<p class="note">After Guo et al. (2017): the mean over images of the difference '
+        "</p>"
+        + table("Held-out images by how sure the classifier is", head, rows)
+        + '<p class="note">After Guo et al. (2017): the mean over images of the difference '
         f"between the last two columns, in {BINS} bins of equal width. Images of one person are alike, so that chance "
         "does more than is said here.</p>"
     )
@@ -269,7 +281,9 @@ def _phantom(report: Report, known: Mapping[str, Figure]) -> str:
         for name, f in found["labels"].items()
     ]
     text = "<h3>Ventricle area</h3>" + table(
-        ["label asked for", "samples", "without a head", "ventricle area", "of training images"], rows
+        "Ventricles as a share of the brain, mean ± standard deviation over images",
+        ["label asked for", "samples", "without a head", "ventricle area", "of training images"],
+        rows,
     )
     if "ventricle_difference_ratio" in found:
         text += (

@@ -47,6 +47,7 @@ li + li { margin-top: 3px; }
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 .scroll + .scroll, .note + .scroll { margin-top: 20px; }
+caption { padding: 0 0 6px; color: var(--soft); font-size: 12.5px; text-align: left; }
 .narrow { max-width: 480px; }
 th { padding: 6px 10px; border-bottom: 1.5px solid #b9c4ce; color: var(--soft); font-weight: 600; font-size: 12.5px;
      line-height: 1.3; text-align: right; vertical-align: bottom; }

@@ -54,7 +54,10 @@ def _reconstructs(report: Report) -> tuple[str, str]:
     found = report["reconstruction"]
     naive = found.get("mean_image", {}).get("ssim", {}).get("mean", -math.inf)
     collapsed = [level for level, figures in report["levels"].items() if figures["collapsed"]]
-    told = f"SSIM {found['ssim']['mean']:.3f}" + (f" (mean training image {naive:.3f})" if naive > -1 else "")
+    interval = found["ssim"].get("interval")
+    beside = [f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"] if interval else []
+    beside += [f"mean training image {naive:.3f}"] if naive > -1 else []
+    told = f"SSIM {found['ssim']['mean']:.3f}" + (f" ({'; '.join(beside)})" if beside else "")
     if found["ssim"]["mean"] <= naive:
         return "fail", f"{told}: no better than one picture for all."
     if collapsed:
