@@ -362,6 +362,11 @@ def test_samples_are_shown_by_class_where_two_classes_have_two_on_both_sides(tmp
     ((rows, titles),) = drawn
     assert titles == {"sample": ["age young", "age old"]}
     assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == [[1, 0], [3, 2], [0, 1], [3, 2]]
+    both = np.array([[0, 2], [0, 0], [1, 2], [0, 0], [1, 1], [0, -1]])
+    album.by_class(images, both, images, both, attributes)
+    rows, titles = drawn.pop()
+    assert titles == {"sample": ["site a", "site b", "age young", "age old"]}
+    assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == 2 * [[0, 2, 1, 0], [1, 4, 3, 2]]
     album.by_class(images, labels[:, :1], images, real[:, :1], {"site": ("a", "b")})
     assert len(drawn) == 1
 

@@ -3,13 +3,14 @@
 import colorsys
 import io
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 __all__ = ["channels_last", "code_map", "grid", "png_bytes", "to_picture"]
@@ -28,13 +29,19 @@ def channels_last(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 
 
-def grid(pictures: list[Picture], columns: int | None = None, gap: int = 2) -> Picture:
+_TITLE = 14  # pixels of height
+
+
+def grid(
+    pictures: list[Picture], columns: int | None = None, gap: int = 2, titles: Sequence[str] | None = None
+) -> Picture:
     """Lay out pictures of equal size in rows.
 
     Args:
         pictures: (H, W) or (H, W, 3) uint8 each, at least one.
         columns: by default as square as possible.
         gap: dark pixels between two pictures.
+        titles: of the rows, each written above its row, which takes 14 pixels.
 
     Returns:
         (rows * (H + gap) + gap, columns * (W + gap) + gap), with 3 channels if any picture has them.
@@ -43,9 +50,16 @@ def grid(pictures: list[Picture], columns: int | None = None, gap: int = 2) -> P
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     height, width = pictures[0].shape[:2]
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 32, np.uint8)
+    tall, wide, head = height + gap, width + gap, 0 if titles is None else _TITLE
+    sheet = np.full((rows * (tall + head) + gap, columns * wide + gap, 3), 32, np.uint8)
+    for row, title in enumerate(titles or ()):
+        strip = Image.new("RGB", (sheet.shape[1] - 2 * gap, head), (32, 32, 32))
+        ImageDraw.Draw(strip).text((1, 1), title, (230, 230, 230))
+        top = row * (tall + head) + gap
+        sheet[top : top + head, gap : sheet.shape[1] - gap] = np.asarray(strip)
     for i, picture in enumerate(pictures):
-        top, left = (n * (size + gap) + gap for n, size in zip(divmod(i, columns), (height, width), strict=True))
+        row, column = divmod(i, columns)
+        top, left = row * (tall + head) + head + gap, column * wide + gap
         sheet[top : top + height, left : left + width] = picture if picture.ndim == 3 else picture[..., None]
     return sheet if colour else sheet[..., 0]
 

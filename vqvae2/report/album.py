@@ -133,31 +133,32 @@ class Album:
     ) -> None:
         """Show samples of some classes beside held-out images of the same classes.
 
-        It takes the first attribute of which two classes have two images on both sides.
+        It takes every attribute of which two classes have two images on both sides, and some classes of each.
 
         Args:
             images, labels: (N, C, H, W) samples and the classes (N, A) they were drawn for, -1 missing.
             real, real_labels: held-out images and their classes.
             attributes: name -> classes.
         """
+        both = (labels, real_labels)
+        suitable: dict[str, list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]] = {}
         for column, (attribute, classes) in enumerate(attributes.items()):
-            places = [
-                (np.flatnonzero(labels[:, column] == k)[:2], np.flatnonzero(real_labels[:, column] == k)[:2])
-                for k in range(len(classes))
-            ]
-            known = [k for k, (made, true) in enumerate(places) if len(made) == len(true) == 2]
-            if len(known) < 2:
-                continue
-            chosen = [known[i] for i in spread_out(len(known), _SHOWN)]
-            rows = {
-                "sample": images[[places[k][0][0] for k in chosen]],
-                "sample ": images[[places[k][0][1] for k in chosen]],
-                "held-out image": real[[places[k][1][0] for k in chosen]],
-                "held-out image ": real[[places[k][1][1] for k in chosen]],
-            }
-            titles = {"sample": [f"{attribute} {classes[k]}" for k in chosen]}
-            self.add("samples_by_class", figures.rows_of_images(rows, titles))
+            made, true = ([np.flatnonzero(own[:, column] == k)[:2] for k in range(len(classes))] for own in both)
+            pairs = list(zip([f"{attribute} {name}" for name in classes], made, true, strict=True))
+            known = [pair for pair in pairs if len(pair[1]) == len(pair[2]) == 2]
+            if len(known) > 1:
+                suitable[attribute] = known
+        each = max(2, _SHOWN // max(1, len(suitable)))
+        chosen = [known[i] for known in suitable.values() for i in spread_out(len(known), each)]
+        if not chosen:
             return
+        rows = {
+            "sample": images[[made[0] for _, made, _ in chosen]],
+            "sample ": images[[made[1] for _, made, _ in chosen]],
+            "held-out image": real[[true[0] for *_, true in chosen]],
+            "held-out image ": real[[true[1] for *_, true in chosen]],
+        }
+        self.add("samples_by_class", figures.rows_of_images(rows, {"sample": [title for title, *_ in chosen]}))
 
     def ventricles(self, found: Ventricles) -> None:
         """Show the phantom's ventricle areas by label."""

@@ -47,7 +47,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "samples": ("Samples", "Drawn from the priors and decoded, in the order in which they were drawn."),
     "samples_by_class": (
         "Samples by class",
-        "The first two samples of each class beside the first two held-out images of it: do samples follow the label?",
+        "The first two samples of some classes of each label, beside the first two held-out images of them: do samples "
+        "follow their labels?",
     ),
     "rejection": (
         "Precision and recall where the surest samples are kept",

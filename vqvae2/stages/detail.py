@@ -167,7 +167,8 @@ class DetailTask(VQVAETask):
         images = self._images("val", self._rows("val", SHOWN))
         codes = self.model.encode(images, levels=self.settings.detail_levels)
         rows = [images, self.model.decode(codes), self.detail.decode(codes)]
-        return {"detail": grid([to_picture(image) for row in rows for image in row], len(images))}
+        titles = ["val", f"decoded down to {self.detail.levels[-1]}", "painted"]
+        return {"detail": grid([to_picture(image) for row in rows for image in row], len(images), titles=titles)}
 
     def save(self, folder: Path) -> None:
         self.detail.save_pretrained(folder, self.origin)

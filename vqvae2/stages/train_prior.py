@@ -49,6 +49,7 @@ from vqvae2.vqvae import VQVAE
 
 _EVALUATED = 512  # images of a split that an evaluation during training looks at; evaluate.py looks at all
 _SHOWN = 8
+_CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -157,18 +158,33 @@ class PriorTask:
         return told if drawn_on is None else f"{told}  own codes {drawn_on:+.3f}"
 
     def preview(self) -> dict[str, Picture]:
-        """Sample this level, given held-out codes of the coarser ones, and decode levels up to this one."""
-        batch = self._some("val", _SHOWN)
+        """Sample this level, given held-out codes of the coarser ones, and decode levels up to this one.
+
+        Where there are labels, also the first of them once for each class of the first attribute, up to four.
+        """
+        batch, config = self._some("val", _SHOWN), self.prior.config
         coarser = [level.to(self.device) for level in batch["codes"][: self.index]]
+        codes, images = self._drawn(coarser, batch["label"])
+        size = (self.model.config.height, self.model.config.width)
+        pictures = [to_picture(image) for image in images]
+        pictures += [code_map(level, config.num_embeddings, size) for level in codes]
+        shown = {"samples": grid(pictures, len(images), titles=[f"samples of {config.level}", "their codes"])}
+        if config.attributes:
+            name, classes = config.attributes[0]
+            chosen, each = spread_out(len(classes), _CLASSES), min(len(images), _SHOWN // _CLASSES)
+            label = batch["label"][:each].repeat(len(chosen), 1)
+            label[:, 0] = torch.tensor(chosen).repeat_interleave(each)
+            _, images = self._drawn([level[:each].repeat(len(chosen), 1, 1) for level in coarser], label)
+            titles = [f"{name} {classes[k]}" for k in chosen]
+            shown["samples_by_class"] = grid([to_picture(image) for image in images], each, titles=titles)
+        return shown
+
+    def _drawn(self, coarser: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of this level by one seed, and the images of them and the coarser ones."""
         positions = self.prior.config.height * self.prior.config.width
-        uniform = torch.rand(
-            len(batch["label"]), positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )
-        codes, _ = sample_codes(self.prior, uniform, coarser, batch["label"].to(self.device))
-        images = self.model.decode([*coarser, codes])
-        k, size = self.prior.config.num_embeddings, (self.model.config.height, self.model.config.width)
-        pictures = [to_picture(image) for image in images] + [code_map(level, k, size) for level in codes]
-        return {"samples": grid(pictures, len(images))}
+        uniform = torch.rand(len(label), positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        codes, _ = sample_codes(self.prior, uniform, coarser, label.to(self.device))
+        return codes, self.model.decode([*coarser, codes])
 
     def histograms(self) -> dict[str, list[int]]:
         """Nothing of a prior's evaluation is counted."""

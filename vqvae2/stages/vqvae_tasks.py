@@ -86,9 +86,10 @@ class VQVAETask:
     def preview(self) -> dict[str, Picture]:
         images = self._images("val", self._rows("val", SHOWN))
         codes = self.model.encode(images)
-        rows = [images, self.model.decode(codes)]
+        made, levels = self.model.decode(codes), self.model.levels
+        rows = [images, made, (made - images).abs() * 2 - 1]
         rows += [self.model.decode(codes[: i + 1]) for i in range(len(codes) - 1)]
-        rows.insert(2, (rows[1] - rows[0]).abs() * 2 - 1)
+        titles = ["val", "reconstruction", "difference", *(f"down to {level}" for level in levels[:-1])]
         size = (images.shape[2], images.shape[3])
         maps = [
             code_map(level[i], k, size)
@@ -96,7 +97,10 @@ class VQVAETask:
             for i in range(len(images))
         ]
         pictures = [to_picture(image) for row in rows for image in row]
-        return {"reconstructions": grid(pictures, len(images)), "code_maps": grid(maps, len(images))}
+        return {
+            "reconstructions": grid(pictures, len(images), titles=titles),
+            "code_maps": grid(maps, len(images), titles=levels),
+        }
 
     def histograms(self) -> dict[str, list[int]]:
         return self.used  # of the held-out images, which are scored last
