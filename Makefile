@@ -51,8 +51,7 @@ test: $(VENV)/.tools
 
 test-cuda: $(VENV)/.tools
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: PyTorch finds no CUDA device. Install a driver, or a PyTorch for CUDA.")'
-	$(BIN)/python -m pytest
-	$(BIN)/python benchmarks/device.py --device cuda
+	@$(BIN)/python -m pytest; failed=$$?; $(BIN)/python benchmarks/device.py --device cuda && exit $$failed
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from vqvae2.optim import TrainingConfig
 from vqvae2.presets import PRESETS, Preset
 from vqvae2.sampling import Sharpness
 from vqvae2.stages.commands import STAGES, TOOLS
+from vqvae2.version import __version__
 from vqvae2.vqvae_config import UpperDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,8 +53,8 @@ def commands() -> list[tuple[str, str, list[str]]]:
         for line in page.read_text().replace("\\\n", " ").splitlines():
             if match := re.match(r"\s*(?:python |timed \S+ |torchrun .*?|srun .*?)?(\w+)\.py\s(.*)", line):
                 name, rest = match[1].replace("_", "-"), match[2]
-            elif match := re.match(r"\s*vqvae2 ([a-z-]+)\s(.*)", line):
-                name, rest = match[1], match[2]
+            elif match := re.match(r"\s*vqvae2 (import \w+|[a-z-]+)\s(.*)", line):
+                name, rest = match[1].replace(" ", "-"), match[2]
             else:
                 continue
             if name in (*STAGES, *TOOLS):
@@ -132,3 +133,7 @@ def test_every_page_is_in_the_table_of_contents():
     listed = " ".join(re.findall(r"```{toctree}(.*?)```", index, re.S)).split()
     pages = {page.stem for kind in ("*.md", "*.ipynb") for page in (ROOT / "docs").glob(kind)} - {"index"}
     assert pages <= set(listed)
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

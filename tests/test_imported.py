@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2 import __main__
 from vqvae2.errors import UserError
 from vqvae2.imported import read_rosinality, vqvae_of_rosinality
 from vqvae2.stages import extract_codes, import_rosinality, train_prior
@@ -170,3 +171,16 @@ def test_nothing_that_a_checkpoint_holds_is_run(tmp_path):
     with pytest.raises(UserError, match="with tensors alone"):
         read_rosinality(file)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("given", [["x.pt"], ["--checkpoint", "x.pt"]])
+def test_its_command_reads_as_it_is_said(monkeypatch, given):
+    taken: list[list[str]] = []
+    monkeypatch.setattr(import_rosinality, "main", lambda argv: taken.append(argv) or 0)
+    assert __main__.main(["import", "rosinality", *given, "--run", "a"]) == 0
+    assert taken == [["--checkpoint", "x.pt", "--run", "a"]]
+
+
+def test_other_projects_are_not_known(capsys):
+    assert __main__.main(["import", "other"]) == 2
+    assert "there is no stage import-other" in capsys.readouterr().err

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vqvae2 import quantizer
-from vqvae2.adversary import PatchDiscriminator, discriminator_loss
+from vqvae2.adversary import FeatureDiscriminator, PatchDiscriminator, discriminator_loss
 from vqvae2.classifier import Classifier, ClassifierConfig
+from vqvae2.detail import DetailConfig, DetailDecoder
 from vqvae2.optim import TrainingConfig, make_optimizer
 from vqvae2.prior import Prior, PriorConfig
 from vqvae2.vqvae import VQVAE, VQVAEConfig
@@ -146,6 +147,33 @@ def test_every_tensor_of_the_discriminator_and_the_classifier_is_made_where_it_i
         judge, classifier = PatchDiscriminator(1), Classifier(ClassifierConfig("kind", ("a", "b"), 1))
     assert discriminator_loss(judge(real), judge(made)).device.type == "cuda"
     assert classifier(real).device.type == "cuda"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_tensor_of_the_detail_decoder_and_its_discriminator_is_made_where_it_is_used():
+    config = VQVAEConfig(
+        height=16, width=16, num_embeddings=(8, 8), embedding_dim=(4, 4), hidden_channels=8, residual_channels=4
+    )
+    with torch.device("cuda"):
+        detail, judge = DetailDecoder(DetailConfig(config)), FeatureDiscriminator([3, 4])
+        codes = [torch.zeros(2, *config.shapes[0], dtype=torch.int64)]
+        maps = [torch.empty(2, 3, 8, 8), torch.empty(2, 4, 4, 4)]
+    image, painted = detail(codes)
+    assert {made.device.type for made in (image, *painted, detail.decode(codes))} == {"cuda"}
+    judge.standardise(maps)
+    assert {scores.device.type for scores in judge(maps)} == {"cuda"}
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_tensor_of_a_sampled_row_is_made_where_it_is_used(monkeypatch):
+    monkeypatch.setattr("vqvae2.prior.records", lambda device: False)  # a recording needs the device
+    with torch.device("cuda"):
+        prior, _ = prior_loss()
+        top, label = torch.zeros(2, 2, 2, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
+    codes, nll = prior.eval().generate(
+        lambda logits, noise: (logits.argmax(-1), noise.double()), torch.empty(2, 4, 4, device="cuda"), [top], label
+    )
+    assert codes.device.type == nll.device.type == "cuda"
 
 
 @pytest.mark.usefixtures("cuda")

@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: the stage's own, or 2 if there is none of that name.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["import"] and len(arguments) > 1:  # import rosinality CHECKPOINT
+        given = ["--checkpoint"] if arguments[2:] and not arguments[2].startswith("-") else []
+        arguments = [f"import-{arguments[1]}", *given, *arguments[2:]]
     first = arguments[0] if arguments else ""
     names = [*STAGES, *TOOLS]
     if first in names:
