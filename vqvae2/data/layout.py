@@ -172,8 +172,8 @@ def _without_neutral(folders: Folders) -> Folders:
                 modalities.setdefault(depth, set()).add(name.lower())
 
     def tells(depth: int, name: str) -> bool:
-        if name.lower() in modalities.get(depth, ()):
-            return len(modalities[depth]) > 1
+        if len(modalities.get(depth, ())) > 1 and name.lower() in modalities[depth]:
+            return True
         return not all(map(rules.NEUTRAL.fullmatch, re.split(r"[_\-. ]+", name.lower())))
 
     return [tuple(name for depth, name in enumerate(parts) if tells(depth, name)) for parts in folders]

@@ -164,7 +164,8 @@ def _rule(parts: tuple[str, ...]) -> mask_rules.Beside | None:
 @lru_cache(maxsize=100_000)
 def _is_plain(folder: str) -> bool:
     """Whether a folder's name says no more than that it holds images, or of which kind."""
-    if folder.lower().startswith("original") or mask_rules.IMAGES.fullmatch(folder.lower()):
+    images = mask_rules.IMAGES.fullmatch(folder.lower()) or rules.MODALITIES.fullmatch(folder)
+    if images or folder.lower().startswith("original"):
         return True
     return all(
         rules.NEUTRAL.fullmatch(word.text.lower()) or word.role in ("kind", "thing", "slice")
