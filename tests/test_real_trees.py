@@ -515,6 +515,19 @@ def test_folders_of_the_same_names_are_asked_about_unless_one_is_of_images(tmp_p
     assert len(layout.keys) == 32 or "--include-masks" in doubts(layout)
 
 
+@pytest.mark.parametrize(
+    "name", ["P01/slice_{k:03}.png", "P01/{k:03}.png", "a/patient3_{k:03}.png", "subject_2/x/{k}.png"]
+)
+def test_one_person_is_not_torn(tmp_path, name):
+    slices(tmp_path, [name.format(k=k) for k in range(12)])
+    with pytest.raises(UserError, match="show one subject"):
+        open_data(DataConfig(data=str(tmp_path)))
+
+
+def test_one_person_s_volumes_are_together(tmp_path):
+    assert set(lay(tmp_path, [f"P01/scan{k}.nii.gz" for k in range(12)]).subjects) == {"P01"}
+
+
 def test_one_person_s_eyes_are_together_where_few_have_both(tmp_path):
     names = [f"{p:03}{side}.png" for p in range(1, 31) for side in ("LR" if p < 13 else "L")]
     assert len(set(lay(tmp_path, names).subjects)) == 30

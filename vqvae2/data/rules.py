@@ -202,6 +202,8 @@ VISIT_BEGIN = {"bl", "base", "baseline", "init", "initial", "screening", "sc"}
 """Words for visit 0."""
 NO_VISIT = re.compile(r"(?:scan|run|acq|echo|rep|repeat|exam|mr)\D*\d+", re.IGNORECASE)
 """Several images of one visit."""
+ONE_PERSON = re.compile(r"(?:sub(?:j(?:ect)?)?|patient|pat|person|participant|volunteer|p)[\W_]*\d+", re.IGNORECASE)
+"""Folders of one person, whatever their scans are called: ``patient3/scan1.nii``."""
 GROUP_WORDS = re.compile(
     r"(?:site|cent[er]{2}|scanner|hospital|group|grp|class|grade|data-?set|ds|fold|batch|part|cohort|set)[\W_]*\d*$",
     re.IGNORECASE,
