@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqvae2 import quantizer
+from vqvae2 import distributed, quantizer
 from vqvae2.adversary import FeatureDiscriminator, PatchDiscriminator, discriminator_loss
 from vqvae2.classifier import Classifier, ClassifierConfig
 from vqvae2.detail import DetailConfig, DetailDecoder
@@ -75,6 +75,20 @@ def test_a_step_of_the_vqvae_never_waits_for_the_device(tiny_config, started, co
     next(steps)  # the first makes the optimiser's state
     with NoWaiting():
         next(steps)
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient", "simvq"])
+def test_an_update_among_processes_is_one_collective_and_never_waits(tiny_config, started, codebook, monkeypatch):
+    model = started(replace(tiny_config, codebook=codebook)).train()
+    calls = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather", lambda own: calls.append(own.shape) or torch.stack([own, own]))
+    for name in ("all_reduce_sum", "all_gather_rows", "tensor_from_main", "from_main"):
+        monkeypatch.setattr(distributed, name, None)
+    model.loss(torch.rand(8, 1, 16, 16) * 2 - 1)
+    with NoWaiting():
+        model.update_codebooks()
+    assert len(calls) == len(model.codebooks)
 
 
 def test_a_step_of_a_prior_never_waits_for_the_device():

@@ -60,6 +60,23 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """Stack the tensors of all processes in the order of their ranks, in one collective; no gradient passes.
+
+    Args:
+        tensor: of the same shape and dtype in every process.
+
+    Returns:
+        (processes, ...), the same bits in every process.
+    """
+    own = tensor.detach().contiguous()
+    if world_size() == 1:
+        return own[None]
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.stack(parts)
+
+
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """Concatenate the rows of all processes in the order of their ranks; no gradient passes.
 

@@ -300,7 +300,11 @@ class VectorQuantizer(nn.Module):
         sums = torch.zeros_like(self.embedding)
         if self.config.codebook == "ema":
             sums.index_add_(0, codes, vectors)
-        both = distributed.all_reduce_sum(torch.cat([counts[:, None], sums], 1))
+        own = [torch.cat([counts[:, None], sums], 1)]
+        if revives := bool(self.config.revival_threshold) and self.config.codebook != "simvq":
+            own.append(self._candidates(passes))
+        everyone = distributed.all_gather(torch.cat(own))  # (processes, K + C, 1 + D): all that is exchanged
+        both = everyone[:, : self.num_embeddings].sum(0)
         counts, sums = both[:, 0], both[:, 1:]
         # The encoder moves fast at first, and a long memory would take its codes for alive: the window grows. It spans
         # 4K vectors at least: a few vectors say nothing about most of the codes.
@@ -312,26 +316,38 @@ class VectorQuantizer(nn.Module):
             total, epsilon = self.cluster_size.sum(), self.config.epsilon
             smoothed = (self.cluster_size + epsilon) / (total + self.num_embeddings * epsilon) * total
             self.embedding.copy_(self.embedding_sum / smoothed[:, None])
-        if self.config.revival_threshold and self.config.codebook != "simvq":
-            self._revive(passes)
+        if revives:
+            self._revive(everyone[:, self.num_embeddings :].flatten(0, 1))
         self._advance()
 
-    def _revive(self, passes: list[_Assigned]) -> None:
-        """Move dead codes to inputs that are badly served; nothing here waits for the device."""
-        dead = self.cluster_size < self.config.revival_threshold * self.cluster_size.mean()
-        errors = torch.cat([distributed.all_gather_rows(part.errors) for part in passes])
-        # Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k).
+    def _candidates(self, passes: list[_Assigned]) -> Tensor:
+        """Draw inputs of this process for dead codes: (C, 1 + D), the key by which they were drawn, then the vector.
+
+        Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k). Draws are those of
+        one process that has the vectors of all, pass after pass, each in the order of the ranks.
+        """
+        world, rank = distributed.world_size(), distributed.rank()
+        vectors, errors = torch.cat([part.vectors for part in passes]), torch.cat([part.errors for part in passes])
         generator = torch.Generator(errors.device).manual_seed(self.num_updates)
-        uniform = torch.rand(errors.shape, dtype=errors.dtype, device=errors.device, generator=generator)
-        order = (errors / -uniform.log()).topk(min(self.num_embeddings, len(errors))).indices
-        # Draws differ between kinds of GPU.
-        order = distributed.tensor_from_main(order)
-        candidates = _rows(passes, order[(dead.cumsum(0) - 1).clamp_min(0) % len(order)])
+        uniform = torch.rand(world * len(errors), dtype=errors.dtype, device=errors.device, generator=generator)
+        shares = [part.view(world, -1)[rank] for part in uniform.split([world * len(part.errors) for part in passes])]
+        keys, rows = (errors / -torch.cat(shares).log()).topk(min(self.num_embeddings, len(errors)))
+        found = torch.cat([keys[:, None], vectors[rows]], 1)
+        # Collectives want equal shapes, and processes may have other numbers of vectors.
+        lacking = self.num_embeddings - len(found) if world > 1 else 0
+        return torch.cat([found, found.new_full((lacking, found.shape[1]), -1.0)]) if lacking else found
+
+    def _revive(self, candidates: Tensor) -> None:
+        """Move dead codes to inputs that are badly served, (N, 1 + D); nothing here waits for the device."""
+        dead = self.cluster_size < self.config.revival_threshold * self.cluster_size.mean()
+        keys, order = candidates[:, 0].topk(min(self.num_embeddings, len(candidates)))
+        drawn = (keys >= 0).sum().clamp_min(1)
+        chosen = candidates[order[(dead.cumsum(0) - 1).clamp_min(0) % drawn], 1:]
         size = self._revived_size(self.cluster_size)
         self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
-        self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
+        self.embedding.copy_(torch.where(dead[:, None], chosen, self.embedding))
         if self.config.codebook == "ema":
-            self.embedding_sum.copy_(torch.where(dead[:, None], candidates * size, self.embedding_sum))
+            self.embedding_sum.copy_(torch.where(dead[:, None], chosen * size, self.embedding_sum))
 
     def _revived_size(self, counts: Tensor) -> Tensor:
         """Count given to a revived code: five thresholds, some 160 updates of grace at decay 0.99; the mean at most."""
@@ -340,19 +356,6 @@ class VectorQuantizer(nn.Module):
     def _advance(self) -> None:
         self.num_updates += 1
         self.updates.fill_(self.num_updates)
-
-
-def _rows(passes: list[_Assigned], index: Tensor) -> Tensor:
-    """Look up vectors by their rank among those of all processes: pass after pass, each in the order of the ranks."""
-    vectors = torch.cat([part.vectors for part in passes])
-    if distributed.world_size() == 1:
-        return vectors[index]
-    lengths = distributed.all_gather_rows(torch.tensor([[len(part.vectors) for part in passes]]))  # (processes, passes)
-    ends = lengths.t().flatten().cumsum(0).view(len(passes), -1)[:, distributed.rank()].tolist()
-    own = torch.cat([torch.arange(end - len(part.vectors), end) for end, part in zip(ends, passes, strict=True)])
-    own = own.to(index.device, non_blocking=True)
-    place = torch.searchsorted(own, index).clamp_max(len(own) - 1)
-    return distributed.all_reduce_sum(vectors[place] * (own[place] == index)[:, None])
 
 
 def _recall_updates(module: nn.Module, _keys: object) -> None:
