@@ -1031,6 +1031,12 @@ def test_rows_of_adni_s_search_are_found_by_the_image_s_identifier(tmp_path):
     }
 
 
+def test_a_table_of_image_ids_that_no_file_has_is_told_so(tmp_path):
+    table_of(tmp_path, "image_id,sex", "I{p}000,{sex}")
+    with pytest.raises(UserError, match="no row of the table names an image"):
+        open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex"))
+
+
 def test_images_of_few_low_values_are_asked_about(tmp_path):
     rng = np.random.default_rng(0)
     for p in range(8):

@@ -516,7 +516,14 @@ def test_folders_of_the_same_names_are_asked_about_unless_one_is_of_images(tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["P01/slice_{k:03}.png", "P01/{k:03}.png", "a/patient3_{k:03}.png", "subject_2/x/{k}.png"]
+    "name",
+    [
+        "P01/slice_{k:03}.png",
+        "P01/{k:03}.png",
+        "a/patient3_{k:03}.png",
+        "subject_2/x/{k}.png",
+        "IXI012-HH-1211_k{k:03}.png",
+    ],
 )
 def test_one_person_is_not_torn(tmp_path, name):
     slices(tmp_path, [name.format(k=k) for k in range(12)])

@@ -321,10 +321,10 @@ class VectorQuantizer(nn.Module):
         self._advance()
 
     def _candidates(self, passes: list[_Assigned]) -> Tensor:
-        """Draw inputs of this process for dead codes: (C, 1 + D), the key by which they were drawn, then the vector.
+        """Draw inputs of this process for dead codes, (C, 1 + D): the key by which one was drawn, then the vector.
 
-        Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k). Draws are those of
-        one process that has the vectors of all, pass after pass, each in the order of the ranks.
+        Without replacement, by the largest of error / exponential draw (in logarithms: Gumbel top-k). They are drawn as
+        one process would that has the vectors of all, pass after pass, each in the order of the ranks.
         """
         world, rank = distributed.world_size(), distributed.rank()
         vectors, errors = torch.cat([part.vectors for part in passes]), torch.cat([part.errors for part in passes])

@@ -265,7 +265,9 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         whose = next(filter(rules.ONE_PERSON.fullmatch, sorted(shared)), "")  # all lie in the folder of one person
         if whose and not any(map(known_subject, layout.keys)):
             subjects = [whose] * len(subjects)
-        elif len(set(subjects)) == 1 < len(subjects) and not rules.ONE_PERSON.fullmatch(subjects[0]):
+        elif len(set(subjects)) == 1 < len(subjects) and not (
+            rules.ONE_PERSON.fullmatch(subjects[0]) or known_subject(subjects[0])
+        ):
             subjects = list(layout.keys)
         classes = layout.attributes.get("class")
         if classes and all(map(rules.WORDNET.fullmatch, set(filter(None, classes)))):

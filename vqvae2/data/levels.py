@@ -53,8 +53,9 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
     if all(map(rules.MODALITIES.fullmatch, distinct)):
         named = "kind"
-    told = (name for name, pattern in rules.ATTRIBUTES if name == "size" or _differ_in(distinct, pattern))
-    named = named or next((name for name in told if name != "size" or _differ_by_size(names, stems)), "")
+    named = named or next((name for name, pattern in rules.ATTRIBUTES if _differ_in(distinct, pattern)), "")
+    if not named and _differ_by_size(names, stems):
+        named = "size"
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
         return attribute

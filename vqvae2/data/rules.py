@@ -240,7 +240,6 @@ SPLIT_PART = re.compile(r"\.(x\d{0,2})$", re.IGNORECASE)
 """What may stand beside the word of a split: ``train.X1`` of ImageNet-100."""
 ATTRIBUTES = (
     ("magnification", re.compile(r"\d{2,3}x")),
-    ("size", re.compile(r"[a-z]*\d{2,4}(?:x\d{2,4})?(?:px|p)?")),  # and only where nothing else tells the folders apart
     (
         "plane",
         re.compile(r"axial|coronal|sagittal|transversal"),
@@ -257,7 +256,7 @@ ATTRIBUTES = (
         ),
     ),
 )
-"""Names for what a level of folders above the people tells; else it is the ``class``."""
+"""Names for what a level of folders above the people tells; else it is a ``size`` in pixels, or the ``class``."""
 VISIT_CODE = re.compile(rf"bl|base(?:line)?|sc|[mvtwy]\d{{1,3}}|{DATE}|{YEAR_MONTH}|(?:19|20)\d\d", re.IGNORECASE)
 """Folders that may be visits, if the same people are in several of them: ``M00/AD/001``, ``2019/001``."""
 MONTH_0 = {"bl", "sc", "base", "baseline", "m0", "m00"}

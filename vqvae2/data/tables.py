@@ -281,14 +281,17 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
     ids = [name for name in columns if rules.IMAGE_ID_COLUMNS.fullmatch(folded[name])]
     image_ids = next((name for name in ids if all(rules.IMAGE_ID.fullmatch(row[name]) for row in rows)), None)
     if image_ids is not None:
-        file_column = None if file_column == image_ids else file_column
         people = [name for name in people if name != image_ids]
+        if not people:
+            file_column = file_column or image_ids
+        elif file_column == image_ids:
+            file_column = None
     visit_column = next((name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])), None)
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
         columns, people = (_OWN, *columns), [_OWN]
         rows = [{_OWN: who, **row} for row in rows]
-    if file_column is None and not people and image_ids is None:
+    if file_column is None and not people:
         told = ", ".join(columns) or "none"
         raise UserError(
             f"no column names the images or the subjects (columns: {told})",
