@@ -395,7 +395,8 @@ def test_steps_of_processing_beside_what_they_were_made_of_are_asked_about(tmp_p
 @pytest.mark.parametrize(
     ("names", "asked"),
     [
-        ([f"{kind}/{250 + p}.png" for kind in ("CT", "MR") for p in P], "give --subject-pattern '.+'"),
+        ([f"{kind}/{250 + p}.png" for kind in ("CT", "MR") for p in P], "numbers are in several kind folders (CT/251"),
+        ([f"{kind}/{p:03}/{k}.png" for kind in ("CT", "MR") for p in P for k in (1, 2)], "'([^/]+/[^/]+)/[^/]+$'"),
         ([f"{kind}/P{p:02}.png" for kind in ("CT", "PET") for p in P], ""),
         ([f"aug_{p}_{1000 + 37 * p + k}.png" for p in P for k in range(3)], "copies that Keras made"),
         ([f"W{w}_{p:04}_{k}.png" for p in P for w in (1, 2) for k in range(3)], "a visit and a subject"),

@@ -181,11 +181,12 @@ def _ask_of_modalities(layout: Layout, subjects: list[str]) -> None:
     for key, who, kind in zip(layout.keys, subjects, kinds, strict=False):
         if who.rpartition("/")[2].isdecimal():
             shown.setdefault(who, {}).setdefault(kind, key)
-    shared = [held for held in shown.values() if len(held) > 1]
+    shared = {who: list(held.values())[:2] for who, held in shown.items() if len(held) > 1}
     if shared:
+        apart = [f"{kind}/{who}" for kind, who in zip(kinds, subjects, strict=True)]
         layout.subject_doubts.append(
-            f"{len(shared):,} numbers are in several kind folders ({', '.join(list(shared[0].values())[:2])}), and "
-            "each is read as one person; if it is several people, give --subject-pattern '.+'"
+            f"{len(shared):,} numbers are in several kind folders ({', '.join(next(iter(shared.values())))}), and each "
+            f"is read as one person; if it is several people, give --subject-pattern {pattern_of(layout.keys, apart)}"
         )
 
 
