@@ -10,6 +10,7 @@ images, the same report.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -98,7 +99,8 @@ def one(folder: Path, whole: Path, stage: str, needed: dict[str, float], kills: 
                 break  # it was done sooner
             most /= 2
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             moments.append(round(moment, 2))
     finish(run, stage, moments)
