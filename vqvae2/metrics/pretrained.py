@@ -187,7 +187,7 @@ def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        known = "such as resnet50, inception or module:function"
+        known = "resnet50 or another of torchvision's, inception, or module:function"
         raise UserError(f"torchvision has no classifier {name}", "--features", f"Give {known}")
     weights = models.get_model_weights(name).DEFAULT
     download = f"import torchvision; torchvision.models.get_model('{name}', weights='DEFAULT')"

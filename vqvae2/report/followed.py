@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from vqvae2.report.markup import num
+
 __all__ = ["class_followed", "label_warnings", "labels_followed", "number_followed"]
 
 Report = Mapping[str, Any]
@@ -18,7 +20,7 @@ def labels_followed(report: Report) -> Iterator[str]:
     if "ventricle_difference_ratio" in found:
         yield (
             f"Labels: the difference in ventricle area between samples of the two labels is "
-            f"{found['ventricle_difference_ratio']:.0%} of the true one."
+            f"{num(100 * found['ventricle_difference_ratio'], 0)}% of the true one."
         )
 
 
@@ -32,7 +34,7 @@ def label_warnings(report: Report) -> Iterator[str]:
     found = report.get("phantom", {})
     ratio = found.get("ventricle_difference_ratio")
     if ratio is not None and not ratio >= 0.5:
-        yield f"Labels have too little effect: the difference in ventricle area is {ratio:.0%} of the true one."
+        yield f"Labels have too little effect: the difference in ventricle area is {num(100 * ratio, 0)}% of the true one."
     for name, figures in found.get("labels", {}).items():
         if figures["nan"]:
             yield f"In {figures['nan']} of {figures['samples']} samples labelled {name} no head could be found."

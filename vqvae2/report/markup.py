@@ -83,4 +83,7 @@ def mean(figures: Mapping[str, Any], digits: int) -> str:
 
 def num(value: float | None, digits: int) -> str:
     """A number with a proper minus; a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")

@@ -116,7 +116,9 @@ def _summary(report: Report) -> str:
         cards.append(("distance to training", num(found["distance_median"], 3), of))
     ratio = report.get("phantom", {}).get("ventricle_difference_ratio")
     if ratio is not None:
-        cards.append(("label effect", f"{ratio:.0%}", "of the true difference in ventricle area; 0 % if ignored"))
+        cards.append(
+            ("label effect", f"{num(100 * ratio, 0)}%", "of the true difference in ventricle area; 0 % if ignored")
+        )
     boxes = "".join(
         f'<div class="card"><h3>{escape(name)}</h3><b>{value}</b><span>{escape(of)}</span></div>'
         for name, value, of in cards
