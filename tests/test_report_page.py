@@ -7,6 +7,7 @@ import pytest
 
 from vqvae2 import report
 from vqvae2.report.captions import CAPTIONS
+from vqvae2.report.markup import num
 
 
 def good_report() -> dict:
@@ -353,3 +354,10 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert page.count(f"{here['run']} (other)") > 1
     assert f"{here['run']} (this)" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(-0.4, 0, "0"), (-0.004, 2, "0.00"), (-1.5, 1, "−1.5"), (None, 1, "–")]
+)
+def test_nothing_has_no_sign(value, digits, text):
+    assert num(value, digits) == text

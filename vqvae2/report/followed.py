@@ -34,7 +34,8 @@ def label_warnings(report: Report) -> Iterator[str]:
     found = report.get("phantom", {})
     ratio = found.get("ventricle_difference_ratio")
     if ratio is not None and not ratio >= 0.5:
-        yield f"Labels have too little effect: the difference in ventricle area is {num(100 * ratio, 0)}% of the true one."
+        share = num(100 * ratio, 0)
+        yield f"Labels have too little effect: the difference in ventricle area is {share}% of the true one."
     for name, figures in found.get("labels", {}).items():
         if figures["nan"]:
             yield f"In {figures['nan']} of {figures['samples']} samples labelled {name} no head could be found."
