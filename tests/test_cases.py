@@ -991,10 +991,19 @@ def test_a_column_that_a_table_has_twice_is_refused(tmp_path):
     assert len(open_data(DataConfig(data=str(tmp_path), labels="t.csv:age")).attributes["age"]) == 16
 
 
-def test_classes_that_differ_by_capital_letters_alone_are_asked_about(tmp_path):
-    table_of(tmp_path, "ID,sex", "P{p:02},{sex}")
+@pytest.mark.parametrize(("row", "told"), [("{sex}", "sex: F, f are"), ("{sex}ale", "sex: Fale, fale are")])
+def test_classes_that_differ_by_capital_letters_alone_are_asked_about(tmp_path, row, told):
+    table_of(tmp_path, "ID,sex", "P{p:02}," + row)
     (doubt,) = open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex")).doubts
-    assert "sex: F and f differ by capital letters alone" in doubt
+    assert told in doubt
+
+
+def test_abbreviations_beside_their_words_are_asked_about(tmp_path):
+    table_of(tmp_path, "ID,sex", "P{p:02},{sex}")
+    text = (tmp_path / "t.csv").read_text().replace(",m", ",Male").replace(",f", ",F")
+    (tmp_path / "t.csv").write_text(text)
+    (doubt,) = open_data(DataConfig(data=str(tmp_path), labels="t.csv:sex")).doubts
+    assert "sex: M, Male are read as different classes" in doubt
 
 
 @pytest.mark.parametrize("numbers", ["age", ("age",)])

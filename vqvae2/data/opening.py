@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqvae2 import distributed
+from vqvae2.data import rules
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
 from vqvae2.data.labels import encode, untrained_notes
@@ -311,11 +312,11 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
     for column, cells in texts.items():
         alike: dict[str, set[str]] = {}
         for cell in set(cells) - {""}:
-            alike.setdefault(cell.casefold(), set()).add(cell)
+            alike.setdefault(rules.ABBREVIATIONS.get(cell.casefold(), cell.casefold()), set()).add(cell)
         if spelled := [sorted(held) for held in alike.values() if len(held) > 1]:
             layout.doubts.append(
-                f"{column}: {' and '.join(min(spelled))} differ by capital letters alone, and are read as different "
-                f"classes; if they are one, write them alike in {name}"
+                f"{column}: {', '.join(min(spelled))} are read as different classes; if they are one, write them alike "
+                f"in {name}"
             )
         if codes := codes_for_missing(cells):
             told = ", ".join(f"{code} ({cells.count(code):,} {layout.unit})" for code in codes[:3])

@@ -332,6 +332,8 @@ VISIT_COLUMNS = re.compile(
     r"(?:ses(?:s|sion)?|visit|vis|viscode\d?|time[ _-]?point|tp|wave|week|month)s?(?:[ _-]?(?:id|code|nr|no|name))?"
 )
 """Columns that tell the visit of a row."""
+ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "yes", "n": "no", "t": "true"}
+"""Cells that may mean the same class as the word, which the report asks about."""
 MISSING = {
     *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown"),
     *("unk", "missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
