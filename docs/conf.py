@@ -32,7 +32,6 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1200  # seconds for a cell, on any machine
 
-autosummary_ignore_module_all = False
 templates_path = ["_templates"]
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}

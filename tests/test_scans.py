@@ -183,10 +183,9 @@ TREES: dict[str, dict[str, object]] = {  # files -> whom they show
     "CelebA-HQ in two sizes": {f"celeba_hq_{size}/{p:05}.jpg": p for p in P for size in (128, 256)},
     "sizes": {f"{size}/{p:04}.png": p for p in P for size in (256, 512, 1024)},
     "fastMRI": {
-        f"file_brain_AX{kind}_20{place}_6002{p:03}{gap}{k:03}.png": p
+        f"file_brain_AX{kind}_20{place}_6002{p:03}_{k:03}.png": p
         for place, kind in enumerate(("T2", "T1POST", "T1PRE", "FLAIR"))
         for p in range(2 * place, 2 * place + 2)
-        for gap in ("_",)
         for k in (1, 2)
     },
     "fastMRI after contrast": {f"file_brain_AXT1POST_201_6002{p:03}/{k:03}.png": p for p in P for k in (1, 2)},

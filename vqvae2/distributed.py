@@ -97,9 +97,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     # Collectives want equal shapes: padded to the longest, cut again on arrival.
     padded = own.new_zeros(max(sizes), *own.shape[1:])
     padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat([part[:size] for part, size in zip(all_gather(padded), sizes, strict=True)])
 
 
 def from_main(value: T) -> T:

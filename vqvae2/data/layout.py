@@ -261,7 +261,8 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
     else:
         subjects = by_name
         layout.subject_doubts += doubts
-        shared = set.intersection(*({*key.split("/")[:-1]} for key in layout.keys))
+        places = {key.rpartition("/")[0] for key in layout.keys}
+        shared = set.intersection(*({*place.split("/")} for place in places))
         whose = next(filter(rules.ONE_PERSON.fullmatch, sorted(shared)), "")  # all lie in the folder of one person
         if whose and not any(map(known_subject, layout.keys)):
             subjects = [whose] * len(subjects)

@@ -87,5 +87,7 @@ PICTURES = re.compile(
     r"figures?|figs?|plots?|reports?|docs?|html|logos?|ground"
 )
 """Pictures beside volumes that show these or are their masks: ``P01_qc.png``, ``figures/P01.png``, ``Ground/1.png``."""
+DATA_SET = re.compile(r"(?:^|[\W_])data-?_?sets?$", re.IGNORECASE)
+"""Folders of a data set, whatever else their names say: ``brain_tumor_dataset``."""
 CLASS_OR_MASK = re.compile(r"wmh|rois?|gt|consensus|ribbon|contours?|truth")
 """Folders that hold masks, or the images of a class: masks only if images of the same names lie elsewhere."""

@@ -142,7 +142,7 @@ def _around(here: tuple[str, ...], above: int, rest: tuple[str, ...]) -> list[Pl
 
 def _is_of_others(folder: str) -> bool:
     """Whether a folder's name is of what lies beside images, and not of a data set: ``brain_tumor_dataset``."""
-    return _rule(_parts(folder)) is not None and not re.search(r"(?:^|[\W_])data-?_?sets?$", folder, re.IGNORECASE)
+    return _rule(_parts(folder)) is not None and not mask_rules.DATA_SET.search(folder)
 
 
 def _has(pattern: str, parts: Sequence[str]) -> bool:

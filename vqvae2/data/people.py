@@ -123,13 +123,14 @@ def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[st
     if not {"visit", "kind", "side", "plane", "size"} & layout.attributes.keys():
         return subjects
     kinds = layout.attributes.get("kind", [""] * len(subjects))
-    names: list[str] = []  # CT/ct_1.png and MRI/mri_1.png are both 1
-    for key, kind in zip(layout.keys, kinds, strict=True):
-        stem = stem_of(key.rsplit("/", 1)[-1])
-        names.append(re.sub(rf"^{re.escape(kind)}[_\-. ]?(?=\d)", "", stem, flags=re.IGNORECASE) if kind else stem)
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    names = [  # CT/ct_1.png and MRI/mri_1.png are both 1
+        re.sub(rf"^{re.escape(kind)}[_\-. ]?(?=\d)", "", stem, flags=re.IGNORECASE) if kind else stem
+        for stem, kind in zip(stems, kinds, strict=True)
+    ]
     bare = [
-        name.isdecimal() and (who == key or name != stem_of(key.rsplit("/", 1)[-1]))
-        for who, key, name in zip(subjects, layout.keys, names, strict=True)
+        name.isdecimal() and (who == key or name != stem)
+        for who, key, name, stem in zip(subjects, layout.keys, names, stems, strict=True)
     ]
     # Each split counts anew.
     whom = [f"{split}/{name}" if split else name for split, name in zip(layout.splits, names, strict=True)]

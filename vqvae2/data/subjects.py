@@ -240,15 +240,16 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
         return people
     else:
         made_of = of_keras(stems)
-        if doubts is not None and (numbers := [stem for stem, name in made_of.items() if name.isdecimal()]):
-            doubts.append(
-                f"{len(numbers):,} names such as {numbers[0]} are read as copies that Keras made, here of image "
-                f"{made_of[numbers[0]]}; if they are not, give --subject-pattern"
-            )
+    numbered = {stem: name for stem, name in made_of.items() if name.isdecimal()}
+    if doubts is not None and numbered:
+        copy, image = next(iter(numbered.items()))
+        doubts.append(
+            f"{len(numbered):,} names such as {copy} are read as copies that Keras made, here of image {image}; if "
+            "they are not, give --subject-pattern"
+        )
     known = [known_subject(key) for key in keys]
     channels = [rules.CHANNEL.search(key) for key in keys]
     stems = [stem.removesuffix(found[1]) if found else stem for stem, found in zip(stems, channels, strict=True)]
-    numbered = {stem: name for stem, name in made_of.items() if name.isdecimal()}
     stems = [stem if stem in numbered else made_of.get(stem, stem) for stem in stems]
     names = [
         k or numbered.get(stem) or _by_name(stem, key, volumes or found is not None)

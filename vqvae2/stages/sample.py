@@ -303,14 +303,6 @@ def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> lis
     levels = len(priors)
     if not priors[0].config.attributes and set(arguments.guidance) != {1.0}:
         raise UserError("--guidance weighs labels, and the priors have none", how="Leave it out")
-    weighed = arguments.guidance if len(arguments.guidance) == levels else arguments.guidance[:1] * levels
-    for prior, weight in zip(priors, weighed, strict=True):
-        if weight != 1 and not prior.config.label_dropout:
-            raise UserError(
-                f"--guidance needs a prior that knows what it draws without labels; that of level {prior.config.level} "
-                "was trained with --label-dropout 0",
-                how="Leave it out, or train the prior again with --label-dropout 0.1",
-            )
     for flag, values, fits, needed in (
         ("--temperature", arguments.temperature, lambda value: value > 0, "> 0"),
         ("--top-k", arguments.top_k, lambda value: value >= 0, ">= 0"),
@@ -324,7 +316,16 @@ def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> lis
             raise UserError(f"{text}: {len(values)} values for {levels} levels", how=f"Give 1 or {levels} values")
         if not all(map(fits, values)):
             raise UserError(f"{text} is out of range", how=f"Give values {needed}")
-    weights = arguments.autoguidance if len(arguments.autoguidance) > 1 else arguments.autoguidance * levels
+    labelled, weights = (
+        values if len(values) > 1 else values * levels for values in (arguments.guidance, arguments.autoguidance)
+    )
+    for prior, weight in zip(priors, labelled, strict=True):
+        if weight != 1 and not prior.config.label_dropout:
+            raise UserError(
+                f"--guidance needs a prior that knows what it draws without labels; that of level {prior.config.level} "
+                "was trained with --label-dropout 0",
+                how="Leave it out, or train the prior again with --label-dropout 0.1",
+            )
     guides = load_guides(run, priors, weights)
     own = arguments.temperature, arguments.top_k, arguments.top_p
     return sharpness_by_level(*own, levels, arguments.guidance, arguments.min_p, weights, guides)
