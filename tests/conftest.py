@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,7 +21,7 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any speed")
 
-DRAWN = ("test_browser", "test_evaluate", "test_report", "test_report_page", "test_stages")
+DRAWN = ("test_browser", "test_report", "test_report_page")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +34,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(figures, "_DPI", 40)
         patch.setattr(figures, "_LAYOUT", None)
         patch.setattr(phantom, "render", functools.cache(phantom.render))  # hundreds of tests draw the same heads
+        patch.setattr(os, "fsync", lambda _: None)  # no test takes the power away
         yield
 
 

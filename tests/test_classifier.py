@@ -1,5 +1,7 @@
 """The classifier tells drawn classes apart, and its choice among samples is by class and exact."""
 
+import json
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def trained(steps: int = 20, **more) -> Classifier:
 
 def test_it_tells_classes_apart_that_it_has_not_seen_images_of_and_knows_how_sure_it_is():
     images, labels = pictures(40, 1)
-    judged = probabilities(trained(), lambda rows: images[rows], len(images), batch_size=16)
+    judged = probabilities(trained(40), lambda rows: images[rows], len(images), batch_size=16)
     assert judged.sum(1).allclose(torch.ones(40))
     found = accuracies(judged, labels, [str(i) for i in range(40)])
     assert found["accuracy"] > 0.9
@@ -53,6 +55,16 @@ def test_it_is_saved_with_what_it_tells(tmp_path):
     assert again.config == CONFIG
     x = pictures(4, 2)[0]
     assert torch.equal(again(x), model(x))
+    # One of a version without pooling stays as it was.
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["pooling"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    older = Classifier.from_pretrained(tmp_path)
+    before, after = [], []
+    for judge, sides in ((older, before), (again, after)):
+        judge.net.layer1.register_forward_pre_hook(lambda _module, given, sides=sides: sides.append(given[0].shape[-1]))
+        judge(x)
+    assert (before, after) == ([16], [8])
     with pytest.raises(UserError, match="holds a classifier, not a prior"):
         Prior.from_pretrained(tmp_path)
 

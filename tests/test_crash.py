@@ -44,6 +44,8 @@ def test_killed_stages_go_on_to_the_same_end(tmp_path, monkeypatch):
         Popen=Forked, run=run, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
     )
     monkeypatch.setattr(crash, "subprocess", forked)
+    vqvae = crash.STAGES["vqvae"].replace("--max-steps 120", "--max-steps 40").replace("-images 300", "-images 100")
+    monkeypatch.setitem(crash.STAGES, "vqvae", vqvae)
     flags = ["--times", "2", "--kills", "1", "--stages", "vqvae", "codes"]
     monkeypatch.setattr("sys.argv", ["-", "--json", str(tmp_path / "crash.json"), *flags])
     assert crash.main() == 0

@@ -31,12 +31,18 @@ DEMO = [  # what `make demo` trains
 MADE_HERE = ("README.md", "docs/start.md", "docs/tutorials.md")  # these train the runs that they speak of
 # Each page, and how many command lines of the package it has at least.
 PAGES = {"README.md": 11, "docs/start.md": 12, "docs/tutorials.md": 14, "docs/inference.md": 7, "docs/formats.md": 1}
-# What is made smaller: limits, and a box in pixels of slices that are a quarter as large here.
+SIDE = 16  # of images here, in pixels
+# What is made smaller: limits, numbers of samples, and a box in pixels of slices of 128x128.
 LIMITS = ("--max-minutes 2", "--max-steps 1500", "--max-steps 600")
-SMALLER = {**dict.fromkeys(LIMITS, "--max-steps 10"), "0,0,64,128": "0,0,16,32"}
+SMALLER = {
+    **dict.fromkeys(LIMITS, "--max-steps 10"),
+    "--num 64": "--num 8",
+    "--num 16": "--num 4",
+    "0,0,64,128": f"0,0,{SIDE // 2},{SIDE}",
+}
 
 
-def small(preset: presets.Preset) -> presets.Preset:
+def small(preset: presets.Preset, side: int) -> presets.Preset:
     """A preset of the same shape that trains in a moment."""
     vqvae = replace(
         preset.vqvae,
@@ -59,19 +65,19 @@ def small(preset: presets.Preset) -> presets.Preset:
         prior_training=tuple(replace(one, **steps) for one in preset.prior_training),
         copies=min(preset.copies, 1),
         sharpening={},
-        size="32x32",
+        size=f"{side}x{side}",
         phantom_images=60,
     )
 
 
 def heads(folder: Path, names: list[str], seed: int) -> None:
     """Slices that differ: bright ellipses of several sizes on black, with texture."""
-    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     for index, name in enumerate(names):
         rng = np.random.default_rng([seed, index])
         a, b = rng.uniform(0.4, 0.9, 2)
         inside = (x / a) ** 2 + (y / b) ** 2 < 1
-        save(folder / name, (inside * rng.integers(90, 255, (32, 32))).astype(np.uint8))
+        save(folder / name, (inside * rng.integers(90, 255, (SIDE, SIDE))).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +92,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "slices.csv").write_text("\n".join(rows) + "\n")
     heads(home / "patients", names[:3], 3)
     heads(work, ["slice.png"], 4)
-    save(work / "mask.png", np.pad(np.full((16, 16), 255, np.uint8), ((0, 16), (0, 16))))
+    save(work / "mask.png", np.pad(np.full((SIDE // 2, SIDE // 2), 255, np.uint8), (0, SIDE // 2)))
     for p in range(20):
         volume(home / "bids" / f"sub-{p:02}" / "anat" / f"sub-{p:02}_T1w.nii.gz", head(p), np.diag([8.0, 8, 8, 1]))
     people = ["participant_id\tsex\tage", *(f"sub-{p:02}\t{'FM'[p % 2]}\t{30 + 3 * p}" for p in range(20))]
     (home / "bids" / "participants.tsv").write_text("\n".join(people) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         for name, preset in presets.PRESETS.items():
-            patch.setitem(presets.PRESETS, name, small(preset))
+            patch.setitem(presets.PRESETS, name, small(preset, 32 if name == "demo" else SIDE))  # the phantom's least
         patch.setenv("HOME", str(home))
         patch.chdir(work)
         for line in FIRST:

@@ -144,7 +144,26 @@ def test_a_scan_tells_sharpness_of_every_decoding_beside_the_background_of_the_d
             assert found.scores[name][figure] == pytest.approx(values.numpy(), abs=1e-4)
         for figure, value in (bands.figures() | bands.pooled()).items():
             assert found.sharpness[name][figure] == pytest.approx(value, abs=1e-4)
+    # Their intervals by resampling people one by one, with all that each of them has.
+    people = sorted(set(val.subjects))
+    rows = {one: [i for i, subject in enumerate(val.subjects) if subject == one] for one in people}
+    draw, powers = np.random.default_rng(1), []
+    for _ in range(300):
+        some = [row for one in draw.choice(people, len(people)) for row in rows[one]]
+        bands = Bands((32, 32))
+        bands.update(decoded["all"][some], x[some])
+        powers.append(bands.figures()["power_2_4"])
+    assert len(people) >= 5
+    low, high = found.intervals["all"]["power_2_4"]
+    assert low < found.sharpness["all"]["power_2_4"] < high
+    edges = np.percentile(powers, [2.5, 97.5])
+    assert [low, high] == pytest.approx(list(edges), abs=0.25 * (edges[1] - edges[0]))
+    few = [row for one in people[:4] for row in rows[one]]
+    names = [val.subjects[row] for row in few]
+    some = ImageSet(val.images[few], names, names, val.labels[few], val.value_range)
+    assert report.scan(model, some).intervals["all"] == {}
     summary = report.reconstruction_figures(found, val)
+    assert summary["sharpness_intervals"] == found.intervals["all"]
     assert summary["upper"]["top"]["sharpness"] == found.sharpness["upper.top"]
     assert summary["mean_image"]["ssim_foreground"]["mean"] == found.scores["mean_image"]["ssim_foreground"].mean()
     # The blur whose score the mean image has gives that score to the originals.

@@ -200,6 +200,17 @@ def test_sums_over_batches_are_the_whole_set(heads):
     assert parts.figures() == pytest.approx(whole.figures(), abs=1e-6)
 
 
+def test_sums_of_groups_are_those_of_their_images(heads):
+    y, groups = swapped(heads), torch.tensor([1, 0, 1, 2, 2, 1])
+    bands, alone = metrics.Bands((48, 64), groups=4), metrics.Bands((48, 64))
+    bands.update(y, heads, groups)
+    alone.update(y[groups == 1], heads[groups == 1])
+    found = bands.figures_of(bands.sums)
+    for name, value in alone.figures().items():
+        assert float(found[name][1]) == pytest.approx(value)
+        assert found[name][3].isnan()  # no image
+
+
 def test_bands_without_a_frequency_or_without_power_are_left_out():
     x = torch.randn(2, 1, 11, 11, generator=torch.Generator().manual_seed(5))
     assert "power_8_16" in scored(x, x, None)  # 11 pixels a cycle

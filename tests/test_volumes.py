@@ -137,6 +137,27 @@ def test_clipping_is_by_percentiles_of_the_volume(tmp_path):
     assert (found.pixels == 255).sum() >= 9
 
 
+@pytest.mark.parametrize("fill", [-2000, -3024, -1025])
+def test_what_a_ct_scanner_does_not_see_is_air(tmp_path, fill):
+    """The corners outside of a round field of view hold a value far below air, which is near -1000."""
+    y, x = np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 24))
+    inside = np.where(x**2 + y**2 < 0.3, 40.0, -1000.0)
+    inside[11:13, 4:8] = 1200.0
+    plane = np.where(x**2 + y**2 < 1, inside, fill)
+    found = cut(store(tmp_path / "ct.nii", np.repeat(plane[..., None], 12, 2).astype(np.float32)), SliceConfig())
+    assert found.remarks == ("padding",)
+    assert found.range[0] == -1024
+    pixels = found.pixels[0]
+    assert pixels[0, 0] == 0
+    assert pixels[12, 1] <= 4  # air
+    assert 100 < pixels[12, 12] < 130  # tissue, near half of the range
+    without = np.repeat(np.where(x**2 + y**2 < 1, inside, -1000.0)[..., None], 12, 2).astype(np.float32)
+    assert cut(store(tmp_path / "b.nii", without), SliceConfig()).remarks == ()
+    # Values below -1024 without air: no CT.
+    voxels = 100 * head() - 50000
+    assert cut(store(tmp_path / "c.nii", voxels), SliceConfig()).range[0] == voxels.min()
+
+
 def test_pixels_are_made_square_on_request(tmp_path):
     stored = cut(store(tmp_path / "a.nii", head()), SliceConfig(slice_axis="coronal", min_foreground=0))
     assert (stored.pixels.shape[1:], stored.spacing) == ((12, 8), (3.0, 2.0))

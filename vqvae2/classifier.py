@@ -7,9 +7,9 @@ samples alone knows real images (Ravuri and Vinyals 2019, arXiv 1905.10887).
 Shapes: N images, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,14 @@ class ClassifierConfig:
     """Names of its classes, in the order of the labels."""
     channels: int
     """Channels of an image."""
+    pooling: bool = True
+    """Halve the maps before the first block, as torchvision's ResNet-18 does: a third of the time."""
+
+    BEFORE: ClassVar[Mapping[str, Any]] = {"pooling": False}
 
 
 class Classifier(checkpoint.Pretrained):
-    """ResNet-18 (He et al. 2015, arXiv 1512.03385) without its first pooling.
+    """ResNet-18 (He et al. 2015, arXiv 1512.03385) with a first convolution of 3x3.
 
     Args:
         config: what is told apart.
@@ -54,7 +58,9 @@ class Classifier(checkpoint.Pretrained):
         self.config = config
         self.net = resnet18(weights=None, num_classes=len(config.classes))
         self.net.conv1 = nn.Conv2d(config.channels, 64, 3, stride=2, padding=1, bias=False)
-        self.net.maxpool = nn.Identity()
+        if not config.pooling:
+            self.net.maxpool = nn.Identity()
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [-1, 1] -> logits (N, K)."""

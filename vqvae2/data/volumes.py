@@ -30,8 +30,10 @@ from vqvae2.data.volume_files import NIBABEL, beside, read_canonical
 from vqvae2.errors import UserError
 from vqvae2.files import make_folder, write_atomic
 
-FORMAT = 4  # of the cache
+FORMAT = 5  # of the cache
 _PARSING = threading.Lock()  # NumPy parses headers by ast, which fails now and then in threads of Python 3.11
+_AIR = -1024.0  # in Hounsfield units, the least of 12 bits
+_LEAST_AIR = 0.01  # of the voxels, from there to 124 units above
 _LEAST_BACKGROUND = 0.05  # of the voxels, that have one value in the corners
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _END = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(mm|%)\s*")
@@ -121,6 +123,8 @@ REMARKS = {
     "complex": "hold complex numbers{}; their magnitude is read",
     "background": "have values below that of their background{}, as after a z-score; the background, the value of the "
     "corners, is black",
+    "padding": "have values below -1024{}, with which CT scanners fill what they do not see; they are read as air, which "
+    "is black",
     "missing": "hold values that are not finite{}, {:.0%} of their voxels; they are read as background, which is black",
     "flat": "are single slices{}",
 }
@@ -190,7 +194,7 @@ def cut(source: Path | tuple[Path, ...], config: SliceConfig) -> Cut:
     """Read a volume, of one file or of a DICOM series, and cut it into slices.
 
     What is not finite becomes background. Where the corners have one value that would be grey, and many voxels have it,
-    it is the background too, and black. A volume of a single slice is that slice, whatever the axis and range.
+    it is the background too, and black. So is what lies below the air of a CT. A volume of a single slice is that slice, whatever the axis and range.
 
     Raises:
         UnreadableError: with the reason.
@@ -202,6 +206,8 @@ def cut(source: Path | tuple[Path, ...], config: SliceConfig) -> Cut:
         raise UnreadableError("holds no value that is finite")
     if missing:
         voxels = np.where(nowhere, min(0.0, float(np.nanmin(voxels))), voxels)
+    if _is_padded(voxels):
+        remarks, voxels = (*remarks, "padding"), np.maximum(voxels, _AIR)
     background = _grey_background(voxels, config)
     if background is not None:
         remarks = (*remarks, "background")
@@ -230,6 +236,11 @@ def cut(source: Path | tuple[Path, ...], config: SliceConfig) -> Cut:
         raise UnreadableError(f"all {len(places)} slices have less foreground than {config.min_foreground:g}")
     pixels = np.rint(slices[kept] * 255).astype(np.uint8)
     return Cut(pixels, [places[i] for i in kept], spacing, len(places) - len(kept), (low, high), remarks, missing)
+
+
+def _is_padded(voxels: NDArray[np.float32]) -> bool:
+    """Whether a volume has air, as a CT, and values below it."""
+    return bool(voxels.min() < _AIR) and ((voxels >= _AIR) & (voxels <= _AIR + 124)).mean() >= _LEAST_AIR
 
 
 def _grey_background(voxels: NDArray[np.float32], config: SliceConfig) -> float | None:

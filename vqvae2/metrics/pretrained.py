@@ -162,10 +162,10 @@ def _readable(name: str, path: Path) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _mobilenet(path: Path) -> nn.Module:
-    from torchvision.models import mobilenet_v2  # here, as it takes a second to import
-
     download = "import torchvision; torchvision.models.mobilenet_v2(weights='IMAGENET1K_V1')"
     weights = _read(path, "MobileNetV2", download)
+    from torchvision.models import mobilenet_v2  # here, as it takes a second to import
+
     with torch.device("meta"):  # no random start, which would move the random numbers of the program
         network = mobilenet_v2()
     with _readable("MobileNetV2", path):

@@ -1,6 +1,5 @@
 """Regions that were copied from one image into another, at about the same place."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +82,9 @@ def region_nearest(
     for start, images in own_chunks(references, chunk, progress):
         others = images.float().mean(1)
         for p, place in enumerate(places):
-            around = _moved(place, size, (height, width), reach)
-            products = (small[p] @ _thumbnails(_cut(others, corner, size)).T for corner in around)
-            known = torch.cat([alike[p], functools.reduce(torch.maximum, products)], 1)
+            around = torch.cat([_cut(others, corner, size) for corner in _moved(place, size, (height, width), reach)])
+            products = small[p] @ _thumbnails(around).T
+            known = torch.cat([alike[p], products.unflatten(1, (-1, len(others))).amax(1)], 1)
             numbers = torch.arange(start, start + len(others)).expand(len(grey), -1)
             alike[p], chosen = known.topk(most, 1)
             index[p] = torch.cat([index[p], numbers], 1).gather(1, chosen)
@@ -99,13 +98,11 @@ def region_nearest(
         own, back = _standard(_cut(grey, place, size)), index[p].unique()
         others = torch.cat([take(references, rows.tolist()).float().mean(1) for rows in back.split(chunk)])
         at = torch.searchsorted(back, index[p])
-        for moved in _moved(place, size, (height, width), reach):
-            known = _standard(_cut(others, moved, size))
-            for part in torch.arange(len(grey)).split(chunk // 4 or 1):
-                found, where = torch.einsum("nd,nkd->nk", own[part], known[at[part]]).max(1)
-                better = found > best[p, part]
-                best[p, part] = torch.where(better, found, best[p, part])
-                which[p, part] = torch.where(better, index[p, part].gather(1, where[:, None])[:, 0], which[p, part])
+        known = [_standard(_cut(others, moved, size)) for moved in _moved(place, size, (height, width), reach)]
+        for part in torch.arange(len(grey)).split(chunk // 4 or 1):
+            found = torch.stack([torch.einsum("nd,nkd->nk", own[part], moved[at[part]]) for moved in known])
+            best[p, part], where = found.amax(0).max(1)
+            which[p, part] = index[p, part].gather(1, where[:, None])[:, 0]
     correlation, which = (distributed.all_gather_rows(one.T) for one in (best.clamp(-1, 1), which))
     return Regions(torch.where(torch.stack(textured, 1), correlation, torch.nan), which, places, (size[0], size[1]))
 

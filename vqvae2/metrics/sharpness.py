@@ -6,7 +6,7 @@ wavelength do: a blur loses power and keeps coherence, invented texture has powe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy  # its parts are loaded where they are first used: all of them take a second
@@ -105,21 +105,44 @@ class Bands:
         shape: (H, W) of the images.
         windowed: weight the frames, less their mean, by a Hann window, for images that do not end in a background:
             the frame's edge would be taken for detail.
+        groups: of images, whose sums are kept apart.
+
+    Attributes:
+        sums: (groups, 3, R) of ``|X|^2``, ``|Y|^2`` and ``Re(conj(X) Y)`` in the R rings of all bands.
 
     Source: Saxton and Baumeister, "The correlation averaging of a regularly arranged bacterial cell envelope
     protein", 1982.
     """
 
-    def __init__(self, shape: Sequence[int], windowed: bool = False) -> None:
+    def __init__(self, shape: Sequence[int], windowed: bool = False, groups: int = 1) -> None:
         self.shape, self.windowed = tuple(shape), windowed
+        height, width = self.shape
+        frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+        ring = (frequency * min(height, width)).round().long()
+        band = torch.full_like(ring, len(BANDS))
+        for i, (shortest, longest) in enumerate(BANDS):
+            band[(frequency > 1 / longest) & (frequency <= 1 / shortest)] = i
+        # Each frequency of a band with its place among the rings of all bands.
+        self._inside = (band < len(BANDS)).flatten().nonzero()[:, 0]
+        many = int(ring.max()) + 1
+        kinds, self._place = (band * many + ring).flatten()[self._inside].unique(return_inverse=True)
+        self._band = kinds // many
+        # Each column but the first and, for even widths, the last stands for its mirror image too.
+        twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64)
+        twice[0] = 1
+        twice[width // 2] -= 1 - width % 2
+        self._weight = twice.expand(height, -1).flatten()[self._inside]
         # |X|^2, |Y|^2 and Re(conj(X) Y), summed over images and channels.
-        self._sums = torch.zeros(3, self.shape[0], self.shape[1] // 2 + 1, dtype=torch.float64)
+        self.sums = torch.zeros(groups, 3, len(kinds), dtype=torch.float64)
 
-    def update(self, y: Tensor, x: Tensor) -> None:
-        """Count a batch y (B, C, H, W) of originals x."""
+    def update(self, y: Tensor, x: Tensor, groups: Tensor | None = None) -> None:
+        """Count a batch y (B, C, H, W) of originals x, each image in its group (B,), by default the first."""
         a, b = (torch.fft.rfft2(self._prepared(images.float())) for images in (x, y))
-        parts = (a.abs().square(), b.abs().square(), (a.conj() * b).real)
-        self._sums += torch.stack([part.sum((0, 1)) for part in parts]).cpu().double()
+        parts = torch.stack([a.abs().square(), b.abs().square(), (a.conj() * b).real], 1).sum(2).flatten(2)
+        inside = parts[..., self._inside.to(parts.device)].cpu().double() * self._weight
+        groups = torch.zeros(len(x), dtype=torch.int64) if groups is None else groups
+        rings = inside.new_zeros(len(x), *self.sums.shape[1:]).index_add_(2, self._place, inside)
+        self.sums.index_add_(0, groups, rings)
 
     def _prepared(self, images: Tensor) -> Tensor:
         centred = images - images.mean((-2, -1), keepdim=True)
@@ -130,42 +153,39 @@ class Bands:
 
     def gather(self) -> None:
         """Replace the sums by those over all processes."""
-        self._sums = distributed.all_reduce_sum(self._sums)
+        self.sums = distributed.all_reduce_sum(self.sums)
 
     def figures(self) -> dict[str, float]:
         """Return ``power_2_4`` (ratio), ``coherence_2_4`` (in [-1, 1]), and so on.
 
         Bands of which the images have no frequency, or the originals no power, are left out.
         """
+        found = self.figures_of(self.sums.sum(0, keepdim=True))
+        return {name: float(value) for name, value in found.items() if not value.isnan()}
+
+    def figures_of(self, sums: Tensor) -> dict[str, Tensor]:
+        """Return the `figures` of N sums over other images, (N, 3, R) like ``sums``: (N,) each, NaN without power."""
         found = {}
-        for name, (originals, made, common) in self._rings().items():
+        for shortest, longest, (originals, made, common) in self._by_band(sums):
             coherence = common / (originals * made).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-            found[f"power_{name}"] = float(made.sum() / originals.sum())
-            found[f"coherence_{name}"] = float((coherence * originals).sum() / originals.sum())
+            power, band = originals.sum(1), f"{shortest}_{longest}"
+            found[f"power_{band}"] = (made.sum(1) / power).where(power > 0, torch.nan)
+            found[f"coherence_{band}"] = ((coherence * originals).sum(1) / power).where(power > 0, torch.nan)
         return found
 
     def pooled(self) -> dict[str, float]:
         """Return ``coherence_pooled_2_4``, and so on, each taken over its whole band at once."""
-        sums = {name: tuple(rings.sum(1).tolist()) for name, rings in self._rings().items()}
-        return {f"coherence_pooled_{name}": c / math.sqrt(a * b) if b else 0.0 for name, (a, b, c) in sums.items()}
-
-    def _rings(self) -> dict[str, Tensor]:
-        """Sums by ring (3, R) of each band in which the originals have power."""
-        height, width = self.shape
-        frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
-        rings = (frequency * min(height, width)).round().long()
-        # Each column but the first and, for even widths, the last stands for its mirror image too.
-        twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64)
-        twice[0] = 1
-        twice[width // 2] -= 1 - width % 2
         found = {}
-        for shortest, longest in BANDS:
-            inside = (frequency > 1 / longest) & (frequency <= 1 / shortest)
-            sums = torch.zeros(3, int(rings.max()) + 1, dtype=torch.float64)
-            sums.index_add_(1, rings[inside], (self._sums * twice)[:, inside])
-            if float(sums[0].sum()) > 0:
-                found[f"{shortest}_{longest}"] = sums
+        for shortest, longest, rings in self._by_band(self.sums.sum(0, keepdim=True)):
+            a, b, c = (float(part.sum()) for part in rings)
+            if a:
+                found[f"coherence_pooled_{shortest}_{longest}"] = c / math.sqrt(a * b) if b else 0.0
         return found
+
+    def _by_band(self, sums: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """The rings of each band, (3, N, R of the band), after its wavelengths."""
+        for i, (shortest, longest) in enumerate(BANDS):
+            yield shortest, longest, sums[..., self._band == i].movedim(1, 0)
 
 
 class BlurScale:
@@ -208,26 +228,32 @@ class Sharpness:
         shape: (H, W) of the images, each >= 11.
         background: as of :func:`background_value`; None takes the whole frame for foreground, and windows spectra.
         blur: the scale for ``blur_px``; None leaves it out.
+        groups: as of `Bands`.
     """
 
-    def __init__(self, shape: Sequence[int], background: float | None, blur: BlurScale | None = None) -> None:
+    def __init__(
+        self, shape: Sequence[int], background: float | None, blur: BlurScale | None = None, groups: int = 1
+    ) -> None:
         self.background, self.blur = background, blur
-        self.bands = Bands(shape, windowed=background is None)
+        self.bands = Bands(shape, windowed=background is None, groups=groups)
         self._sums = torch.zeros(3, dtype=torch.float64)  # SSIM, PSNR, images with a foreground
 
-    def update(self, y: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def update(
+        self, y: Tensor, x: Tensor, mask: Tensor | None = None, groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Count a batch.
 
         Args:
             y: (B, C, H, W) in [-1, 1].
             x: the originals, like y.
             mask: (B, H, W) bool, the originals' :func:`foreground`, where it is known already.
+            groups: (B,) as of :meth:`Bands.update`.
 
         Returns:
             :func:`foreground_scores` of the batch.
         """
         scores = foreground_scores(y, x, foreground(x, self.background) if mask is None else mask)
-        self.bands.update(y, x)
+        self.bands.update(y, x, groups)
         ssim, psnr = (scores[name].cpu() for name in ("ssim_foreground", "psnr_foreground_db"))
         measured = ssim.isfinite()
         # An exact image has an infinite PSNR, which has no place in a mean.

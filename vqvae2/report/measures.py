@@ -16,6 +16,7 @@ from torch import Tensor
 from vqvae2 import distributed
 from vqvae2.data import ImageSet, to_unit
 from vqvae2.metrics import (
+    Bands,
     BlurScale,
     CodeCounts,
     Sharpness,
@@ -29,12 +30,13 @@ from vqvae2.metrics import (
     usage,
 )
 from vqvae2.prior import Prior
-from vqvae2.report.describe import spread, spread_out, subject_interval
+from vqvae2.report.describe import resampled_interval, spread, spread_out, subject_interval
 from vqvae2.vqvae import VQVAE
 
 Progress = Callable[[int], object]
 Scores = dict[str, NDArray[np.float64]]
 
+_GROUPS = 256  # of subjects, by which powers and coherences are resampled
 _FIGURES = ("mse", "psnr_db", "ssim", "ssim_foreground", "psnr_foreground_db")
 
 
@@ -48,6 +50,7 @@ class Scan:
             an image without foreground) -> (N,). Methods are ``all`` levels, ``upper.LEVEL`` (decoded from that level
             and the coarser ones alone) and, where a mean image was given, ``mean_image``.
         sharpness: method -> power and coherence by band of wavelengths, and the blur of equal score.
+        intervals: method -> 95 % intervals of powers and coherences, over subjects; none for fewer than five.
         counts: of the codes, by level.
         foreground_share: share of the pixels that are foreground; 1 for images without a background.
     """
@@ -55,6 +58,7 @@ class Scan:
     codes: list[Tensor]
     scores: dict[str, Scores]
     sharpness: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, list[float]]]
     counts: list[CodeCounts]
     foreground_share: float
 
@@ -125,7 +129,9 @@ def scan(
     shape = images.images.shape[-2:]
     blur, marked = BlurScale(shape), torch.zeros((), dtype=torch.int64)
     names = ["all", *(f"upper.{name}" for name in model.levels[:-1]), *([] if naive is None else ["mean_image"])]
-    sharpness = {name: Sharpness(shape, background, blur) for name in names}
+    place = {subject: i % _GROUPS for i, subject in enumerate(dict.fromkeys(images.subjects))}
+    groups = min(len(place), _GROUPS)
+    sharpness = {name: Sharpness(shape, background, blur, groups) for name in names}
     # Each begins with no rows: a process without images joins the others' collectives, too.
     codes = [[torch.zeros(0, *cells, dtype=torch.int64)] for cells in model.config.shapes]
     parts = {name: [dict.fromkeys(_FIGURES, np.zeros(0))] for name in names}
@@ -143,8 +149,9 @@ def scan(
         marked += mask.sum()
         made = [model.decode(batch).cpu(), *(model.decode(batch[: i + 1]).cpu() for i in range(len(batch) - 1))]
         made += [] if naive is None else [naive.expand_as(x)]
+        group = torch.tensor([place[images.subjects[row]] for row in rows])
         for name, y in zip(names, made, strict=True):
-            inside = sharpness[name].update(y, x, mask)
+            inside = sharpness[name].update(y, x, mask, group)
             scores = image_scores(y, x) | {figure: values.numpy() for figure, values in inside.items()}
             parts[name].append(scores)
         if each is not None:
@@ -161,9 +168,25 @@ def scan(
     for kind in sharpness.values():
         kind.gather()
     bands = {name: kind.bands.pooled() | kind.figures() for name, kind in sharpness.items()}
+    intervals = {name: _band_intervals(kind.bands) for name, kind in sharpness.items()}
     share = float(distributed.all_reduce_sum(marked)) / (len(images) * math.prod(shape))
     gathered = [distributed.all_gather_rows(torch.cat(level)) for level in codes]
-    return Scan(gathered, by_method, bands, counts, share)
+    return Scan(gathered, by_method, bands, intervals, counts, share)
+
+
+def _band_intervals(bands: Bands) -> dict[str, list[float]]:
+    """95 % intervals of power and coherence by a bootstrap over groups of subjects, where there are enough."""
+    shape = bands.sums.shape
+    found = {}
+    for name in bands.figures():
+
+        def figure(sums: NDArray[np.float64], name: str = name) -> NDArray[np.float64]:
+            return bands.figures_of(torch.from_numpy(sums).view(-1, *shape[1:]))[name].numpy()
+
+        interval = resampled_interval(bands.sums.flatten(1).numpy(), [str(i) for i in range(shape[0])], figure)
+        if interval is not None:
+            found[name] = interval
+    return found
 
 
 def _gathered(values: NDArray[Any]) -> NDArray[Any]:
@@ -176,13 +199,13 @@ def reconstruction_figures(found: Scan, images: ImageSet, worst: int = 8) -> dic
 
     Returns:
         ``count``, ``subjects``, ``foreground_share``, :func:`spread` of ``mse`` ([-1, 1] scale), ``psnr_db`` (peak 2)
-        and ``ssim`` and of the latter two in the foreground, ``sharpness``, the ``worst`` cases by SSIM with their
-        keys, and the same errors and ``sharpness`` of ``mean_image`` and ``upper``.
+        and ``ssim`` and of the latter two in the foreground, ``sharpness`` and ``sharpness_intervals``, the ``worst``
+        cases by SSIM with their keys, and the same but for these of ``mean_image`` and ``upper``.
     """
 
     def summary(name: str) -> dict[str, Any]:
         errors = {figure: spread(values, images.subjects) for figure, values in found.scores[name].items()}
-        return {**errors, "sharpness": found.sharpness[name]}
+        return {**errors, "sharpness": found.sharpness[name], "sharpness_intervals": found.intervals[name]}
 
     own = found.scores["all"]
     order = np.argsort(own["ssim"], kind="stable")[:worst]

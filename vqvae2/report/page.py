@@ -1,6 +1,6 @@
 """The report as one HTML page: plain HTML and CSS, the figures inside it, nothing from elsewhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,11 @@ def _sharpness(report: Report) -> str:
     rows = []
     for name, figures in _decodings(report):
         ssim, psnr, found = figures["ssim_foreground"], figures["psnr_foreground_db"], figures["sharpness"]
-        pairs = [f"{num(found.get(f'power_{band}'), 2)} / {num(found.get(f'coherence_{band}'), 2)}" for band in bands]
+        between = figures.get("sharpness_intervals", {})
+        pairs = [
+            " / ".join(_figure(found.get(kind + band), between.get(kind + band)) for kind in ("power_", "coherence_"))
+            for band in bands
+        ]
         rows.append(
             [
                 name,
@@ -217,7 +221,14 @@ def _sharpness(report: Report) -> str:
         "loses power and keeps coherence; invented texture has power without coherence."
     )
     caption = f"Sharpness of {_how_many(report)}; power and coherence are of all of them together"
+    if any(figures.get("sharpness_intervals") for _, figures in _decodings(report)):
+        caption += ", with their 95 % intervals by a bootstrap over subjects"
     return table(caption, head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _distances(report)
+
+
+def _figure(value: float | None, interval: Sequence[float] | None) -> str:
+    """A figure of a whole set with its interval, where there is one."""
+    return f"{num(value, 2)} ({num(interval[0], 2)} to {num(interval[1], 2)})" if interval else num(value, 2)
 
 
 def _distances(report: Report) -> str:

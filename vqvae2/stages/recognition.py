@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from vqvae2.vqvae import VQVAE
 __all__ = ["check", "kept_share_figures", "recognition"]
 
 STEPS = 400
+BATCH_SIZE = 32
+_PASSES = 50  # over images that are few, at most
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Shares of the samples that are kept, in the curve of precision and recall."""
 _LEAST = 20  # samples of each class, on average, on which a classifier is trained
@@ -75,7 +78,7 @@ def recognition(
     held_out = report.accuracies(judged, truth, evaluated.images.subjects)
     if not there:
         classifier.save_pretrained(
-            folder, {"steps": STEPS, "seed": seed, "trained_on": trained_on, "held_out": held_out}
+            folder, {"steps": _steps(labels), "seed": seed, "trained_on": trained_on, "held_out": held_out}
         )
     counts = torch.bincount(labels[labels >= 0], minlength=len(config.classes))
     found: dict[str, Any] = {
@@ -192,17 +195,24 @@ def _curve(
 def _trained(
     config: ClassifierConfig, images: Any, labels: Tensor, seed: int, device: torch.device, doing: str
 ) -> Classifier:
-    with Progress(STEPS, doing, "steps") as progress:
+    steps = _steps(labels)
+    with Progress(steps, doing, "steps") as progress:
         return train_classifier(
             config,
             images,
             labels,
-            steps=STEPS,
+            steps=steps,
+            batch_size=BATCH_SIZE,
             seed=seed,
             device=device,
             precision=resolve_precision("auto", device),
             progress=progress,
         )
+
+
+def _steps(labels: Tensor) -> int:
+    """Of the training on the images that have a label."""
+    return min(STEPS, math.ceil(_PASSES * int((labels >= 0).sum()) / BATCH_SIZE))
 
 
 def _judged(classifier: Classifier, images: ImageSet) -> Tensor:
