@@ -123,8 +123,7 @@ REMARKS = {
     "complex": "hold complex numbers{}; their magnitude is read",
     "background": "have values below that of their background{}, as after a z-score; the background, the value of the "
     "corners, is black",
-    "padding": "have values below -1024{}, with which CT scanners fill what they do not see; they are read as air, which "
-    "is black",
+    "padding": "have values below -1024{}, with which CT scanners fill what they do not see; they are read as air",
     "missing": "hold values that are not finite{}, {:.0%} of their voxels; they are read as background, which is black",
     "flat": "are single slices{}",
 }
@@ -194,7 +193,8 @@ def cut(source: Path | tuple[Path, ...], config: SliceConfig) -> Cut:
     """Read a volume, of one file or of a DICOM series, and cut it into slices.
 
     What is not finite becomes background. Where the corners have one value that would be grey, and many voxels have it,
-    it is the background too, and black. So is what lies below the air of a CT. A volume of a single slice is that slice, whatever the axis and range.
+    it is the background too, and black. So is what lies below the air of a CT. A volume of a single slice is that
+    slice, whatever the axis and range.
 
     Raises:
         UnreadableError: with the reason.

@@ -98,9 +98,9 @@ def region_nearest(
         own, back = _standard(_cut(grey, place, size)), index[p].unique()
         others = torch.cat([take(references, rows.tolist()).float().mean(1) for rows in back.split(chunk)])
         at = torch.searchsorted(back, index[p])
-        known = [_standard(_cut(others, moved, size)) for moved in _moved(place, size, (height, width), reach)]
+        shifted = [_standard(_cut(others, moved, size)) for moved in _moved(place, size, (height, width), reach)]
         for part in torch.arange(len(grey)).split(chunk // 4 or 1):
-            found = torch.stack([torch.einsum("nd,nkd->nk", own[part], moved[at[part]]) for moved in known])
+            found = torch.stack([torch.einsum("nd,nkd->nk", own[part], moved[at[part]]) for moved in shifted])
             best[p, part], where = found.amax(0).max(1)
             which[p, part] = index[p, part].gather(1, where[:, None])[:, 0]
     correlation, which = (distributed.all_gather_rows(one.T) for one in (best.clamp(-1, 1), which))

@@ -193,37 +193,36 @@ def _decodings(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
 def _sharpness(report: Report) -> str:
     share = report["reconstruction"]["foreground_share"]
     bands = [f"{shortest}_{longest}" for shortest, longest in BANDS]
-    rows = []
+    scores, detail = [], []
     for name, figures in _decodings(report):
         ssim, psnr, found = figures["ssim_foreground"], figures["psnr_foreground_db"], figures["sharpness"]
         between = figures.get("sharpness_intervals", {})
-        pairs = [
-            " / ".join(_figure(found.get(kind + band), between.get(kind + band)) for kind in ("power_", "coherence_"))
-            for band in bands
-        ]
-        rows.append(
-            [
-                name,
-                mean(ssim, 3),
-                num(ssim["p5"], 3),
-                mean(psnr, 1),
-                num(found.get("blur_px"), 2),
-                *pairs,
-            ]
-        )
-    head = ["decoded from", "SSIM, foreground", "5th percentile", "PSNR, foreground (dB)", "blur of equal score (px)"]
-    head += [f"power / coherence, {shortest}–{longest} px" for shortest, longest in BANDS]
-    note = (
+        scores.append([name, mean(ssim, 3), num(ssim["p5"], 3), mean(psnr, 1), num(found.get("blur_px"), 2)])
+        kinds = [f"{kind}_{band}" for kind in ("power", "coherence") for band in bands]
+        detail.append([name, *(_figure(found.get(kind), between.get(kind)) for kind in kinds)])
+    wavelengths = [f"{shortest}–{longest} px" for shortest, longest in BANDS]
+    head = ["decoded from", "SSIM", "5th percentile", "PSNR (dB)", "blur of equal score (px)"]
+    kinds = [f"{kind}, {wavelength}" for kind in ("power", "coherence") for wavelength in wavelengths]
+    first = (
         f"Foreground, {share:.0%} of the pixels: more than 5 % of the range from the background, the largest connected "
         "piece, holes filled; all pixels where the training images have no background. Blur: the σ at which originals "
-        "blurred by a Gaussian have the same SSIM in the foreground. Power: of the wavelengths, divided by that of the "
-        "originals. Coherence: 1 where detail is where it was, whatever its contrast; 0 where it is invented. A blur "
-        "loses power and keeps coherence; invented texture has power without coherence."
+        "blurred by a Gaussian have the same SSIM in the foreground."
     )
-    caption = f"Sharpness of {_how_many(report)}; power and coherence are of all of them together"
-    if any(figures.get("sharpness_intervals") for _, figures in _decodings(report)):
-        caption += ", with their 95 % intervals by a bootstrap over subjects"
-    return table(caption, head, rows, naive="mean training image") + f'<p class="note">{note}</p>' + _distances(report)
+    second = (
+        "Power: of the wavelengths, divided by that of the originals. Coherence: 1 where detail is where it was, "
+        "whatever its contrast; 0 where it is invented. A blur loses power and keeps coherence; invented texture has "
+        "power without coherence. In brackets, where there are five subjects, 95 % intervals by a bootstrap over them."
+    )
+    own = _how_many(report)
+    return (
+        table(f"Sharpness in the foreground of {own}", head, scores, naive="mean training image")
+        + f'<p class="note">{first}</p>'
+        + table(
+            f"Detail by wavelength, of {own} together", ["decoded from", *kinds], detail, naive="mean training image"
+        )
+        + f'<p class="note">{second}</p>'
+        + _distances(report)
+    )
 
 
 def _figure(value: float | None, interval: Sequence[float] | None) -> str:

@@ -23,7 +23,7 @@ from vqvae2.vqvae import VQVAE
 
 __all__ = ["check", "kept_share_figures", "recognition"]
 
-STEPS = 400
+STEPS = 200
 BATCH_SIZE = 32
 _PASSES = 50  # over images that are few, at most
 SHARES = (1.0, 0.75, 0.5, 0.25)
