@@ -185,7 +185,7 @@ def phantom() -> tuple[Tensor, Tensor, dict]:
 
     train, val, test = splits["train"], splits["val"], splits["test"]
     classifier = train_classifier(
-        config, of(train), torch.from_numpy(train.labels[:, 0]), steps=24, batch_size=16, seed=0
+        config, of(train), torch.from_numpy(train.labels[:, 0]), steps=60, batch_size=16, seed=0
     )
     real = report.accuracies(
         probabilities(classifier, of(val), len(val)), torch.from_numpy(val.labels[:, 0]), val.subjects
