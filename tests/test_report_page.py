@@ -126,7 +126,7 @@ DEFECTS = {
     "samples.memorisation.copies": (1, "1 of 64 samples is as close to a training image"),
     "samples.memorisation.mirrored_copies": (2, "mirrored training image"),
     "samples.memorisation.identical_codes": (1, "exactly the codes of a training image"),
-    "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99 %"),
+    "samples.memorisation.closer_share_reconstructed": (0.5, "closer to a training image than 99%"),
     "samples.memorisation.correlated_share": (0.2, "shifted or mirrored, more with a training image"),
     "phantom.ventricle_difference_ratio": (0.2, "Labels have too little effect"),
     "recognition.recognised.over_chance": ([-0.1, 0.2], "cannot be told from chance: 0.90 recognised"),

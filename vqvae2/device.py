@@ -81,7 +81,7 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that a training step frees for the next one.
 
     glibc hands what is free at the heap's end back to the kernel, which has to clear every page that is asked for anew:
-    some 8 % of a step on a CPU. Blocks of 32 MiB and more still go back. Elsewhere than on Linux with glibc nothing is
+    some 8% of a step on a CPU. Blocks of 32 MiB and more still go back. Elsewhere than on Linux with glibc nothing is
     done.
     """
     if not sys.platform.startswith("linux"):

@@ -20,7 +20,7 @@ __all__ = ["VQVAEConfig", "level_names"]
 UpperDecoder = Literal["stack", "upsample", "both"]
 
 _BY_LEVEL = ("hidden_channels", "residual_channels", "num_residual_layers", "rate_weight")
-_BRIGHT = -0.9  # 5 % of the range of images in [-1, 1]
+_BRIGHT = -0.9  # 5% of the range of images in [-1, 1]
 
 
 def level_names(count: int) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class VQVAEConfig(QuantizerConfig):
     spectrum_weight: float = 0.0
     """Weight of the mean absolute error of the Fourier amplitudes (Tudosiu et al. 2022, arXiv 2209.03177), >= 0."""
     foreground_weight: float = 1.0
-    """Weight in the reconstruction loss of a pixel above 5 % of the range, relative to a darker one, >= 1; for images
+    """Weight in the reconstruction loss of a pixel above 5% of the range, relative to a darker one, >= 1; for images
     on a black background."""
 
     def __post_init__(self) -> None:

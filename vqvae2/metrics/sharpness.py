@@ -28,8 +28,8 @@ _NEAR = 0.05 * 2  # of the range of pixel values, which is 2
 def background_value(images: Tensor) -> float | None:
     """Return the value of the background, or None for images that have none.
 
-    It is the most frequent value on the border of the frames, in steps of 1 % of the range. There is a background
-    where at least half of the border's pixels lie within 5 % of the range of it: true of heads in air and of digits,
+    It is the most frequent value on the border of the frames, in steps of 1% of the range. There is a background
+    where at least half of the border's pixels lie within 5% of the range of it: true of heads in air and of digits,
     false of photographs.
 
     Args:
@@ -48,8 +48,8 @@ def background_value(images: Tensor) -> float | None:
 def foreground(images: Tensor, background: float | None = -1.0) -> Tensor:
     """Mark what stands before the background: the largest connected piece, holes filled.
 
-    A pixel stands out if its mean over channels differs from the background by more than 5 % of the range: on black,
-    if it is brighter than 5 %. Pieces are connected by pixels' sides.
+    A pixel stands out if its mean over channels differs from the background by more than 5% of the range: on black,
+    if it is brighter than 5%. Pieces are connected by pixels' sides.
 
     Args:
         images: (B, C, H, W) in [-1, 1].

@@ -41,7 +41,7 @@ def spread(values: NDArray[Any], subjects: Sequence[str] | None = None) -> dict[
 
 
 def subject_interval(values: NDArray[Any], subjects: Sequence[str]) -> list[float] | None:
-    """Estimate the 95 % interval of a mean over images of several subjects, as `resampled_interval` does.
+    """Estimate the 95% interval of a mean over images of several subjects, as `resampled_interval` does.
 
     Args:
         values: (N,); values that are not finite are left out.
@@ -58,7 +58,7 @@ def resampled_interval(
     figure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     draws: int = 2000,
 ) -> list[float] | None:
-    """Estimate the 95 % interval of a figure of sums over images of several subjects, by a bootstrap over subjects.
+    """Estimate the 95% interval of a figure of sums over images of several subjects, by a bootstrap over subjects.
 
     Images of one person are alike, so that many images of few people say less than their number promises: subjects are
     drawn with replacement, each with all of its images.

@@ -74,7 +74,7 @@ def number_followed(name: str, found: Mapping[str, Any]) -> tuple[Answer, str]:
     made, real = found["samples"], found["reconstructions"]
     told, known = (
         f"the {name} that {what} rises by {side['slope']:.2f} for each 1 {given}, 0 by chance"
-        + _between(side["interval"], "95 % interval")
+        + _between(side["interval"], "95% interval")
         for side, what, given in (
             (made, "they show", "asked for"),
             (real, "reconstructions of held-out images show", "that these have"),

@@ -74,7 +74,7 @@ def spread(mean: float | None, std: float | None, digits: int) -> str:
 
 
 def mean(figures: Mapping[str, Any], digits: int) -> str:
-    """A mean with the 95 % interval that a bootstrap over subjects gives it, where there is one."""
+    """A mean with the 95% interval that a bootstrap over subjects gives it, where there is one."""
     if not figures.get("interval") or not math.isfinite(figures["mean"]):
         return spread(figures["mean"], figures.get("std"), digits)
     low, high = figures["interval"]

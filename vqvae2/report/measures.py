@@ -50,7 +50,7 @@ class Scan:
             an image without foreground) -> (N,). Methods are ``all`` levels, ``upper.LEVEL`` (decoded from that level
             and the coarser ones alone) and, where a mean image was given, ``mean_image``.
         sharpness: method -> power and coherence by band of wavelengths, and the blur of equal score.
-        intervals: method -> 95 % intervals of powers and coherences, over subjects; none for fewer than five.
+        intervals: method -> 95% intervals of powers and coherences, over subjects; none for fewer than five.
         counts: of the codes, by level.
         foreground_share: share of the pixels that are foreground; 1 for images without a background.
     """
@@ -175,7 +175,7 @@ def scan(
 
 
 def _band_intervals(bands: Bands) -> dict[str, list[float]]:
-    """95 % intervals of power and coherence by a bootstrap over groups of subjects, where there are enough."""
+    """95% intervals of power and coherence by a bootstrap over groups of subjects, where there are enough."""
     shape = bands.sums.shape
     found = {}
     for name in bands.figures():

@@ -34,7 +34,7 @@ def number_figures(
 
     Returns:
         Of ``real``, ``reconstructions``, ``samples`` and ``shuffled`` (samples under each other's numbers): ``slope``
-        of the number shown over the number that was given, its 95 % ``interval``, over subjects where there are any,
+        of the number shown over the number that was given, its 95% ``interval``, over subjects where there are any,
         ``correlation`` and ``count``; and ``ratio``, the slope of samples over that of reconstructions. None where
         fewer than 8 images of a side have different numbers.
     """

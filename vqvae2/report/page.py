@@ -117,7 +117,7 @@ def _summary(report: Report) -> str:
     ratio = report.get("phantom", {}).get("ventricle_difference_ratio")
     if ratio is not None:
         cards.append(
-            ("label effect", f"{num(100 * ratio, 0)}%", "of the true difference in ventricle area; 0 % if ignored")
+            ("label effect", f"{num(100 * ratio, 0)}%", "of the true difference in ventricle area; 0% if ignored")
         )
     boxes = "".join(
         f'<div class="card"><h3>{escape(name)}</h3><b>{value}</b><span>{escape(of)}</span></div>'
@@ -163,7 +163,7 @@ def _reconstruction(report: Report, known: Mapping[str, Figure]) -> str:
         [w["key"], w["subject"], num(w["ssim"], 3), num(w["psnr_db"], 1), num(w["mse"], 4)] for w in found["worst"]
     ]
     note = (
-        "Means, in brackets their 95 % interval by a bootstrap over subjects (± standard deviation over images where "
+        "Means, in brackets their 95% interval by a bootstrap over subjects (± standard deviation over images where "
         "there are fewer than five subjects). SSIM after Wang et al. (2004): 11×11 Gaussian window, σ 1.5, K1 0.01, "
         "K2 0.03, population covariance. Images are on the [−1, 1] scale, so the data range is 2, and the peak of the "
         "PSNR too."
@@ -204,14 +204,14 @@ def _sharpness(report: Report) -> str:
     head = ["decoded from", "SSIM", "5th percentile", "PSNR (dB)", "blur of equal score (px)"]
     kinds = [f"{kind}, {wavelength}" for kind in ("power", "coherence") for wavelength in wavelengths]
     first = (
-        f"Foreground, {share:.0%} of the pixels: more than 5 % of the range from the background, the largest connected "
+        f"Foreground, {share:.0%} of the pixels: more than 5% of the range from the background, the largest connected "
         "piece, holes filled; all pixels where the training images have no background. Blur: the σ at which originals "
         "blurred by a Gaussian have the same SSIM in the foreground."
     )
     second = (
         "Power: of the wavelengths, divided by that of the originals. Coherence: 1 where detail is where it was, "
         "whatever its contrast; 0 where it is invented. A blur loses power and keeps coherence; invented texture has "
-        "power without coherence. In brackets, where there are five subjects, 95 % intervals by a bootstrap over them."
+        "power without coherence. In brackets, where there are five subjects, 95% intervals by a bootstrap over them."
     )
     own = _how_many(report)
     return (

@@ -28,7 +28,7 @@ def accuracies(judged: Tensor, truth: Tensor, subjects: list[str]) -> dict[str, 
         subjects: N names.
 
     Returns:
-        ``accuracy`` with its 95 % ``interval`` over subjects, ``count``, ``by_class`` (NaN for a class without images);
+        ``accuracy`` with its 95% ``interval`` over subjects, ``count``, ``by_class`` (NaN for a class without images);
         ``chance``, the accuracy to be expected if the true classes were shuffled among the images, and
         ``over_chance``, the interval of the accuracy minus it; ``probability``, the mean that the true class is given;
         and ``calibration``: the mean probability of the most probable class minus the accuracy, 0 if it knows how sure

@@ -73,7 +73,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             ],
         ]
         head = ["distance to the nearest training image", "median", "samples over these"]
-        head += ["1st percentile", "samples below it (1 % by chance)"]
+        head += ["1st percentile", "samples below it (1% by chance)"]
         text += "<h3>Memorisation</h3>" + table(
             f"{found['count']:,} samples and {found['real_count']:,} held-out images beside the training images",
             head,
@@ -87,7 +87,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             "<p>Correlation with the nearest training image after the best shift, mirrored or not: median "
             f"{num(found['correlation_median'], 3)} for samples, {num(found['real_correlation_median'], 3)} for "
             f"held-out images; {found['correlated_share']:.1%} of the samples have more than "
-            f"{num(found['correlation_p99'], 3)}, which 1 % at most of held-out images and of their reconstructions "
+            f"{num(found['correlation_p99'], 3)}, which 1% at most of held-out images and of their reconstructions "
             f"have, and {found.get('aligned_copies', 0)} have enough to count as copies: nearer to 1 than to that "
             "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
@@ -135,7 +135,7 @@ def _regions(found: Mapping[str, Any] | None) -> str:
         f"<p>Regions of a quarter of the image's height and width: {found['copied']} of {found['count']} samples have "
         "one that was copied. Ratio: one minus the correlation with the most similar training image there, over the "
         f"median of held-out images; the lowest of an image's regions is {num(found['median'], 2)} for samples and "
-        f"{num(found['real_median'], 2)} for held-out images (medians), and 1 % of these have "
+        f"{num(found['real_median'], 2)} for held-out images (medians), and 1% of these have "
         f"{num(found['p1'], 2)} or less. Below {num(found['bound'], 2)} a region counts as copied.</p>"
     ) + table(f"The most similar regions of {found['count']:,} samples", head, rows, left=3)
 
@@ -177,7 +177,7 @@ def _numbers(report: Report) -> str:
             for kind, words in sides.items()
             for side in [figures[kind]]
         ]
-        head = [f"{name} that images show, over that given", "slope (95 %)", "correlation", "images"]
+        head = [f"{name} that images show, over that given", "slope (95%)", "correlation", "images"]
         text += f"<p>{escape(number_followed(name, figures)[1])}</p>"
         text += table(f"{name}, estimated from images", head, rows, naive=sides["shuffled"])
         text += f"<p>The slope of samples is <b>{num(figures['ratio'], 2)}</b> times that of reconstructions.</p>"
@@ -216,7 +216,7 @@ def _recognition(report: Report, known: Mapping[str, Figure]) -> str:
     rows.append(
         ["naming the most common class", *[num(found["majority"], 3)] * 2, "", *("" for _ in found["classes"]), "", ""]
     )
-    head = ["", "accuracy (95 %)", "by chance", "images", *found["classes"], "probability", "too sure by"]
+    head = ["", "accuracy (95%)", "by chance", "images", *found["classes"], "probability", "too sure by"]
     text = f"<h3>Recognition of {escape(found['attribute'])}</h3>"
     if "recognised" in found:
         text += f"<p>{escape(class_followed(found)[1])}</p>"

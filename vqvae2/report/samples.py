@@ -236,7 +236,7 @@ def memorisation_figures(
 ) -> dict[str, Any]:
     """Say whether samples are copies of training images.
 
-    A copy is a sample that lies no farther from a training image than that image's own reconstruction does (5 %
+    A copy is a sample that lies no farther from a training image than that image's own reconstruction does (5%
     granted), and closer than the 1st percentile of held-out images: the VQ-VAE could not draw that image better. Or it
     correlates with one, after the best shift, so much that it is nearer to 1 than to what held-out images reach.
 

@@ -55,7 +55,7 @@ def _reconstructs(report: Report) -> tuple[str, str]:
     naive = found.get("mean_image", {}).get("ssim", {}).get("mean", -math.inf)
     collapsed = [level for level, figures in report["levels"].items() if figures["collapsed"]]
     interval = found["ssim"].get("interval")
-    beside = [f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"] if interval else []
+    beside = [f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"] if interval else []
     beside += [f"mean training image {naive:.3f}"] if naive > -1 else []
     told = f"SSIM {found['ssim']['mean']:.3f}" + (f" ({'; '.join(beside)})" if beside else "")
     if found["ssim"]["mean"] <= naive:
@@ -129,7 +129,7 @@ def _is_new(report: Report) -> tuple[str, str]:
     copies = found["copied"]
     told = (
         f"{copies or 'None'} of {found['count']} samples {be(copies or 1)} a copy of a training image. Nearer to one "
-        "than 99 % of held-out people's images and reconstructions are (by chance 1 %): "
+        "than 99% of held-out people's images and reconstructions are (by chance 1%): "
         f"{found['closer_share_reconstructed']:.0%} by distance, {found['correlated_share']:.0%} by correlation over "
         "shifts, mirrored or not"
     )
@@ -143,7 +143,7 @@ def _is_new(report: Report) -> tuple[str, str]:
 
 
 def more_than_chance(found: Mapping[str, Any], name: str) -> bool:
-    """Tell whether more samples than by chance lie beyond the nearest 1 % of held-out images.
+    """Tell whether more samples than by chance lie beyond the nearest 1% of held-out images.
 
     That bound is measured on few images, so that twice as many are granted, or more where there are very few.
     """

@@ -154,6 +154,6 @@ def _sample_warnings(report: Report) -> Iterator[str]:
         ):
             if more_than_chance(found, name):
                 yield (
-                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99 % of held-out people's images "
+                    f"Memorisation: {found[name]:.0%} of the samples {how} than 99% of held-out people's images "
                     "and reconstructions do."
                 )
