@@ -98,7 +98,8 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
     sixteen = any(";16" in str(mode) or more == [65535] for mode, *more in stored)  # PPM gives its highest value
     halved = sixteen and file.mode in ("RGB", "RGBA", "LA")
     white_is_zero = file.format == "TIFF" and getattr(file, "tag_v2", {}).get(262) == 0  # Pillow turns 8 bits itself
-    upright = ImageOps.exif_transpose(file)
+    ImageOps.exif_transpose(file, in_place=True)  # which makes no copy where nothing is to be turned
+    upright = file
     if upright.mode == "I" or upright.mode.startswith("I;16"):
         wide = np.asarray(upright)
         if wide.min() < 0 or wide.max() > 65535:
@@ -110,7 +111,9 @@ def _pixels(file: Image.Image) -> tuple[Pixels, bool]:
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, (0, 0, 0, 255)), colours)
-    return np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB")), halved
+    if upright.mode not in ("L", "RGB"):
+        upright = upright.convert("L" if upright.mode == "1" else "RGB")
+    return np.asarray(upright), halved
 
 
 def fit(pixels: Pixels, size: tuple[int, int], how: str) -> Pixels:

@@ -4,6 +4,7 @@ Shapes: N and M images.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,20 @@ Thumbnails = NDArray[np.float32]
 def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
     """Shrink an image (H, W) or (H, W, 3) to 32 x 32 grey values with mean 0 and norm 1; a constant one to zeros."""
     if pixels.dtype == np.uint8 and min(pixels.shape[:2]) >= 4 * SIDE:  # means of blocks first, which is faster
-        pixels = np.asarray(Image.fromarray(pixels).reduce(min(pixels.shape[:2]) // (2 * SIDE)))
+        pixels = _means(pixels, min(pixels.shape[:2]) // (2 * SIDE))
     grey = pixels.astype(np.float32)
     grey = grey if grey.ndim == 2 else grey @ np.full(3, 1 / 3, np.float32)
     small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     small = small - small.mean()
     norm = np.linalg.norm(small)
     return small / norm if norm > 1e-6 else np.zeros_like(small)
+
+
+def _means(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """Means of blocks; colour by colour, which is quick where each lies by itself."""
+    if pixels.ndim == 2:
+        return np.asarray(Image.fromarray(pixels).reduce(side))
+    return np.stack([_means(pixels[..., k], side) for k in range(pixels.shape[2])], 2)
 
 
 def pooled(thumbnails: Thumbnails) -> Thumbnails:

@@ -50,7 +50,8 @@ class Preparation:
         stored = np.ascontiguousarray(recolour(pixels, 3 if coloured and not self.grey else 1))
         digest = np.frombuffer(picture.digest or bytes(32), np.uint8)
         kind = (picture.halved, coloured, stored.dtype == np.uint16, stored.min(), stored.max())
-        return Prepared(stored, (picture.size, digest, *kind, pooled(thumbnail(pixels))))
+        planes = stored.transpose(1, 2, 0) if len(stored) == 3 else pixels  # the same values
+        return Prepared(stored, (picture.size, digest, *kind, pooled(thumbnail(planes))))
 
 
 @dataclass
