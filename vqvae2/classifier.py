@@ -20,7 +20,10 @@ from vqvae2.data import AugmentationConfig
 from vqvae2.data.augmentation import augment
 from vqvae2.device import autocast
 
-__all__ = ["Classifier", "ClassifierConfig", "probabilities", "train_classifier"]
+__all__ = ["BATCH_SIZE", "Classifier", "ClassifierConfig", "probabilities", "train_classifier"]
+
+BATCH_SIZE = 32
+"""Images of a training step."""
 
 _SIDE = 64
 _CHANGES = AugmentationConfig(augment_shift=0.06, augment_rotate=8, augment_scale=0.1, augment_light=0.2)
@@ -77,7 +80,7 @@ def train_classifier(
     labels: Tensor,
     *,
     steps: int = 400,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,

@@ -60,17 +60,31 @@ def resampled_interval(
 ) -> list[float] | None:
     """Estimate the 95% interval of a figure of sums over images of several subjects, by a bootstrap over subjects.
 
+    Args and Returns as of `resampled_intervals`, for one figure.
+    """
+    found = resampled_intervals(columns, subjects, lambda sums: figure(sums)[:, None], draws)
+    return None if found is None else found[0]
+
+
+def resampled_intervals(
+    columns: NDArray[Any],
+    subjects: Sequence[str] | NDArray[Any],
+    figures: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    draws: int = 2000,
+) -> list[list[float]] | None:
+    """Estimate the 95% intervals of F figures of sums over images of several subjects, by a bootstrap over subjects.
+
     Images of one person are alike, so that many images of few people say less than their number promises: subjects are
     drawn with replacement, each with all of its images.
 
     Args:
         columns: (N, C) what is summed over the images.
         subjects: N names.
-        figure: the figure of sums: (draws, C) -> (draws,); NaN where a draw has none.
+        figures: the figures of sums: (draws, C) -> (draws, F); NaN where a draw has none.
         draws: of the bootstrap, always the same ones.
 
     Returns:
-        ``[low, high]``; None for fewer than five subjects, of whom it would promise too much.
+        ``[low, high]`` of each; None for fewer than five subjects, of whom it would promise too much.
     """
     names, row = np.unique(np.asarray(subjects), return_inverse=True)
     if len(names) < 5:
@@ -80,5 +94,6 @@ def resampled_interval(
     at_once = max(1, 10_000_000 // len(names))  # 80 MB of numbers
     for start in range(0, draws, at_once):
         counts = generator.multinomial(len(names), even, size=min(at_once, draws - start)).astype(np.float64)
-        drawn.append(figure(counts @ sums))
-    return [float(edge) for edge in np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])]
+        drawn.append(figures(counts @ sums))
+    edges: list[list[float]] = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5], axis=0).T.tolist()
+    return edges

@@ -30,7 +30,7 @@ from vqvae2.metrics import (
     usage,
 )
 from vqvae2.prior import Prior
-from vqvae2.report.describe import resampled_interval, spread, spread_out, subject_interval
+from vqvae2.report.describe import resampled_intervals, spread, spread_out, subject_interval
 from vqvae2.vqvae import VQVAE
 
 Progress = Callable[[int], object]
@@ -176,17 +176,17 @@ def scan(
 
 def _band_intervals(bands: Bands) -> dict[str, list[float]]:
     """95% intervals of power and coherence by a bootstrap over groups of subjects, where there are enough."""
-    shape = bands.sums.shape
-    found = {}
-    for name in bands.figures():
+    count, *shape = bands.sums.shape
+    names = list(bands.figures())
 
-        def figure(sums: NDArray[np.float64], name: str = name) -> NDArray[np.float64]:
-            return bands.figures_of(torch.from_numpy(sums).view(-1, *shape[1:]))[name].numpy()
+    def figures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = bands.figures_of(torch.from_numpy(sums).view(-1, *shape))
+        return torch.stack([found[name] for name in names], 1).numpy()
 
-        interval = resampled_interval(bands.sums.flatten(1).numpy(), [str(i) for i in range(shape[0])], figure)
-        if interval is not None:
-            found[name] = interval
-    return found
+    if not names:
+        return {}
+    intervals = resampled_intervals(bands.sums.flatten(1).numpy(), np.arange(count).astype(str), figures)
+    return dict(zip(names, intervals or [], strict=False))
 
 
 def _gathered(values: NDArray[Any]) -> NDArray[Any]:

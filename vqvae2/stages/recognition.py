@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqvae2 import checkpoint, report
-from vqvae2.classifier import Classifier, ClassifierConfig, probabilities, train_classifier
+from vqvae2.classifier import BATCH_SIZE, Classifier, ClassifierConfig, probabilities, train_classifier
 from vqvae2.data import ImageSet
 from vqvae2.device import resolve_precision
 from vqvae2.errors import UserError
@@ -24,7 +24,6 @@ from vqvae2.vqvae import VQVAE
 __all__ = ["check", "kept_share_figures", "recognition"]
 
 STEPS = 200
-BATCH_SIZE = 32
 _PASSES = 50  # over images that are few, at most
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Shares of the samples that are kept, in the curve of precision and recall."""
@@ -202,7 +201,6 @@ def _trained(
             images,
             labels,
             steps=steps,
-            batch_size=BATCH_SIZE,
             seed=seed,
             device=device,
             precision=resolve_precision("auto", device),
