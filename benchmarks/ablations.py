@@ -85,6 +85,7 @@ PRIOR_ROWS: dict[str, dict[str, Any]] = {
     "AdamW": {"training": {"optimizer": "adamw"}},
     "without attention": {"model": {"attention_every": 0}},
     "position_logits": {"model": {"position_logits": True}},
+    "in raster order (of the top; the preset's is mirrored)": {"model": {"mirrored": False}},
 }
 
 

@@ -58,8 +58,9 @@ def detail_by_hand(config: DetailConfig) -> dict[str, int]:
 
 def prior_by_hand(config: PriorConfig) -> dict[str, int]:
     """Multiply-adds of each part of a prior."""
-    c, r, e, p = config.channels, config.residual_channels, config.embedding_dim, config.patch
-    cells, in_patch = config.height * config.width // p**2, p * p  # patches of codes
+    c, r, e = config.channels, config.residual_channels, config.embedding_dim
+    group = config.patch**2 * (2 if config.mirrored else 1)  # codes of a position
+    cells = config.height * config.width // group
     v, reach, layers = config.vertical_channels or r, config.kernel_size // 2, config.num_layers
     conditional = bool(config.condition_levels or config.attributes)
     found = {}
@@ -72,13 +73,13 @@ def prior_by_hand(config: PriorConfig) -> dict[str, int]:
     columns = (reach + 1) * c * r + r * 2 * c
     attentions = layers // config.attention_every if config.attention_every else 0
     attention = cells * (3 * c * c + c * c) + 2 * cells**2 * c
-    found["vertical stream"] = cells * in_patch * e * c + layers * cells * rows
-    found["horizontal stream"] = cells * in_patch * e * c + layers * cells * columns + attentions * attention
+    found["vertical stream"] = cells * group * e * c + layers * cells * rows
+    found["horizontal stream"] = cells * group * e * c + layers * cells * columns + attentions * attention
     found["output"] = cells * config.output_layers * 2 * c * r
-    if p == 1:
+    if group == 1:
         found["output"] += cells * c * config.num_embeddings
-    else:  # the head: unfolded, with the patch's own codes, then a gated layer for each code
+    else:  # the head: unfolded, with the position's own codes, then a gated layer for each code
         m = config.patch_channels
-        found["output"] += cells * in_patch * m * (c + in_patch * e)
-        found["output"] += cells * in_patch * (3 * m * m + m * config.num_embeddings)
+        found["output"] += cells * group * m * (c + group * e)
+        found["output"] += cells * group * (3 * m * m + m * config.num_embeddings)
     return found

@@ -13,6 +13,7 @@ from vqvae2.batches import load_batches
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, augment, open_data
 from vqvae2.data.duplicates import nearly_equal, thumbnail
 from vqvae2.errors import UserError
+from vqvae2.presets import PRESETS
 from vqvae2.stages import extract_codes, train_prior, train_vqvae
 from vqvae2.stages.common import RunFolder
 
@@ -177,9 +178,14 @@ def test_copies_and_changes_that_a_preset_brings_are_the_run_s(tmp_path, call):
 
 def test_slices_from_the_side_are_not_mirrored_by_a_preset(tmp_path, call):
     flags = [*VQVAE_FLAGS, "--preset", "brain128", "--slice-axis", "sagittal", "--strides", 2, 2, "--rate-weight", 0]
-    assert call(train_vqvae.main, "--run", tmp_path / "run", *flags).code == 0
-    kept = RunFolder(tmp_path / "run").read()["train_vqvae"]["augmentation"]
+    run = RunFolder(tmp_path / "run")
+    assert call(train_vqvae.main, "--run", run.path, *flags).code == 0
+    kept = run.read()["train_vqvae"]["augmentation"]
     assert (kept["augment_flip"], kept["augment_shift"]) == (0, 0.03)
+    assert call(extract_codes.main, "--run", run.path, "--allow-collapse", "--copies", 0).code == 0
+    assert call(train_prior.main, "--run", run.path, "--level", "top", *PRIOR_FLAGS).code == 0
+    assert not run.read()["train_prior_top"]["model"]["mirrored"]
+    assert PRESETS["brain128"].prior(0)[0].mirrored
 
 
 def test_copies_of_unchanged_images_are_refused(run, refused):

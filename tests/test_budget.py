@@ -59,6 +59,9 @@ def test_levels_of_a_detail_decoder_cost_their_decoders_and_painters(drawn, widt
         assert counts(config)["top"] - own == 256 * (9 * 64 * 12 + 2 * (9 * 12 * 6 + 6 * 12) + 16 * 12 * 10)
 
 
+TOP = {"condition_levels": (), "condition_shapes": (), "condition_num_embeddings": (), "attention_every": 0}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,7 +69,8 @@ def test_levels_of_a_detail_decoder_cost_their_decoders_and_painters(drawn, widt
         {"attributes": ()},
         {"condition_channels": 10, "output_layers": 0},
         {"vertical_channels": 5, "kernel_size": 4, "attention_every": 1},
-        {"condition_levels": (), "condition_shapes": (), "condition_num_embeddings": (), "attention_every": 0},
+        TOP,
+        {**TOP, "mirrored": True},
         {"recompute": True},
         {"patch": 2, "patch_channels": 5},
     ],
@@ -92,7 +96,8 @@ def test_a_preset_builds_and_its_budget_is_as_printed(name):
     config = preset.vqvae
     codes = config.levels, config.shapes, config.num_embeddings, {"sex": ("F", "M")}
     priors = [preset.prior_for(i, *codes) for i in range(len(config.levels))]
-    assert [prior.patch for prior in priors] == [preset.prior(i)[0].patch for i in range(len(config.levels))]
+    wanted = [preset.prior(i)[0] for i in range(len(config.levels))]
+    assert [(prior.patch, prior.mirrored) for prior in priors] == [(prior.patch, prior.mirrored) for prior in wanted]
     assert len(preset.priors) == len(preset.prior_training) == len(config.levels)
     for settings, expected in [(config, vqvae_by_hand(config)), *((prior, prior_by_hand(prior)) for prior in priors)]:
         parts = budget(settings)

@@ -17,7 +17,7 @@ def priors():
     """Two levels of four and eight cells, whose codes depend strongly on each other."""
     torch.manual_seed(0)
     small = {"channels": 16, "residual_channels": 16, "num_layers": 2, "num_heads": 2, "kernel_size": 3}
-    top = PriorConfig(height=2, width=2, num_embeddings=2, attention_every=1, **small)
+    top = PriorConfig(height=2, width=2, num_embeddings=2, attention_every=1, mirrored=True, **small)
     bottom = PriorConfig(
         level="bottom",
         height=4,

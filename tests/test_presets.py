@@ -59,6 +59,7 @@ def sizes(name: str) -> list[list[str]]:
             logits = prior(codes[i], codes[:i])
         assert logits.shape == (1, config.num_embeddings[i], *codes[i].shape[1:])
         patches = f", in {prior.config.patch}x{prior.config.patch}" * (prior.config.patch > 1)
+        patches += ", mirrored" * prior.config.mirrored
         reach = 1 + sum(block.rows.reach for block in prior.blocks)
         after = ", ".join(str(int(block) + 1) for block in prior.attention) or "–"
         found.append(

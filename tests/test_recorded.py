@@ -93,10 +93,11 @@ def test_a_replayed_row_makes_the_same_codes(tapes, monkeypatch, shape, conditio
     assert len(replayed(prior, tapes, monkeypatch).unique()) > 1
 
 
+@pytest.mark.parametrize(("condition", "mirrored"), [(((4, 3),), False), ((), True)])
 @torch.no_grad()
-def test_a_replayed_row_of_patches_makes_the_same_codes(tapes, monkeypatch):
-    prior = tiny_prior((8, 6), ((4, 3),), labelled=True, attention_every=2, patch=2, patch_channels=5)
-    replayed(prior, tapes, monkeypatch)
+def test_a_replayed_row_of_patches_makes_the_same_codes(tapes, monkeypatch, condition, mirrored):
+    settings = {"attention_every": 2, "patch": 2, "patch_channels": 5, "mirrored": mirrored}
+    replayed(tiny_prior((8, 8 if mirrored else 6), condition, labelled=True, **settings), tapes, monkeypatch)
 
 
 @torch.no_grad()

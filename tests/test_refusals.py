@@ -156,6 +156,11 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_written(tm
     ("stage", "flags", "told"),
     [
         ("train-prior", "--level nosuch", "top, bottom"),
+        (
+            "train-prior",
+            "--level bottom --mirrored",
+            "--mirrored is for the top alone: these codes are drawn given coarser",
+        ),
         ("sample", "--num 0", "--num"),
         ("sample", "--chunk-size 0", "--chunk-size"),
         ("sample", "--temperature 0", "--temperature 0 is out of range. Give values > 0."),

@@ -1,10 +1,10 @@
 """Where an image differs from what the models expect there, given the rest of it.
 
 Blocks of an image are redrawn, a quarter of them at a time, given the codes of the others that come before them: those
-of coarser levels and, at the same level, those further up and to the left. Brightness, contrast and
-fine texture around each pixel are compared with those of the draws, and the probability of its codes with those of
-normal images. Neither does alone: a patch without texture is *more* probable than tissue, and a texture of the right
-contrast but the wrong kind is found by its codes.
+of coarser levels and, at the same level, those that the prior draws first: further up, and to the left or, in a
+mirrored prior, nearer to the borders. Brightness, contrast and fine texture around each pixel are compared with those
+of the draws, and the probability of its codes with those of normal images. Neither does alone: a patch without texture
+is *more* probable than tissue, and a texture of the right contrast but the wrong kind is found by its codes.
 
 Shapes: N images, D draws of each, C channels, H x W pixels, A label attributes.
 """
@@ -52,8 +52,8 @@ def redraw_blocks(
     """Redraw each block of images given the rest of the image.
 
     Blocks are redrawn in four turns; in each those of every second row and column. Neighbours keep their codes. A drawn
-    code depends on the codes of all coarser levels and on those before it in raster order, not on later ones of its own
-    level (`inference.complete` with one particle).
+    code depends on the codes of all coarser levels and on those before it in the prior's order, not on later ones of
+    its own level (`inference.complete` with one particle).
 
     Args:
         model: the VQ-VAE.

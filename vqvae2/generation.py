@@ -1,6 +1,6 @@
 """A prior in its incremental form: one code after the other, each from what is remembered of those before it.
 
-Shapes: B batch, h x w cells, n x m positions (cells, or patches of p x p of them), K codes, E embedding dimensions.
+Shapes: B batch, h x w cells, n x m positions of G cells (1 without patches), K codes, E embedding dimensions.
 """
 
 from typing import TYPE_CHECKING
@@ -32,14 +32,15 @@ class Walk:
     """
 
     def __init__(self, prior: "Prior", context: Tensor | None, batch: int, row: Tensor, recording: bool) -> None:
-        (height, width), codes = prior.config.grid, prior.config.patch**2
+        config = prior.config
+        (height, width), codes = config.grid, config.codes_per_position
         self.prior, self.context, self.row = prior, context, row
         dim = prior.config.embedding_dim
         self._above = prior.embedding.weight.new_zeros(batch, 1, width, codes * dim)  # the row above, embedded
         self._previous = self._above[:, :, :1].clone()  # the last position of all
-        self._tables = None  # (n, m, p^2, K)
+        self._tables = None  # (n, m, G, K)
         if prior.position_table is not None:
-            self._tables = fold(prior.position_table[None], prior.config.patch)[0].unflatten(-1, (codes, -1))
+            self._tables = fold(prior.position_table[None], config.patch, config.mirrored)[0].unflatten(-1, (codes, -1))
         self._past = RecordedCache(height, width, row) if recording else Cache(height, width)
 
     def state(self) -> list[Tensor]:

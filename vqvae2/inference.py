@@ -1,12 +1,11 @@
 """Inference over maps of codes: how probable each code is, and codes redrawn given those that are known.
 
 A prior gives the probability of each code given those before it. Codes *after* an unknown one say something about it,
-too.
-They are taken into account by sequential Monte Carlo: particles draw the unknown codes in raster order, level by level,
-are weighted by the probability of the known codes that they meet, and are drawn anew by their weights where these
-differ too much. With enough particles, or enough Metropolis-Hastings sweeps over whole runs, the result follows the
-conditional distribution itself; where no known code comes after an unknown one, it does so with a single particle and
-without a sweep.
+too. They are taken into account by sequential Monte Carlo: particles draw the unknown codes level by level, in each
+prior's order, are weighted by the probability of the known codes that they meet, and are drawn anew by their weights
+where these differ too much. With enough particles, or enough Metropolis-Hastings sweeps over whole runs, the result
+follows the conditional distribution itself; where no known code comes after an unknown one, it does so with a single
+particle and without a sweep.
 
 Sources: sequential Monte Carlo as in Doucet and Johansen 2009; particle independent Metropolis-Hastings after Andrieu,
 Doucet and Holenstein 2010 (*J. R. Stat. Soc. B* 72, 269-342); restoration after Pinaya et al. 2021 (arXiv 2102.11650).
@@ -76,7 +75,7 @@ def restore(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> list[Tensor]:
-    """Redraw the codes that are too improbable, in raster order, given those that were kept or redrawn before.
+    """Redraw the codes that are too improbable, in the prior's order, given those that were kept or redrawn before.
 
     Args:
         priors: of all levels, top first.

@@ -50,6 +50,13 @@ class Preset:
     fit: Fit = "shrink"
     phantom_images: int = 2000
 
+    def for_slices(self, axis: str) -> "Preset":
+        """Return the preset for slices along an axis: a head seen from the side is not symmetric."""
+        if axis != "sagittal":
+            return self
+        augmentation = replace(self.augmentation, augment_flip=0.0)
+        return replace(self, augmentation=augmentation, priors=tuple(replace(p, mirrored=False) for p in self.priors))
+
     def prior(self, index: int) -> tuple[PriorConfig, TrainingConfig]:
         """Return the settings of level ``index``, 0 the top; levels beyond the preset's take those of its last."""
         last = len(self.priors) - 1
@@ -69,7 +76,9 @@ class Preset:
         attributes: Mapping[str, Sequence[str]],
         numbers: Sequence[str] = (),
     ) -> PriorConfig:
-        """Return the settings of a level's prior for given codes; without patches where those do not fit the levels.
+        """Return the settings of a level's prior for given codes.
+
+        Where patches or mirroring do not fit the codes, they are left out.
 
         Args: as of `PriorConfig.for_level`.
         """
@@ -78,7 +87,7 @@ class Preset:
         try:
             return settings.for_level(*codes)
         except ValueError:
-            return replace(settings, patch=1).for_level(*codes)
+            return replace(settings, patch=1, mirrored=False).for_level(*codes)
 
 
 _OURS = VQVAEConfig(
@@ -178,8 +187,9 @@ _BRAIN = Preset(
     augmentation=AugmentationConfig(augment_flip=0.5, augment_shift=0.03),
     copies=4,
     # A table of code frequencies knows the training images too well: each is counted in it. Fine levels run in patches.
+    # Heads are nearly symmetric: drawn from both sides to the middle, fewer samples are lopsided (docs/log.md).
     priors=(
-        replace(_PRIOR, position_logits=False),
+        replace(_PRIOR, mirrored=True, patch_channels=128, position_logits=False),
         replace(
             _PRIOR,
             channels=256,

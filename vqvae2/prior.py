@@ -7,7 +7,7 @@ conditioned on the top through a residual stack of its own). Blocks and streams 
                     |                                          | link
                     +- shift previous -> h --- blocks.within --+-- attention --> 1x1 blocks -> logits
 
-Shapes: B batch, h x w cells, n x m positions (cells, or patches of p x p of them), K codes, E embedding dimensions,
+Shapes: B batch, h x w cells, n x m positions of G cells (1 without patches), K codes, E embedding dimensions,
 C channels, R residual channels, A label attributes.
 """
 
@@ -62,7 +62,7 @@ def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
 
 
 class Prior(checkpoint.Pretrained):
-    """An autoregressive distribution over maps of codes, in raster order.
+    """An autoregressive distribution over maps of codes, which are made in the order that `vqvae2.patches` gives.
 
     Args:
         config: its settings.
@@ -81,7 +81,7 @@ class Prior(checkpoint.Pretrained):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
-        channels, (height, width), codes = config.channels, config.grid, config.patch**2
+        channels, (height, width), codes = config.channels, config.grid, config.codes_per_position
         conditional = bool(config.condition_levels or config.attributes)
         self.embedding = nn.Embedding(config.num_embeddings, config.embedding_dim)
         self.input_v = nn.Linear(codes * config.embedding_dim, channels)
@@ -173,7 +173,7 @@ class Prior(checkpoint.Pretrained):
         links = self._above(shift_down(x), self.position_v, context, past)
         h = self._within(shift_previous(x), self.position_h, links, past)
         if self.head is not None:
-            h = unfold(self.head(h, x), self.config.patch)
+            h = unfold(self.head(h, x), self.config.patch, self.config.mirrored)
         return self._logits(h, self.position_table).permute(0, 3, 1, 2)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class Prior(checkpoint.Pretrained):
         select: Callable[[Tensor], Tensor | None] | None = None,
         beside: "Sequence[tuple[Prior, Tensor | None]]" = (),
     ) -> tuple[Tensor, Tensor]:
-        """Make maps of codes one at a time (the incremental form), in raster order of the patches and within each.
+        """Make maps of codes one at a time (the incremental form), in the order that `vqvae2.patches` gives.
 
         Nothing is dropped, whatever the prior's mode.
 
@@ -212,13 +212,15 @@ class Prior(checkpoint.Pretrained):
                 in evaluation mode.
         """
         (height, width), batch, device = self.config.grid, len(uniform), uniform.device
-        patch, maps = self.config.patch, (self.config.shape, self.config.patch, self.config.num_embeddings)
+        patch, mirrored = self.config.patch, self.config.mirrored
+        maps = self.config.shape, patch, mirrored, self.config.num_embeddings
         for other, _ in beside:
-            if (other.config.shape, other.config.patch, other.config.num_embeddings) != maps:
+            of = other.config
+            if (of.shape, of.patch, of.mirrored, of.num_embeddings) != maps:
                 raise ValueError(f"the prior beside that of level {self.config.level} is of other maps")
             if other.training:
                 raise ValueError(f"the prior beside that of level {self.config.level} is not in evaluation mode")
-        uniform = fold(uniform[..., None], patch)  # (B, n, m, p^2), as the codes until they are returned
+        uniform = fold(uniform[..., None], patch, mirrored)  # (B, n, m, G), as the codes until they are returned
         row = torch.zeros(1, dtype=torch.int64, device=device)
         codes = torch.zeros(*uniform.shape, dtype=torch.int64, device=device)
         log_p = torch.zeros(batch, dtype=widest(device), device=device)
@@ -230,10 +232,10 @@ class Prior(checkpoint.Pretrained):
                 context = context.clone()
             walks.append(Walk(prior, context, batch, row, recording))
 
-        def make_patch(noise: Tensor) -> Tensor:
-            """Draw the codes (B, p^2) of one position."""
+        def make_position(noise: Tensor) -> Tensor:
+            """Draw the codes (B, G) of one position."""
             made = []
-            for i in range(patch**2):
+            for i in range(self.config.codes_per_position):
                 own, *others = [walk.logits(i) for walk in walks]
                 code, added = draw(own, noise[:, i], *others)
                 log_p.add_(added)
@@ -249,7 +251,7 @@ class Prior(checkpoint.Pretrained):
             for column in range(width):
                 for walk in walks:
                     walk.move_to(column)
-                made.append(make_patch(noise[:, 0, column]))
+                made.append(make_position(noise[:, 0, column]))
             codes.index_copy_(1, row, torch.stack(made, 1)[:, None])
             for walk in walks:
                 walk.end_row()
@@ -268,8 +270,8 @@ class Prior(checkpoint.Pretrained):
                 for state in (codes, log_p, *(tensor for walk in walks for tensor in walk.state())):
                     state.copy_(state[chosen])
             if progress is not None:
-                progress(batch * width * patch**2)
-        return unfold(codes, patch)[..., 0], log_p
+                progress(batch * width * self.config.codes_per_position)
+        return unfold(codes, patch, mirrored)[..., 0], log_p
 
     def _logits(self, x: Tensor, table: Tensor | None) -> Tensor:
         """Add the position-wise log-frequencies to the logits: the network learns what lies beyond them."""
@@ -277,11 +279,11 @@ class Prior(checkpoint.Pretrained):
         return logits if table is None else logits + table
 
     def _embed(self, codes: Tensor) -> Tensor:
-        """Embed codes (B, h, w) -> (B, n, m, p^2 E); in training some are hidden."""
+        """Embed codes (B, h, w) -> (B, n, m, G E); in training some are hidden."""
         x = self.embedding(codes.long())
         if self.training and self.config.input_dropout:
             x = x * (torch.rand(x.shape[:3], device=x.device) >= self.config.input_dropout)[..., None]
-        return fold(x, self.config.patch)
+        return fold(x, self.config.patch, self.config.mirrored)
 
     def _context(
         self, condition: list[Tensor] | None, label: Tensor | None, batch: int, device: torch.device
@@ -318,7 +320,7 @@ class Prior(checkpoint.Pretrained):
         return links
 
     def _within(self, x: Tensor, position: Tensor, links: list[Tensor], past: Past) -> Tensor:
-        """Run the horizontal stream: what comes before (B, n, m, p^2 E) and the links -> (B, n, m, C)."""
+        """Run the horizontal stream: what comes before (B, n, m, G E) and the links -> (B, n, m, C)."""
         h = add(self.input_h(x), position)
         for i, (block, link) in enumerate(zip(self.blocks, links, strict=True)):
             assert isinstance(block, GatedBlock)

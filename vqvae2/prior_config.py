@@ -1,7 +1,7 @@
 """The settings of a prior.
 
-Shapes: h x w cells of a level, n x m positions (cells, or patches of p x p of them), K codes, E embedding dimensions,
-C channels, R residual channels.
+Shapes: h x w cells of a level, n x m positions of G cells (1 without patches), K codes, E embedding dimensions, C
+channels, R residual channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,16 +47,19 @@ class PriorConfig:
     num_layers: int = 8
     """Gated blocks."""
     kernel_size: int = 5
-    """Causal kernel k >= 2: k//2 + 1 rows of k columns above, k//2 + 1 codes to the left."""
+    """Causal kernel k >= 2: k//2 + 1 rows of k columns above, k//2 + 1 positions to the left."""
     attention_every: int = 0
     """Causal attention after every n-th gated block; 0: none."""
     num_heads: int = 8
     """Attention heads; they divide the channels."""
     patch: int = 1
     """Side p, in codes, of a patch, which the streams treat as one position: a fine level takes p^2 times fewer steps.
-    It divides the height and the width."""
+    It divides the height and the width (with mirrored, half of the width)."""
+    mirrored: bool = False
+    """Draw each code together with the one at its mirror image, from both borders inwards, so that left and right
+    agree. For the top level of nearly symmetric images, such as axial slices of heads; the width must be even."""
     patch_channels: int = 64
-    """Channels of the head that predicts the codes within a patch, one after the other."""
+    """Channels of the head that predicts the codes of a position one after the other, where it holds several."""
     output_layers: int = 0
     """1x1 residual blocks before the logits."""
     condition_layers: int = 4
@@ -96,8 +99,13 @@ class PriorConfig:
             raise ValueError(f"kernel_size must be >= 2, got {self.kernel_size}: a smaller one never looks aside")
         if not len(self.condition_levels) == len(self.condition_shapes) == len(self.condition_num_embeddings):
             raise ValueError("condition_levels, condition_shapes and condition_num_embeddings must match in number")
-        if self.height % self.patch or self.width % self.patch:
-            raise ValueError(f"patch must divide {self.height}x{self.width} codes, got {self.patch}")
+        if self.mirrored and self.condition_levels:
+            raise ValueError("mirrored is for the top alone: these codes are drawn given coarser ones")
+        if self.mirrored and self.width % 2:
+            raise ValueError(f"mirrored needs an even number of columns, got {self.height}x{self.width} codes")
+        width, half = (self.width // 2, " (mirrored: half of the width)") if self.mirrored else (self.width, "")
+        if self.height % self.patch or width % self.patch:
+            raise ValueError(f"patch must divide {self.height}x{width} codes{half}, got {self.patch}")
         finer = (*self.condition_shapes[-1:], self.grid)
         for height, width in self.condition_shapes:
             for rows, columns in finer:
@@ -118,8 +126,13 @@ class PriorConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Positions of the streams (n, m): cells, or patches of them."""
-        return self.height // self.patch, self.width // self.patch
+        """Positions of the streams (n, m), of `codes_per_position` cells each."""
+        return self.height // self.patch, self.width // self.patch // (2 if self.mirrored else 1)
+
+    @property
+    def codes_per_position(self) -> int:
+        """Codes G that a position holds."""
+        return self.patch**2 * (2 if self.mirrored else 1)
 
     def for_level(
         self,

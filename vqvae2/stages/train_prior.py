@@ -307,7 +307,8 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         raise UserError(
             f"this version has no preset {record['preset']}", run.path, "Use the version that began the run"
         )
-    index, preset = _level_index(store, level), PRESETS[record["preset"]]
+    index, axis = _level_index(store, level), record["train_vqvae"]["data"].get("slice_axis", "axial")
+    preset = PRESETS[record["preset"]].for_slices(axis)
     model = preset.prior_for(index, *_codes(store))
     _, training = preset.prior(index)
     configs: dict[str, Any] = {"model": model, "training": training, "compute": Compute()}

@@ -134,8 +134,9 @@ def _story(line: CommandLine[Arguments]) -> None:
             distributed.on_main(lambda: write_data_report(data, run.data_report))
         print(table("VQ-VAE", budget(config, device, precision)))
         codes = config.levels, config.shapes, config.num_embeddings, data.attributes, data.numbers
+        preset = PRESETS[arguments.preset].for_slices(arguments.data.slice_axis)
         for index, level in enumerate(config.levels):
-            prior = PRESETS[arguments.preset].prior_for(index, *codes)
+            prior = preset.prior_for(index, *codes)
             print(table(f"prior of {level}", budget(prior, device, precision)))
         if arguments.detail.detail_share:
             detail = DetailConfig(config, arguments.detail.detail_levels, widths=arguments.detail.detail_widths)
@@ -381,15 +382,12 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
         raise UserError(f"the training began with --preset {name}", how="Leave --preset out, or add --overwrite")
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}", "--preset", f"Choose one of {', '.join(PRESETS)}")
-    chosen = PRESETS[name]
-    augmentation = chosen.augmentation
-    if line.changed.get("slice_axis") == "sagittal":  # mirrored, the faces would look the other way
-        augmentation = replace(augmentation, augment_flip=0.0)
+    chosen = PRESETS[name].for_slices(line.changed.get("slice_axis", "axial"))
     configs: dict[str, Any] = {
         "data": DataConfig(size=chosen.size, fit=chosen.fit, phantom_images=chosen.phantom_images),
         "model": chosen.vqvae,
         "training": chosen.vqvae_training,
-        "augmentation": augmentation,
+        "augmentation": chosen.augmentation,
         "sharpening": SharpeningConfig(**chosen.sharpening),
         "detail": DetailSettings(**chosen.detail),
         "compute": Compute(),
