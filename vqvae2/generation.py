@@ -35,8 +35,8 @@ class Walk:
         config = prior.config
         (height, width), codes = config.grid, config.codes_per_position
         self.prior, self.context, self.row = prior, context, row
-        dim = prior.config.embedding_dim
-        self._above = prior.embedding.weight.new_zeros(batch, 1, width, codes * dim)  # the row above, embedded
+        embedded = codes * config.embedding_dim
+        self._above = prior.embedding.weight.new_zeros(batch, 1, width, embedded)  # the row above
         self._previous = self._above[:, :, :1].clone()  # the last position of all
         self._tables = None  # (n, m, G, K)
         if prior.position_table is not None:

@@ -43,6 +43,11 @@ T = TypeVar("T")
 _LEAST_ROWS = 4  # of a map whose rows are recorded: the recording takes as long as two or three
 
 
+def _maps(config: PriorConfig) -> tuple[Any, ...]:
+    """What priors have in common that can predict the same maps side by side."""
+    return config.shape, config.patch, config.mirrored, config.num_embeddings
+
+
 def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
     """Let a module's method run in evaluation mode; each part is given its own mode back."""
 
@@ -213,10 +218,8 @@ class Prior(checkpoint.Pretrained):
         """
         (height, width), batch, device = self.config.grid, len(uniform), uniform.device
         patch, mirrored = self.config.patch, self.config.mirrored
-        maps = self.config.shape, patch, mirrored, self.config.num_embeddings
         for other, _ in beside:
-            of = other.config
-            if (of.shape, of.patch, of.mirrored, of.num_embeddings) != maps:
+            if _maps(other.config) != _maps(self.config):
                 raise ValueError(f"the prior beside that of level {self.config.level} is of other maps")
             if other.training:
                 raise ValueError(f"the prior beside that of level {self.config.level} is not in evaluation mode")

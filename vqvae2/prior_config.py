@@ -132,7 +132,8 @@ class PriorConfig:
     @property
     def codes_per_position(self) -> int:
         """Codes G that a position holds."""
-        return self.patch**2 * (2 if self.mirrored else 1)
+        rows, columns = self.grid
+        return self.height * self.width // (rows * columns)
 
     def for_level(
         self,
