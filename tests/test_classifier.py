@@ -1,6 +1,7 @@
 """The classifier tells drawn classes apart, and its choice among samples is by class and exact."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,11 +56,14 @@ def test_it_is_saved_with_what_it_tells(tmp_path):
     assert again.config == CONFIG
     x = pictures(4, 2)[0]
     assert torch.equal(again(x), model(x))
-    # One of a version without pooling stays as it was.
+    # One of a version without these fields stays the ResNet-18 that it was.
+    first = Classifier(replace(CONFIG, pooling=False, blocks=2))
+    first.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
-    del record["pooling"]
+    del record["pooling"], record["blocks"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     older = Classifier.from_pretrained(tmp_path)
+    assert older.config == first.config
     before, after = [], []
     for judge, sides in ((older, before), (again, after)):
         judge.net.layer1.register_forward_pre_hook(lambda _module, given, sides=sides: sides.append(given[0].shape[-1]))
