@@ -1,12 +1,13 @@
-"""What JPEG, WebP and AVIF need for slices: bits a pixel against SSIM, over the frame and in the foreground.
+"""What JPEG, WebP, AVIF and JPEG XL need for slices: bits a pixel against SSIM, over the frame and in the foreground.
 
     python benchmarks/image_codecs.py --data DIR --json FILE [--split val] [--slices N]
 
 Each slice is a file of its own, with its header, and again 16 slices are one file (a mosaic of 4x4, cut apart before
 scoring), which spares headers. Settings: JPEG optimised, WebP method 6, AVIF speed 4 (speed 0 takes eight times as
-long for files 0.5 % smaller). The codecs know nothing of brains; a model's weights are knowledge that no file pays for.
+long for files 0.5 % smaller), JPEG XL effort 9 where pillow-jxl-plugin is installed. The codecs know nothing of brains;
+a model's weights are knowledge that no file pays for.
 
-Then what files without loss need: PNG, WebP, JPEG 2000, and JPEG XL where pillow-jxl-plugin is installed.
+Then what files without loss need: PNG, WebP, JPEG 2000 and JPEG XL.
 """
 
 import argparse
@@ -31,7 +32,12 @@ from vqvae2.report import background_of, spread_out
 with contextlib.suppress(ImportError):
     import pillow_jxl  # noqa: F401 - makes Pillow know JPEG XL
 
-CODECS: dict[str, dict[str, Any]] = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 4}}
+CODECS: dict[str, dict[str, Any]] = {
+    "JPEG": {"optimize": True},
+    "WEBP": {"method": 6},
+    "AVIF": {"speed": 4},
+    "JXL": {"effort": 9},
+}
 LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},
     "WEBP": {"lossless": True, "quality": 100, "method": 6},
@@ -62,7 +68,8 @@ def curves(images: ImageSet, background: float | None, qualities: Sequence[int] 
     x = images.__getitems__(range(len(images)))["image"]
     mask, found = foreground(x, background), {}
     whole = len(slices) // SIDE**2 * SIDE**2
-    for codec in CODECS:
+    Image.init()
+    for codec in filter(Image.SAVE.__contains__, CODECS):
         found[codec] = [_point(codec, q, slices, x, mask, background) for q in tqdm(qualities, codec)]
         if whole:
             parts = slices[:whole], x[:whole], mask[:whole]

@@ -5,7 +5,8 @@
 The run must have held-out images and the priors of all levels. Completion: a quarter of the frame is removed, each in
 turn; the root of the mean squared error in it, in [-1, 1], beside the mean training image, the mirrored half,
 scikit-image's biharmonic inpainting and the nearest training image by the pixels that are left. Anomalies: discs of 3
-to 15 pixels, bright, dark, of another texture, or without texture; the area under the ROC curve by pixel of the
+to 15 pixels, bright, dark, of another texture, without texture, or with the grey ribbon in them missing (as bright as
+white matter); the area under the ROC curve by pixel of the
 foreground, over all images, for `anomaly_map` beside simpler scores, one of which is given the height of the slice.
 *Faint* lesions have half the contrast or less."""
 
@@ -19,13 +20,24 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
+from skimage.filters import threshold_multiotsu
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
 from vqvae2 import VQVAE, Prior
-from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, features, redraw_blocks
+from vqvae2.anomaly import (
+    FEATURES,
+    Usual,
+    anomaly_map,
+    anomaly_parts,
+    features,
+    improbable,
+    redraw_blocks,
+    residual_map,
+    restore_images,
+)
 from vqvae2.data import ImageSet
-from vqvae2.inference import complete, restore, surprise
+from vqvae2.inference import complete, surprise
 from vqvae2.inpainting import blend, known_codes
 from vqvae2.metrics import foreground, gaussian_blur
 from vqvae2.pictures import grid, png_bytes, to_picture
@@ -34,7 +46,7 @@ from vqvae2.stages.common import RunFolder
 from vqvae2.stages.evaluated import open_evaluated
 from vqvae2.stages.sampled import load_models
 
-KINDS = ("bright", "dark", "texture", "smooth")
+KINDS = ("bright", "dark", "texture", "smooth", "ribbon")
 SIZES = (3, 5, 7, 9, 11, 15)
 
 
@@ -46,7 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["completion", "anomaly"], choices=["completion", "anomaly"])
     parser.add_argument("--images", type=int, default=12, help="completed images (default: %(default)s)")
     parser.add_argument("--completions", type=int, default=8, help="of each (default: %(default)s)")
-    parser.add_argument("--lesions", type=int, default=48, help="images with lesions (default: %(default)s)")
+    parser.add_argument("--lesions", type=int, default=60, help="images with lesions (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=4, help="of each block (default: %(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     arguments = parser.parse_args()
@@ -65,10 +77,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1))
     if "anomaly" in arguments.only:
         background = background_of(evaluated.train)
-        usual = usual_of(model, priors, evaluated.images, background, arguments)
+        normal = usual_of(model, priors, evaluated.images, background, arguments)
         for name, strength in (("clear", 1.0), ("faint", 0.45)):
             figures[f"anomaly, {name}"] = anomaly(
-                model, priors, evaluated.images, evaluated.train, background, usual, strength, name, arguments
+                model, priors, evaluated.images, evaluated.train, background, normal, strength, name, arguments
             )
             arguments.json.write_text(json.dumps(figures, indent=1))
 
@@ -143,14 +155,15 @@ def completion(
 
 def usual_of(
     model: VQVAE, priors: list[Prior], images: ImageSet, background: float | None, arguments: argparse.Namespace
-) -> Usual:
-    """What is usual, by 32 images that get no lesions."""
+) -> tuple[Usual, list[float]]:
+    """What is usual, by 32 images that get no lesions, and from which NLL on their codes are improbable."""
     taken = set(spread_out(len(images), arguments.lesions))
     free = [i for i in range(len(images)) if i not in taken]
     x = images.__getitems__([free[i] for i in spread_out(len(free), 32)])["image"]
     drawn = redraw_blocks(model, priors, x, arguments.draws)
-    parts = anomaly_parts(x, drawn, [own for own, _ in surprise(priors, model.encode(x))])
-    return Usual.of(parts, foreground(x, background))
+    surprised = [own for own, _ in surprise(priors, model.encode(x))]
+    heads = foreground(x, background)
+    return Usual.of(anomaly_parts(x, drawn, surprised), heads), improbable(surprised, heads)
 
 
 def anomaly(
@@ -159,18 +172,26 @@ def anomaly(
     images: ImageSet,
     train: ImageSet,
     background: float | None,
-    usual: Usual,
+    normal: tuple[Usual, list[float]],
     strength: float,
     name: str,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Paint lesions, and look for them."""
+    usual, threshold = normal
     rows = spread_out(len(images), arguments.lesions)
     batch = images.__getitems__(rows)
     clean, label = batch["image"], batch["label"]
     heads = foreground(clean, background)
     painted = [
-        paint(clean[i, 0].numpy(), heads[i].numpy(), KINDS[i % 4], SIZES[i // 4 % len(SIZES)], strength, i)
+        paint(
+            clean[i, 0].numpy(),
+            heads[i].numpy(),
+            KINDS[i % len(KINDS)],
+            SIZES[i // len(KINDS) % len(SIZES)],
+            strength,
+            i,
+        )
         for i in range(len(clean))
     ]
     x = torch.from_numpy(np.stack([image for image, _ in painted])).float()[:, None]
@@ -184,7 +205,7 @@ def anomaly(
     seconds = (time.monotonic() - started) / len(x)
     up = _upsampler(x.shape[2:])
     nll = torch.stack([up(own) * own[0].numel() for own in surprised]).sum(0) / x[0].numel()
-    restored = torch.stack([model.decode(restore(priors, codes, (5.0, 4.0, 3.0), seed=seed)) for seed in range(4)])
+    restored = restore_images(model, priors, codes, threshold, arguments.draws)
     everyone = train.__getitems__(list(range(len(train))))
     their = features(everyone["image"])
     z = []
@@ -197,10 +218,10 @@ def anomaly(
     scores = {
         "reconstruction error": (x - model.decode(codes)).abs()[:, 0],
         "NLL of the codes": nll,
-        "restoration of improbable codes": (x - restored.mean(0)).abs()[:, 0],
         "the same comparison with training images": torch.stack(z),
     }
     scores = {key: gaussian_blur(own[:, None], 1.5)[:, 0] for key, own in scores.items()}
+    scores["restoration of improbable codes"] = residual_map(x, restored)
     features_alone = Usual(usual.mean[: len(FEATURES)], usual.std[: len(FEATURES)])
     scores["comparison with redrawn blocks alone"] = anomaly_map(parts[:, : len(FEATURES)], features_alone)
     scores["comparison with redrawn blocks, and NLL"] = ours
@@ -210,7 +231,7 @@ def anomaly(
         values = own.numpy()
         found[key] = {"all": _auroc(values[inside], lesions[inside])}
         for k, kind in enumerate(KINDS):
-            these = np.arange(len(x)) % 4 == k
+            these = np.arange(len(x)) % len(KINDS) == k
             mask = inside[these]
             found[key][kind] = _auroc(values[these][mask], lesions[these][mask])
         print(f"{name:<6} {key:<42} {found[key]}", flush=True)
@@ -230,22 +251,31 @@ def anomaly(
 def paint(
     image: Any, head: Any, kind: str, size: int, strength: float, seed: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Paint a disc into an image (H, W), at least 8 pixels inside the head; return it and the disc."""
+    """Paint a lesion into a disc of an image (H, W), at least 8 pixels inside the head; return it and where it is."""
     random = np.random.default_rng([seed, 7])
     depth = ndimage.distance_transform_edt(head)
     places = np.argwhere(depth > min(size / 2 + 8, depth.max() - 1))
-    row, column = places[random.integers(len(places))]
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    disc = (y - row) ** 2 + (x - column) ** 2 <= (size / 2) ** 2 + 0.25
-    weight = ndimage.gaussian_filter(disc.astype(float), 0.6)
+    dark, white = threshold_multiotsu(image[head], 3)
+    grey = (image > dark) & (image <= white)
+    if kind == "ribbon":  # where a quarter to three quarters of the disc are grey
+        share = ndimage.uniform_filter(grey.astype(float), size)[tuple(places.T)]
+        places = places[(share > 0.25) & (share < 0.75)]
+    row, column = places[random.integers(len(places))]
+    where = (y - row) ** 2 + (x - column) ** 2 <= (size / 2) ** 2 + 0.25
+    if kind == "ribbon":
+        where &= grey
+    weight = ndimage.gaussian_filter(where.astype(float), 0.6)
     weight = weight / weight.max()
+    inner = image[(image > white) & (depth > 20)]
     new = {
         "bright": image + 0.9 * strength,
         "dark": image - 0.9 * strength,
         "texture": image + random.normal(0, 0.4 * strength, image.shape),
         "smooth": ndimage.gaussian_filter(image, 3.0 * strength),
+        "ribbon": image + strength * (np.median(inner) - image) if len(inner) else image,
     }[kind]
-    return np.clip(image * (1 - weight) + new * weight, -1, 1), disc
+    return np.clip(image * (1 - weight) + new * weight, -1, 1), where
 
 
 def _rmse(made: Tensor, x: Tensor, hole: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from vqvae2 import VQVAE, Prior
-from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, features, redraw_blocks
+from vqvae2.anomaly import (
+    FEATURES,
+    Usual,
+    anomaly_map,
+    anomaly_parts,
+    features,
+    improbable,
+    redraw_blocks,
+    residual_map,
+)
 from vqvae2.data import DataConfig, open_data
 from vqvae2.stages import evaluate, export
 
@@ -69,6 +78,22 @@ def slices(tmp_path):
     return folder
 
 
+def test_a_code_is_improbable_by_those_of_the_foreground():
+    masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+    masks[:, :4] = True  # the upper row of cells
+    nll = torch.tensor([[[1.0, 3.0], [50.0, 90.0]]])
+    assert improbable([nll], masks, 0.5) == [2.0]
+    assert improbable([nll], torch.zeros_like(masks)) == [float("inf")]
+
+
+def test_residuals_lie_where_the_restorations_differ():
+    images, restored = torch.zeros(1, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16)
+    restored[:, 0, :, 8, 8] = 3.0  # in one of three draws
+    found = residual_map(images, restored)
+    assert found.sum() == pytest.approx(1.0, abs=1e-3)
+    assert found.argmax() == 8 * 16 + 8
+
+
 def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refused):
     out = tmp_path / "maps"
     flags = ("--run", run, "--anomaly", slices, "--draws", 2, "--false-positives", 0.05)
@@ -81,8 +106,15 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
     with np.load(out / "maps.npz") as kept:
         assert kept["maps"].shape == (3, 32, 32)
         assert (kept["maps"] >= 0).all()
+        residuals = kept["residuals"]
+    assert residuals.shape == (3, 32, 32)
+    assert (residuals >= 0).all()
+    assert Image.open(out / "pictures" / "a" / "1.png").width > 6 * 32
     about = json.loads((out / "anomaly.json").read_text())
     assert about["threshold"] > 0
+    assert about["residual_threshold"] > 0
+    assert all(nll > 0 for nll in about["improbable"].values())
+    assert all(0 <= float(row["share_by_residual"]) <= 1 for row in rows)
     assert len(about["normal_scores"]) == about["normal"]["images"]
     assert sorted(path.name for path in (out / "pictures" / "a").iterdir()) == ["0.png", "1.png", "2.png"]
     assert "written already" in refused(evaluate.main, *flags, "--out", out)
@@ -104,7 +136,12 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
         0.05,
     )
     assert one.code == 0, one.err
-    assert json.loads((out / "anomaly.json").read_text())["threshold"] == about["threshold"]
+    again = json.loads((out / "anomaly.json").read_text())
+    assert all(again[name] == about[name] for name in ("threshold", "residual_threshold", "improbable"))
+    # An image's draws do not depend on those beside it.
+    with np.load(out / "maps.npz") as kept:
+        place = [f"a/{i}.png" for i in range(3)].index("a/1.png")
+        assert np.allclose(kept["residuals"][0], residuals[place], atol=1e-3)
 
 
 def test_maps_are_written_where_the_run_cannot_keep_those_of_the_normal_images(run, slices, tmp_path, call):

@@ -178,3 +178,23 @@ def test_the_header_says_who_is_in_it():
     told = json.loads(zlib.decompress(content[12 : 12 + length]))
     assert told["keys"] == ["0", "1"]
     assert told["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(2, 1), (1, 2)])
+def test_it_is_read_with_as_many_threads_as_it_was_written_with(wrote, reads):
+    priors, codes, label = two_levels(3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(wrote)
+        streams, checksums = encode_codes(priors, codes, label, 2)
+        header = header_of(codes, label, 2, streams, checksums)
+        torch.set_num_threads(reads)
+        parts = []
+        for part in decode_codes(priors, header, streams):
+            assert torch.get_num_threads() == wrote
+            parts.append(part)
+        assert torch.get_num_threads() == reads
+    finally:
+        torch.set_num_threads(before)
+    for level, back in zip(codes, zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(back), level)

@@ -6,22 +6,38 @@ mirrored prior, nearer to the borders. Brightness, contrast and fine texture aro
 of the draws, and the probability of its codes with those of normal images. Neither does alone: a patch without texture
 is *more* probable than tissue, and a texture of the right contrast but the wrong kind is found by its codes.
 
+Restoration is the simpler way (Pinaya et al. 2021, arXiv 2102.11650): the codes that are less probable than most
+of normal images are redrawn, and the image is compared with what is decoded then.
+
 Shapes: N images, D draws of each, C channels, H x W pixels, A label attributes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2.inference import complete
+from vqvae2.inference import complete, restore
 from vqvae2.metrics import gaussian_blur
 from vqvae2.prior import Prior
 from vqvae2.vqvae import VQVAE
 
-__all__ = ["FEATURES", "Usual", "anomaly_map", "anomaly_parts", "block_size", "features", "redraw_blocks"]
+__all__ = [
+    "FEATURES",
+    "Usual",
+    "anomaly_map",
+    "anomaly_parts",
+    "block_size",
+    "features",
+    "improbable",
+    "redraw_blocks",
+    "residual_map",
+    "restore_images",
+]
 
 FEATURES = ("brightness", "contrast", "texture")
 """What is compared at each pixel."""
@@ -93,6 +109,66 @@ def redraw_blocks(
             pixels = model.decode(drawn.codes).view(-1, draws, *images.shape[1:])
             made[part] = torch.where(hole, pixels, made[part])
     return made
+
+
+def improbable(nll: Sequence[Tensor], masks: Tensor, share: float = 0.2) -> list[float]:
+    """Say from which negative log-probability on a code is improbable.
+
+    Args:
+        nll: of normal images, by level (N, h, w) in nats.
+        masks: (N, H, W) bool, their foreground; cells that hold some of it count.
+        share: of these codes that is less probable: by a fifth, lesions were found better than by a tenth or less.
+
+    Returns:
+        The threshold of each level, in nats; infinity where there is no foreground.
+    """
+    found = []
+    for level in nll:
+        inside = F.adaptive_max_pool2d(masks[:, None].float(), level.shape[1:])[:, 0] > 0
+        values = level[inside].cpu().numpy()
+        found.append(float(np.quantile(values, 1 - share)) if len(values) else math.inf)
+    return found
+
+
+def restore_images(
+    model: VQVAE,
+    priors: Sequence[Prior],
+    codes: Sequence[Tensor],
+    threshold: Sequence[float],
+    draws: int = 4,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Decode images with their improbable codes redrawn (`inference.restore`), labels taken as missing.
+
+    Args:
+        model: the VQ-VAE.
+        priors: of all its levels, top first.
+        codes: of the images, by level (N, h, w) integers.
+        threshold: by level, as `improbable` returns them.
+        draws: D.
+        seed: >= 0; every image gets the same random numbers.
+        progress: called with the number of codes made, after each row; D N times an image's codes in all.
+
+    Returns:
+        (N, D, C, H, W).
+    """
+    step, made = max(1, _EVERY_MAP // draws), []
+    for start in range(0, len(codes[0]), step):
+        some = [level[start : start + step].repeat_interleave(draws, 0) for level in codes]
+        numbers = list(range(draws)) * (len(some[0]) // draws)
+        drawn = restore(priors, some, threshold, seed=seed, numbers=numbers, progress=progress)
+        made.append(model.decode(drawn).unflatten(0, (-1, draws)))
+    return torch.cat(made)
+
+
+def residual_map(images: Tensor, restored: Tensor) -> Tensor:
+    """Compare images (N, C, H, W) with the mean of their restorations (N, D, C, H, W).
+
+    Returns:
+        (N, H, W) >= 0: the mean absolute difference over channels, smoothed by 1.5 pixels.
+    """
+    return gaussian_blur((images - restored.mean(1)).abs().mean(1, keepdim=True), _SMOOTH)[:, 0]
 
 
 def features(images: Tensor) -> Tensor:

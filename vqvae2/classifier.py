@@ -42,7 +42,7 @@ class ClassifierConfig:
     pooling: bool = True
     """Halve the maps before the first block, as torchvision's ResNet-18 does: a third of the time."""
     blocks: int = 1
-    """Of each of the four stages: 1 is ResNet-10, 2 ResNet-18. Half the time, and as accurate in a few hundred steps."""
+    """Of each of the four stages: 1 is ResNet-10, 2 ResNet-18. Half the time, as accurate in a few hundred steps."""
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"pooling": False, "blocks": 2}
 

@@ -73,6 +73,7 @@ def restore(
     threshold: Sequence[float],
     label: Tensor | None = None,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Tensor]:
     """Redraw the codes that are too improbable, in the prior's order, given those that were kept or redrawn before.
@@ -82,13 +83,15 @@ def restore(
         codes: by level, (N, h, w) integers.
         threshold: by level: codes of a greater negative log-probability (nats) are redrawn.
         label: (N, A) int64, -1 missing; None: all missing.
-        seed: of the draws, >= 0; row i depends on it and on i alone.
+        seed: of the draws, >= 0; a row depends on it and on the row's number alone.
+        numbers: of the N rows: rows with equal numbers get equal random numbers. None: 0 to N - 1.
         progress: called with the number of codes made, after each row.
 
     Returns:
         Codes like ``codes``, int64.
     """
     made: list[Tensor] = []
+    rows = list(range(len(codes[0])) if numbers is None else numbers)
     for i, prior in enumerate(priors):
         most = threshold[i]
 
@@ -98,7 +101,7 @@ def restore(
             keep = log_p.gather(-1, own[:, None])[:, 0] >= -most
             return torch.where(keep, own, draw_codes(log_p, place - own)), keep.to(place.dtype)
 
-        uniform = _uniform(codes[i], [[seed, row, i] for row in range(len(codes[i]))])
+        uniform = _uniform(codes[i], [[seed, row, i] for row in rows])
         made.append(prior.generate(draw, codes[i] + uniform, list(made), label, progress)[0])
     return made
 

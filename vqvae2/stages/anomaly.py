@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2 import files, report
-from vqvae2.anomaly import FEATURES, Usual, anomaly_map, anomaly_parts, block_size, redraw_blocks
+from vqvae2.anomaly import (
+    FEATURES,
+    Usual,
+    anomaly_map,
+    anomaly_parts,
+    block_size,
+    improbable,
+    redraw_blocks,
+    residual_map,
+    restore_images,
+)
 from vqvae2.data import ImageSet, load_images
 from vqvae2.errors import UserError
 from vqvae2.inference import surprise
@@ -43,10 +53,38 @@ _HIGH = 0.99  # an image's score is this quantile of its map
 
 @dataclass(frozen=True)
 class _Seen:
-    """Parts (N, P, H, W) of the map, and foreground (N, H, W)."""
+    """What is seen of N images.
+
+    Attributes:
+        parts: (N, P, H, W), of the map.
+        masks: (N, H, W) bool, the foreground.
+        residuals: (N, H, W), by `residual_map`.
+        improbable: by level, from which NLL on a code was redrawn for the restorations.
+        expected, restored: (N, C, H, W), means of the draws; of the normal images empty where they were kept.
+    """
 
     parts: Tensor
     masks: Tensor
+    residuals: Tensor
+    improbable: list[float]
+    expected: Tensor
+    restored: Tensor
+
+    def kept(self) -> dict[str, Any]:
+        """What `_kept` reads again: the maps in half precision, and no pictures."""
+        return {
+            "parts": self.parts.half().numpy(),
+            "masks": self.masks.numpy(),
+            "residuals": self.residuals.half().numpy(),
+            "improbable": np.array(self.improbable),
+        }
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> "_Seen":
+        """Take it up again."""
+        parts, masks, residuals = (torch.from_numpy(kept[name]) for name in ("parts", "masks", "residuals"))
+        none = torch.empty(0)
+        return cls(parts.float(), masks, residuals.float(), kept["improbable"].tolist(), none, none)
 
 
 @dataclass(frozen=True)
@@ -106,26 +144,26 @@ def write_anomalies(
     if dry_run:
         return
     background = background_of(evaluated)
-    each = 4 * draws * sum(h * w for h, w in model.config.shapes)
+    each = 5 * draws * sum(h * w for h, w in model.config.shapes)  # four turns of blocks, and the restoration
     precision = str(next(priors[0].parameters()).dtype)
     hashes = hashes_of(model, run)
     # Other images of the same names have another checksum.
     what = {"keys": normal.keys, "checksum": normal.checksum, "background": background}
-    how = {"format": 3, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
+    how = {"format": 4, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
     with Progress((len(images) + len(normal)) * each, "redrawing", "codes") as progress:
 
-        def look(some: ImageSet) -> tuple[_Seen, Tensor]:
-            return _look(model, priors, some, background, draws, seed, progress)
+        def look(some: ImageSet, improbable: list[float] | None = None) -> _Seen:
+            return _look(model, priors, some, background, draws, improbable, seed, progress)
 
         kept = run.path / "anomaly-normal.npz"
         key = json.dumps(how, sort_keys=True)
         normal_seen = _kept(kept, key)
         if normal_seen is None:
-            normal_seen, _ = look(normal)
-            normal_seen = _rounded(normal_seen)
+            seen = look(normal)
+            normal_seen = _Seen.of(seen.kept())  # as a later call will find it
             if not exported(run):  # models that are passed on say nothing of somebody's images
                 with suppress(UserError):  # a folder that cannot be written to: the next call looks again
-                    _keep(kept, key, normal_seen)
+                    _keep(kept, key, seen)
         else:
             progress(len(normal) * each)
         if not normal_seen.masks.any():
@@ -134,15 +172,20 @@ def write_anomalies(
                 evaluated.source,
                 "Give --data other images, or --split another part",
             )
-        seen, expected = look(images)
+        seen = look(images, normal_seen.improbable)
     usual = Usual.of(normal_seen.parts, normal_seen.masks)
     normal_found, found = _Scored.of(normal_seen, usual), _Scored.of(seen, usual)
-    threshold = float(np.quantile(normal_found.maps[normal_found.masks], 1 - false_positives))
+    threshold, residual_threshold = (
+        float(np.quantile(maps[normal_found.masks], 1 - false_positives))
+        for maps in (normal_found.maps, normal_seen.residuals.numpy())
+    )
     names = (*FEATURES, *(f"codes of {level}" for level in model.levels))
     about = {
         "version": __version__,
         "source": source,
         "threshold": threshold,
+        "residual_threshold": residual_threshold,
+        "improbable": {level: round(nll, 3) for level, nll in zip(model.levels, normal_seen.improbable, strict=True)},
         "false_positives": false_positives,
         "normal": {"split": evaluated.split, "images": len(normal), "subjects": len(set(normal.subjects))},
         "normal_scores": sorted(round(float(score), 3) for score in normal_found.scores()),
@@ -151,8 +194,10 @@ def write_anomalies(
         "seed": seed,
         **hashes,
     }
-    rows = _rows(images.keys, found, normal_found, threshold, names)
-    _write(out, images, found, expected, rows, threshold, about)
+    residuals = seen.residuals.numpy()
+    above = (residuals > residual_threshold) & found.masks
+    rows = _rows(images.keys, found, normal_found, threshold, above, names)
+    _write(out, images, found, seen, rows, about)
     print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
@@ -165,19 +210,14 @@ def _kept(path: Path, key: str) -> _Seen | None:
     if path.is_file():
         with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
             if str(kept["key"]) == key:
-                return _Seen(torch.from_numpy(kept["parts"]).float(), torch.from_numpy(kept["masks"]))
+                return _Seen.of(kept)
     return None
-
-
-def _rounded(found: _Seen) -> _Seen:
-    """What was found, as a later call will find it where it is kept."""
-    return _Seen(found.parts.half().float(), found.masks)
 
 
 def _keep(path: Path, key: str, found: _Seen) -> None:
     """Keep what was found of the normal images."""
     packed = io.BytesIO()
-    np.savez_compressed(packed, parts=found.parts.half().numpy(), masks=found.masks.numpy(), key=np.array(key))
+    np.savez_compressed(packed, **found.kept(), key=np.array(key))
     files.write_atomic(path, packed.getvalue())
 
 
@@ -187,29 +227,45 @@ def _look(
     images: ImageSet,
     background: float | None,
     draws: int,
+    threshold: list[float] | None,
     seed: int,
     progress: Progress,
-) -> tuple[_Seen, Tensor]:
-    """Redraw the blocks of images; return what is seen, and the mean of the draws, (N, C, H, W).
+) -> _Seen:
+    """Redraw the blocks of images, then their codes above ``threshold``; None: that of these images.
 
     Labels are not used, so that normal ones and others are judged alike.
     """
     device = next(model.parameters()).device
-    parts, masks, expected = [], [], []
+    parts, masks, expected, codes, surprised = [], [], [], [], []
     for start in range(0, len(images), _BATCH):
         x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
         drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
-        nll = [own for own, _ in surprise(priors, model.encode(x))]
-        parts.append(anomaly_parts(x, drawn, nll).cpu())
+        codes.append(model.encode(x))
+        surprised.append([own for own, _ in surprise(priors, codes[-1])])
+        parts.append(anomaly_parts(x, drawn, surprised[-1]).cpu())
         masks.append(foreground(x, background).cpu())
         expected.append(drawn.mean(1).cpu())
-    return _Seen(torch.cat(parts), torch.cat(masks)), torch.cat(expected)
+    mask = torch.cat(masks)
+    if threshold is None:
+        threshold = improbable([torch.cat(level) for level in zip(*surprised, strict=True)], mask.to(device))
+    residuals, restored = [], []
+    for start, own in zip(range(0, len(images), _BATCH), codes, strict=True):
+        x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
+        drawn = restore_images(model, priors, own, threshold, draws, seed, progress)
+        residuals.append(residual_map(x, drawn).cpu())
+        restored.append(drawn.mean(1).cpu())
+    return _Seen(torch.cat(parts), mask, torch.cat(residuals), threshold, torch.cat(expected), torch.cat(restored))
 
 
 def _rows(
-    keys: list[str], found: _Scored, usual: _Scored, threshold: float, names: Sequence[str]
+    keys: list[str],
+    found: _Scored,
+    usual: _Scored,
+    threshold: float,
+    restored: NDArray[np.bool_],
+    names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The table, highest score first."""
+    """The table, highest score first; ``restored`` is where the residual is above its own threshold."""
     scores, normal = found.scores(), usual.scores()
     rows = []
     for i in np.argsort(-scores, kind="stable").tolist():
@@ -223,6 +279,7 @@ def _rows(
                 "score": float(scores[i]),
                 "above_normal": float((normal < scores[i]).mean()),
                 "share": float(above.sum() / count),
+                "share_by_residual": float(restored[i].sum() / count),
                 "row": int(y),
                 "column": int(x),
                 "feature": names[most],
@@ -237,27 +294,29 @@ def _write(
     out: Path,
     images: ImageSet,
     found: _Scored,
-    expected: Tensor,
+    seen: _Seen,
     rows: list[dict[str, Any]],
-    threshold: float,
     about: dict[str, Any],
 ) -> None:
     begin(out, "anomaly.json", ["pictures/**/*.png"])
     sheets: list[NDArray[np.uint8]] = []
     names = png_names(images.keys)
+    residuals, threshold = seen.residuals.numpy(), about["threshold"]
     for row in rows:
         i = row["index"]
         image = images[i]["image"]
         picture = to_picture(image)
         heat = _heat(np.where(found.masks[i], found.maps[i], 0), threshold)
         above = (found.maps[i] > threshold) & found.masks[i]
-        strip = [picture, to_picture(expected[i]), heat, _outlined(picture, above)]
+        residual = _heat(np.where(found.masks[i], residuals[i], 0), about["residual_threshold"])
+        restored = to_picture(seen.restored[i])
+        strip = [picture, to_picture(seen.expected[i]), heat, _outlined(picture, above), restored, residual]
         path = out / "pictures" / names[i]
         files.make_folder(path.parent)
-        files.write_atomic(path, png_bytes(grid(strip, 4)))
-        if len(sheets) < 4 * _SHOWN:
+        files.write_atomic(path, png_bytes(grid(strip, len(strip))))
+        if len(sheets) < len(strip) * _SHOWN:
             sheets += strip
-    files.write_atomic(out / "grid.png", png_bytes(grid(sheets, 4)))
+    files.write_atomic(out / "grid.png", png_bytes(grid(sheets, 6)))
     table = io.StringIO()
     columns = [name for name in rows[0] if name != "index"] if rows else []
     writer = csv.DictWriter(table, columns, extrasaction="ignore")
@@ -265,7 +324,13 @@ def _write(
     writer.writerows(rows)
     files.write_atomic(out / "scores.csv", table.getvalue().encode())
     packed = io.BytesIO()
-    np.savez_compressed(packed, maps=found.maps.astype(np.float16), foreground=found.masks, keys=np.array(images.keys))
+    np.savez_compressed(
+        packed,
+        maps=found.maps.astype(np.float16),
+        residuals=residuals.astype(np.float16),
+        foreground=found.masks,
+        keys=np.array(images.keys),
+    )
     files.write_atomic(out / "maps.npz", packed.getvalue())
     finish(out, "anomaly.json", about)
 
