@@ -156,7 +156,7 @@ def completion(
 def usual_of(
     model: VQVAE, priors: list[Prior], images: ImageSet, background: float | None, arguments: argparse.Namespace
 ) -> tuple[Usual, list[float]]:
-    """What is usual, by 32 images that get no lesions, and from which NLL on their codes are improbable."""
+    """What is usual, by 32 images that get no lesions, and the NLL above which a code is improbable."""
     taken = set(spread_out(len(images), arguments.lesions))
     free = [i for i in range(len(images)) if i not in taken]
     x = images.__getitems__([free[i] for i in spread_out(len(free), 32)])["image"]
@@ -251,29 +251,34 @@ def anomaly(
 def paint(
     image: Any, head: Any, kind: str, size: int, strength: float, seed: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Paint a lesion into a disc of an image (H, W), at least 8 pixels inside the head; return it and where it is."""
+    """Paint a lesion into a disc of an image (H, W), at least 8 pixels inside the head.
+
+    Returns:
+        The image, and where the lesion is, (H, W) bool: nowhere where there is no place for it.
+    """
     random = np.random.default_rng([seed, 7])
     depth = ndimage.distance_transform_edt(head)
     places = np.argwhere(depth > min(size / 2 + 8, depth.max() - 1))
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    dark, white = threshold_multiotsu(image[head], 3)
-    grey = (image > dark) & (image <= white)
-    if kind == "ribbon":  # where a quarter to three quarters of the disc are grey
+    grey, bright = np.ones_like(head), 0.0
+    if kind == "ribbon":  # where a quarter to three quarters of the disc are grey matter
+        dark, white = threshold_multiotsu(image[head], 3)
+        grey = (image > dark) & (image <= white)
+        bright = float(np.median(image[(image > white) & (depth > depth.max() / 3)]))
         share = ndimage.uniform_filter(grey.astype(float), size)[tuple(places.T)]
         places = places[(share > 0.25) & (share < 0.75)]
+    if not len(places):
+        return image, np.zeros_like(head)
     row, column = places[random.integers(len(places))]
-    where = (y - row) ** 2 + (x - column) ** 2 <= (size / 2) ** 2 + 0.25
-    if kind == "ribbon":
-        where &= grey
+    where = grey & ((y - row) ** 2 + (x - column) ** 2 <= (size / 2) ** 2 + 0.25)
     weight = ndimage.gaussian_filter(where.astype(float), 0.6)
     weight = weight / weight.max()
-    inner = image[(image > white) & (depth > 20)]
     new = {
         "bright": image + 0.9 * strength,
         "dark": image - 0.9 * strength,
         "texture": image + random.normal(0, 0.4 * strength, image.shape),
         "smooth": ndimage.gaussian_filter(image, 3.0 * strength),
-        "ribbon": image + strength * (np.median(inner) - image) if len(inner) else image,
+        "ribbon": image + strength * (bright - image),
     }[kind]
     return np.clip(image * (1 - weight) + new * weight, -1, 1), where
 

@@ -136,7 +136,9 @@ def claims(report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str,
         table = f"position-wise unigram {figures['position_nll_bits'] * share:.3f}"
         claim(f"  of which {level}", figures["nll_bits"] * share, table, over=False)
     for suffix, files in (("", "one slice a file"), (" mosaic", f"{codecs.SIDE**2} slices a file")):
-        rates = {codec: codecs.rate_at(curves[codec + suffix], score) for codec in codecs.CODECS}
+        rates = {
+            codec: codecs.rate_at(curves[codec + suffix], score) for codec in codecs.CODECS if codec + suffix in curves
+        }
         best = min((rates[codec] for codec in ("WEBP", "AVIF") if math.isfinite(rates[codec])), default=math.nan)
         told = ", ".join(f"{codec} {rate:.3f}" for codec, rate in rates.items()) + " bits a pixel at equal SSIM"
         ratio = bits["prior"] / best if math.isfinite(best) else None

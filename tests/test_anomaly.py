@@ -18,6 +18,7 @@ from vqvae2.anomaly import (
     improbable,
     redraw_blocks,
     residual_map,
+    restore_images,
 )
 from vqvae2.data import DataConfig, open_data
 from vqvae2.stages import evaluate, export
@@ -106,15 +107,17 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
     with np.load(out / "maps.npz") as kept:
         assert kept["maps"].shape == (3, 32, 32)
         assert (kept["maps"] >= 0).all()
-        residuals = kept["residuals"]
+        residuals, keys, masks = kept["residuals"], kept["keys"].tolist(), kept["foreground"]
     assert residuals.shape == (3, 32, 32)
-    assert (residuals >= 0).all()
     assert Image.open(out / "pictures" / "a" / "1.png").width > 6 * 32
     about = json.loads((out / "anomaly.json").read_text())
     assert about["threshold"] > 0
     assert about["residual_threshold"] > 0
-    assert all(nll > 0 for nll in about["improbable"].values())
-    assert all(0 <= float(row["share_by_residual"]) <= 1 for row in rows)
+    assert list(about["improbable"]) == ["top", "bottom"]
+    for row in rows:
+        i = keys.index(row["file"])
+        above = (residuals[i] > about["residual_threshold"])[masks[i]]
+        assert float(row["share_by_residual"]) == pytest.approx(above.mean(), abs=0.01)
     assert len(about["normal_scores"]) == about["normal"]["images"]
     assert sorted(path.name for path in (out / "pictures" / "a").iterdir()) == ["0.png", "1.png", "2.png"]
     assert "written already" in refused(evaluate.main, *flags, "--out", out)
@@ -138,10 +141,6 @@ def test_images_are_scored_against_normal_ones(run, slices, tmp_path, call, refu
     assert one.code == 0, one.err
     again = json.loads((out / "anomaly.json").read_text())
     assert all(again[name] == about[name] for name in ("threshold", "residual_threshold", "improbable"))
-    # An image's draws do not depend on those beside it.
-    with np.load(out / "maps.npz") as kept:
-        place = [f"a/{i}.png" for i in range(3)].index("a/1.png")
-        assert np.allclose(kept["residuals"][0], residuals[place], atol=1e-3)
 
 
 def test_maps_are_written_where_the_run_cannot_keep_those_of_the_normal_images(run, slices, tmp_path, call):
@@ -208,6 +207,22 @@ def test_draws_of_an_image_do_not_depend_on_those_beside_it(run):
     torch.testing.assert_close(made[2:], alone, rtol=0, atol=1e-6)
     assert not torch.equal(made[0], made[2])
     assert not torch.equal(alone[0, 0], alone[0, 1])
+    codes, limits = model.encode(images), [0.5] * len(priors)
+    made = restore_images(model, priors, codes, limits, draws=2)
+    alone = restore_images(model, priors, [level[2:] for level in codes], limits, draws=2)
+    torch.testing.assert_close(made[2:], alone, rtol=0, atol=1e-6)
+    assert not torch.equal(alone[0, 0], alone[0, 1])
+
+
+def test_nothing_is_restored_where_nothing_is_improbable(run):
+    model = VQVAE.from_pretrained(run / "vqvae").eval()
+    priors = [Prior.from_pretrained(run / f"prior-{level}").eval() for level in model.levels]
+    codes = model.encode(torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    done: list[int] = []
+    made = restore_images(model, priors, codes, [float("inf")] * len(priors), draws=2, progress=done.append)
+    assert made.shape == (3, 2, 1, 32, 32)
+    torch.testing.assert_close(made, model.decode(codes)[:, None].expand_as(made))
+    assert sum(done) == 2 * sum(level.numel() for level in codes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A classifier of images by a label, which judges samples: torchvision's ResNet-10 on images of at most 64 pixels.
+"""A classifier of images by a label, which judges samples: a ResNet-10 on images of at most 64 pixels.
 
 With it `sample.py --reject` keeps the samples that show their class best, and `evaluate.py --classifier` measures
 whether samples are recognised as their class, and the classification accuracy score: how well a classifier trained on
@@ -42,7 +42,7 @@ class ClassifierConfig:
     pooling: bool = True
     """Halve the maps before the first block, as torchvision's ResNet-18 does: a third of the time."""
     blocks: int = 1
-    """Of each of the four stages: 1 is ResNet-10, 2 ResNet-18. Half the time, as accurate in a few hundred steps."""
+    """Residual blocks of each of the four stages: 1 is ResNet-10; 2 is ResNet-18, which takes twice the time."""
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"pooling": False, "blocks": 2}
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ class _Seen:
         parts: (N, P, H, W), of the map.
         masks: (N, H, W) bool, the foreground.
         residuals: (N, H, W), by `residual_map`.
-        improbable: by level, from which NLL on a code was redrawn for the restorations.
-        expected, restored: (N, C, H, W), means of the draws; of the normal images empty where they were kept.
+        improbable: by level, the NLL above which a code was redrawn for the restorations.
+        expected, restored: (N, C, H, W), means of the draws; empty in what `of` returns.
     """
 
     parts: Tensor
@@ -140,7 +141,7 @@ def write_anomalies(
     print(f"{len(images):,} images of {source}; {len(normal)} of split {evaluated.split} as normal ones")
     for name, reason in images.skipped[:10]:
         print(f"skipped    {name!r}: {reason}")
-    print(f"{draws} draws of each block of {tall}x{wide} pixels, given the codes that come before it")
+    print(f"{draws} draws of each block of {tall}x{wide} pixels, given the codes before it, and {draws} restorations")
     if dry_run:
         return
     background = background_of(evaluated)
@@ -159,11 +160,10 @@ def write_anomalies(
         key = json.dumps(how, sort_keys=True)
         normal_seen = _kept(kept, key)
         if normal_seen is None:
-            seen = look(normal)
-            normal_seen = _Seen.of(seen.kept())  # as a later call will find it
+            normal_seen = _Seen.of(look(normal).kept())  # as a later call will find it
             if not exported(run):  # models that are passed on say nothing of somebody's images
                 with suppress(UserError):  # a folder that cannot be written to: the next call looks again
-                    _keep(kept, key, seen)
+                    _keep(kept, key, normal_seen)
         else:
             progress(len(normal) * each)
         if not normal_seen.masks.any():
@@ -208,7 +208,8 @@ def write_anomalies(
 def _kept(path: Path, key: str) -> _Seen | None:
     """What an earlier call found of the same normal images; None if there is nothing of that key."""
     if path.is_file():
-        with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path) as kept:
+        broken = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+        with suppress(*broken), np.load(path) as kept:
             if str(kept["key"]) == key:
                 return _Seen.of(kept)
     return None
@@ -236,9 +237,14 @@ def _look(
     Labels are not used, so that normal ones and others are judged alike.
     """
     device = next(model.parameters()).device
+    starts = range(0, len(images), _BATCH)
+
+    def batch(start: int) -> Tensor:
+        some: Tensor = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"]
+        return some.to(device)
+
     parts, masks, expected, codes, surprised = [], [], [], [], []
-    for start in range(0, len(images), _BATCH):
-        x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
+    for x in map(batch, starts):
         drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
         codes.append(model.encode(x))
         surprised.append([own for own, _ in surprise(priors, codes[-1])])
@@ -249,8 +255,7 @@ def _look(
     if threshold is None:
         threshold = improbable([torch.cat(level) for level in zip(*surprised, strict=True)], mask.to(device))
     residuals, restored = [], []
-    for start, own in zip(range(0, len(images), _BATCH), codes, strict=True):
-        x = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"].to(device)
+    for x, own in zip(map(batch, starts), codes, strict=True):
         drawn = restore_images(model, priors, own, threshold, draws, seed, progress)
         residuals.append(residual_map(x, drawn).cpu())
         restored.append(drawn.mean(1).cpu())
@@ -262,10 +267,10 @@ def _rows(
     found: _Scored,
     usual: _Scored,
     threshold: float,
-    restored: NDArray[np.bool_],
+    above_residual: NDArray[np.bool_],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The table, highest score first; ``restored`` is where the residual is above its own threshold."""
+    """The table, highest score first; ``above_residual`` is where the residual is above its own threshold."""
     scores, normal = found.scores(), usual.scores()
     rows = []
     for i in np.argsort(-scores, kind="stable").tolist():
@@ -279,7 +284,7 @@ def _rows(
                 "score": float(scores[i]),
                 "above_normal": float((normal < scores[i]).mean()),
                 "share": float(above.sum() / count),
-                "share_by_residual": float(restored[i].sum() / count),
+                "share_by_residual": float(above_residual[i].sum() / count),
                 "row": int(y),
                 "column": int(x),
                 "feature": names[most],

@@ -66,9 +66,9 @@ class Arguments:
     """An image or a folder: in place of the report, map where these images differ from what the models expect there,
     given the rest of them. The images that are scored otherwise are taken as normal."""
     draws: int = 4
-    """Of --anomaly: draws of each block that it is compared with, >= 2."""
+    """Of --anomaly: draws of each block, and restorations of each image, >= 2."""
     false_positives: float = 0.01
-    """Of --anomaly: share of the normal, held-out images above the threshold, in (0, 1)."""
+    """Of --anomaly: share of the normal images' foreground above each threshold, in (0, 1)."""
     overwrite: bool = False
     """Of --anomaly: replace what is in the folder."""
     batch_size: int = 32
