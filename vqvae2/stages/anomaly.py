@@ -47,7 +47,7 @@ from vqvae2.vqvae import VQVAE
 __all__ = ["write_anomalies"]
 
 _NORMAL = 32  # images from which the threshold is taken
-_BATCH = 8
+_BATCH = 24
 _SHOWN = 12
 _HIGH = 0.99  # an image's score is this quantile of its map
 
