@@ -62,17 +62,13 @@ def curves(images: ImageSet, background: float | None, qualities: Sequence[int] 
 
     Returns:
         ``CODEC`` (JPEG XL where it is installed) and, for 16 slices or more, ``CODEC mosaic`` -> points with
-        ``quality``, ``bits_per_pixel``, ``ssim``
-        and the figures of :class:`vqvae2.metrics.Sharpness`.
+        ``quality``, ``bits_per_pixel``, ``ssim`` and the figures of :class:`vqvae2.metrics.Sharpness`.
     """
     slices = images.images[:, 0]
     x = images.__getitems__(range(len(images)))["image"]
     mask, found = foreground(x, background), {}
     whole = len(slices) // SIDE**2 * SIDE**2
-    Image.init()
-    for codec in CODECS:
-        if codec == "JXL" and codec not in Image.SAVE:  # the one that Pillow lacks
-            continue
+    for codec in _known(CODECS):
         found[codec] = [_point(codec, q, slices, x, mask, background) for q in tqdm(qualities, codec)]
         if whole:
             parts = slices[:whole], x[:whole], mask[:whole]
@@ -111,11 +107,8 @@ def lossless(slices: Pixels) -> dict[str, float]:
     Raises:
         ValueError: a codec does not give them back.
     """
-    Image.init()
     whole, found = len(slices) // SIDE**2 * SIDE**2, {}
-    for codec, settings in LOSSLESS.items():
-        if codec not in Image.SAVE:
-            continue
+    for codec, settings in _known(LOSSLESS).items():
         for name, files in ((codec, slices), (f"{codec} mosaic", mosaics(slices[:whole], SIDE))):
             if len(files):
                 made, size = transcode(files, codec, settings)
@@ -123,6 +116,12 @@ def lossless(slices: Pixels) -> dict[str, float]:
                     raise ValueError(f"{codec} does not give back what was written")
                 found[name] = 8 * size / files.size
     return found
+
+
+def _known(codecs: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out JPEG XL where its plug-in is not installed; Pillow has the others."""
+    Image.init()
+    return {codec: settings for codec, settings in codecs.items() if codec != "JXL" or codec in Image.SAVE}
 
 
 def transcode(slices: Pixels, codec: str, settings: Mapping[str, Any]) -> tuple[Pixels, int]:

@@ -6,9 +6,8 @@ The run must have held-out images and the priors of all levels. Completion: a qu
 turn; the root of the mean squared error in it, in [-1, 1], beside the mean training image, the mirrored half,
 scikit-image's biharmonic inpainting and the nearest training image by the pixels that are left. Anomalies: discs of 3
 to 15 pixels, bright, dark, of another texture, without texture, or with the grey ribbon in them missing (as bright as
-white matter); the area under the ROC curve by pixel of the
-foreground, over all images, for `anomaly_map` beside simpler scores, one of which is given the height of the slice.
-*Faint* lesions have half the contrast or less."""
+white matter); the area under the ROC curve by pixel of the foreground, over all images, for `anomaly_map` beside
+simpler scores, one of which is given the height of the slice. *Faint* lesions have half the contrast or less."""
 
 import argparse
 import json

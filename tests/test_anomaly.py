@@ -157,6 +157,19 @@ def test_maps_are_written_where_the_run_cannot_keep_those_of_the_normal_images(r
     assert not (models / "anomaly-normal.npz").exists()
 
 
+@pytest.mark.parametrize("damage", ["empty", "bytes turned over"])
+def test_what_is_kept_of_the_normal_images_is_looked_at_anew_where_it_is_damaged(run, slices, tmp_path, call, damage):
+    flags = ("--run", run, "--anomaly", slices / "a" / "1.png", "--draws", 2, "--out", tmp_path / "maps", "--overwrite")
+    assert call(evaluate.main, *flags).code == 0
+    first, kept = (tmp_path / "maps" / "scores.csv").read_text(), run / "anomaly-normal.npz"
+    content = bytearray(kept.read_bytes())
+    content[200:400] = bytes(255 - byte for byte in content[200:400])
+    kept.write_bytes(b"" if damage == "empty" else content)
+    told = call(evaluate.main, *flags)
+    assert told.code == 0, told.err
+    assert (tmp_path / "maps" / "scores.csv").read_text() == first
+
+
 def test_other_normal_images_of_the_same_names_are_looked_at_anew(run, slices, tmp_path, call, refused):
     """Nothing of another call is left beside the maps, and images without a foreground are told in one line."""
     for name, gain in (("dim", 0.5), ("bright", 1.0), ("black", 0.0)):

@@ -61,18 +61,15 @@ class _Seen:
         masks: (N, H, W) bool, the foreground.
         residuals: (N, H, W), by `residual_map`.
         improbable: by level, the NLL above which a code was redrawn for the restorations.
-        expected, restored: (N, C, H, W), means of the draws; empty in what `of` returns.
     """
 
     parts: Tensor
     masks: Tensor
     residuals: Tensor
     improbable: list[float]
-    expected: Tensor
-    restored: Tensor
 
     def kept(self) -> dict[str, Any]:
-        """What `_kept` reads again: the maps in half precision, and no pictures."""
+        """What `of` takes: the maps in half precision."""
         return {
             "parts": self.parts.half().numpy(),
             "masks": self.masks.numpy(),
@@ -84,8 +81,15 @@ class _Seen:
     def of(cls, kept: Mapping[str, Any]) -> "_Seen":
         """Take it up again."""
         parts, masks, residuals = (torch.from_numpy(kept[name]) for name in ("parts", "masks", "residuals"))
-        none = torch.empty(0)
-        return cls(parts.float(), masks, residuals.float(), kept["improbable"].tolist(), none, none)
+        return cls(parts.float(), masks, residuals.float(), kept["improbable"].tolist())
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Means of the draws, (N, C, H, W): of the blocks, and of the restorations."""
+
+    expected: Tensor
+    restored: Tensor
 
 
 @dataclass(frozen=True)
@@ -153,14 +157,14 @@ def write_anomalies(
     how = {"format": 4, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
     with Progress((len(images) + len(normal)) * each, "redrawing", "codes") as progress:
 
-        def look(some: ImageSet, improbable: list[float] | None = None) -> _Seen:
+        def look(some: ImageSet, improbable: list[float] | None = None) -> tuple[_Seen, _Drawn]:
             return _look(model, priors, some, background, draws, improbable, seed, progress)
 
         kept = run.path / "anomaly-normal.npz"
         key = json.dumps(how, sort_keys=True)
         normal_seen = _kept(kept, key)
         if normal_seen is None:
-            normal_seen = _Seen.of(look(normal).kept())  # as a later call will find it
+            normal_seen = _Seen.of(look(normal)[0].kept())  # as a later call will find it
             if not exported(run):  # models that are passed on say nothing of somebody's images
                 with suppress(UserError):  # a folder that cannot be written to: the next call looks again
                     _keep(kept, key, normal_seen)
@@ -172,7 +176,7 @@ def write_anomalies(
                 evaluated.source,
                 "Give --data other images, or --split another part",
             )
-        seen = look(images, normal_seen.improbable)
+        seen, drawn = look(images, normal_seen.improbable)
     usual = Usual.of(normal_seen.parts, normal_seen.masks)
     normal_found, found = _Scored.of(normal_seen, usual), _Scored.of(seen, usual)
     threshold, residual_threshold = (
@@ -197,7 +201,7 @@ def write_anomalies(
     residuals = seen.residuals.numpy()
     above = (residuals > residual_threshold) & found.masks
     rows = _rows(images.keys, found, normal_found, threshold, above, names)
-    _write(out, images, found, seen, rows, about)
+    _write(out, images, found, residuals, drawn, rows, about)
     print(f"threshold {threshold:.2f}: {false_positives:.1%} of the normal images' foreground lie above it")
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
@@ -231,7 +235,7 @@ def _look(
     threshold: list[float] | None,
     seed: int,
     progress: Progress,
-) -> _Seen:
+) -> tuple[_Seen, _Drawn]:
     """Redraw the blocks of images, then their codes above ``threshold``; None: that of these images.
 
     Labels are not used, so that normal ones and others are judged alike.
@@ -259,7 +263,8 @@ def _look(
         drawn = restore_images(model, priors, own, threshold, draws, seed, progress)
         residuals.append(residual_map(x, drawn).cpu())
         restored.append(drawn.mean(1).cpu())
-    return _Seen(torch.cat(parts), mask, torch.cat(residuals), threshold, torch.cat(expected), torch.cat(restored))
+    seen = _Seen(torch.cat(parts), mask, torch.cat(residuals), threshold)
+    return seen, _Drawn(torch.cat(expected), torch.cat(restored))
 
 
 def _rows(
@@ -299,14 +304,15 @@ def _write(
     out: Path,
     images: ImageSet,
     found: _Scored,
-    seen: _Seen,
+    residuals: NDArray[np.float32],
+    drawn: _Drawn,
     rows: list[dict[str, Any]],
     about: dict[str, Any],
 ) -> None:
     begin(out, "anomaly.json", ["pictures/**/*.png"])
     sheets: list[NDArray[np.uint8]] = []
     names = png_names(images.keys)
-    residuals, threshold = seen.residuals.numpy(), about["threshold"]
+    threshold = about["threshold"]
     for row in rows:
         i = row["index"]
         image = images[i]["image"]
@@ -314,8 +320,8 @@ def _write(
         heat = _heat(np.where(found.masks[i], found.maps[i], 0), threshold)
         above = (found.maps[i] > threshold) & found.masks[i]
         residual = _heat(np.where(found.masks[i], residuals[i], 0), about["residual_threshold"])
-        restored = to_picture(seen.restored[i])
-        strip = [picture, to_picture(seen.expected[i]), heat, _outlined(picture, above), restored, residual]
+        expected, restored = to_picture(drawn.expected[i]), to_picture(drawn.restored[i])
+        strip = [picture, expected, heat, _outlined(picture, above), restored, residual]
         path = out / "pictures" / names[i]
         files.make_folder(path.parent)
         files.write_atomic(path, png_bytes(grid(strip, len(strip))))
