@@ -25,8 +25,8 @@ begun() { # a training of the run
 }
 
 # 1. Images -> codes of three levels -> images. The preset gives the hierarchy: 16x16 codes hold the anatomy, 32x32 and
-#    64x64 what is finer. Of 1,500 steps the last 341 train a second decoder, which paints whole slices from the 16x16
-#    codes alone, and 68 sharpen the first one (both need MobileNetV2's weights in torch's cache).
+#    64x64 what is finer. Of 1,500 steps the last 480 train a second decoder, which paints whole slices from the 16x16
+#    codes alone, and 60 sharpen the first one (both need MobileNetV2's weights in torch's cache).
 if begun vqvae; then
     timed "$python" train_vqvae.py --run "$run" --resume
 else

@@ -13,6 +13,7 @@ from vqvae2.data.people import (
     ask_of_headers,
     by_data_sets,
     by_numbers,
+    data_sets,
     in_several_groups,
     warn_of_cohorts,
     warn_of_copies,
@@ -22,7 +23,7 @@ from vqvae2.data.people import (
 )
 from vqvae2.data.selection import Choice, Layout, LayoutChoice, choose_kind, gather, is_bids, keep
 from vqvae2.data.sources import find_files
-from vqvae2.data.subjects import copy_of, guess_subjects, known_subject, spaced, uninformative
+from vqvae2.data.subjects import copy_of, guess_subjects, known_subject, spaced, stem_of, uninformative
 from vqvae2.errors import UserError
 
 
@@ -41,8 +42,9 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     if layout.volumes:
         choose_kind(layout, choice, tree)
     folders: Folders = _read_splits(layout, source, choice.layout)
-    if tree:
-        folders = [()] * len(layout.keys)
+    if tree:  # HC/sub-01; but what tells data sets apart is no class
+        several = any(data_sets(layout))
+        folders = [() if several else _above_person(parts) for parts in folders]
     _read_people(layout, folders, choice.layout, tree)
     layout.words = layout.words or ("folders" if any(folders) else "flat folder")
     warn_of_copies(layout)
@@ -50,6 +52,11 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
     warn_of_few(layout)
     ask_of_crossed(layout)
     return layout
+
+
+def _above_person(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders above that of a person of BIDS."""
+    return folders[: next((depth for depth, name in enumerate(folders) if name.startswith("sub-")), 0)]
 
 
 def _split_of(name: str) -> str | None:
@@ -185,7 +192,9 @@ def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
     depth = 0
     while depth < max(map(len, folders)):
         here = {parts[depth] for parts in folders if len(parts) > depth}
-        counted = parts_too and (_are_parts(layout, folders, depth) or _are_shards(folders, depth))
+        counted = parts_too and (
+            _are_parts(layout, folders, depth) or _are_shards(folders, depth) or _are_of_hashes(layout, folders, depth)
+        )
         if len(here) == 1 or counted:
             folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
         else:
@@ -235,6 +244,16 @@ def _are_shards(folders: Folders, depth: int) -> bool:
     return begins and len(pairs) > len(here) > 1 and {name for name, _ in pairs} == here
 
 
+def _are_of_hashes(layout: Layout, folders: Folders, depth: int) -> bool:
+    """Whether folders are a part of the hashes that their files are called by: ``0/6/f/06f52e9102a8d3b2.jpg``."""
+    stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
+    names = [parts[depth] if len(parts) > depth else "" for parts in folders]
+    if not all(names) or not all(map(rules.HASH.fullmatch, stems)):
+        return False
+    pairs = list(zip(names, stems, strict=True))
+    return len(pairs) > 8 and all(any(stem.startswith(name, at) for at in range(8)) for name, stem in pairs)
+
+
 def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: bool) -> None:
     """Read attributes and people from the folders, and people from the names where no folder tells them."""
     if wanted in ("classes", "subjects") and not all(folders):
@@ -243,7 +262,7 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
     doubts: list[str] = []
     by_name = guess_subjects(layout.keys, layout.volumes, doubts)
     people: list[str] | None = None
-    if not tree and wanted != "flat":
+    if wanted != "flat":
         people = _read_levels(layout, folders, wanted, by_name)
         named = " and ".join(reversed(layout.attributes))
         if words := f"{named} folders" if named else "a folder for each subject" if people else "":
@@ -297,6 +316,7 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
         else:
             told = meaning(layout, folders, depth, by_name)
         if told == "people":
+            _note_what_lies_below(layout, folders, depth)
             return people_of(layout, names)
         if not told:
             return None
@@ -312,3 +332,17 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
             shown = ", ".join(f"{count:,} of {split}" for split, count in lacking.items())
             layout.notes.append(f"{told}: {shown} lie in no such folder; their label counts as missing")
     return None
+
+
+def _note_what_lies_below(layout: Layout, folders: Folders, depth: int) -> None:
+    """Say that folders which most people have, and that are no visits or kinds of image, are not read: ``10253/0``."""
+    inside: dict[str, set[str]] = {}
+    for parts in folders:
+        if len(parts) > depth + 1:
+            inside.setdefault(parts[depth], set()).add(parts[depth + 1])
+    often = Counter(name for held in inside.values() for name in held)
+    if 1 < len(often) <= 20 and all(2 * count >= len(inside) for count in often.values()) and len(inside) > 2:
+        layout.notes.append(
+            f"folders such as {' and '.join(sorted(often)[:2])} within those of people are not read; if they are "
+            "labels, name the images in a table (--labels)"
+        )

@@ -64,13 +64,23 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     if named:
         return named
     if _look_like_people(distinct):
+        if reason := _why_classes(layout, names, stems):
+            layout.subject_doubts.append(
+                f"folders like {min(distinct)} are read as classes, as held-out images lie in {reason}; if they are "
+                "people, give --layout subjects"
+            )
+            return attribute
         if _hold_people(names, by_name, layout.volumes):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} hold several people by the names of their files and are read as a "
                 f"{attribute}; if they are people, give --layout subjects"
             )
             return attribute
-        if len(distinct) <= 20 and (listed or _are_counted(distinct)):
+        if (
+            (_are_counted(distinct)
+            and (len(distinct) <= 20 or all(map(str.isdecimal, distinct))))
+            or (listed and len(distinct) <= 20)
+        ):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
             )
@@ -88,6 +98,12 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return attribute  # the same names in several folders: original/AD, augmented/AD
     if layout.volumes and not any(person_of(stem, volume=True) for stem in stems) and len(set(stems)) < len(stems):
         inside = set(below) - {""}
+        if not inside and not numbered(distinct) and _are_lists(names, stems):
+            layout.subject_doubts.append(
+                f"folders like {min(distinct)} are read as a {attribute}, and each volume as a subject; if they are "
+                "people, give --layout subjects"
+            )
+            return attribute  # AD/image_001.nii.gz
         called = len(inside) > len(distinct) and not any(map(tells_no_person, inside))  # AD/anna, rest/anna
         if len(inside) < len(distinct) or not all(below) or not (numbered(inside) or called):
             return "people"  # anna/T1.nii, anna/FLAIR.nii: the names tell the kind of image alone
@@ -142,11 +158,30 @@ def _tell_nobody(by_name: Sequence[str], keys: Sequence[str], names: Sequence[st
     )
 
 
+def _why_classes(layout: Layout, names: Sequence[str], stems: Sequence[str]) -> str:
+    """Where held-out images lie, if that shows that numbers are classes: in no such folders (GTSRB), or in the same
+    as training images, whose files no other folder counts anew (``train/1/image_06734.jpg``); "" if it does not.
+    """
+    training, held_out = _by_split(layout, names)
+    if layout.volumes or len(training) < 3 or not _are_counted(training) or 10 * len(set(stems)) < 9 * len(stems):
+        return ""
+    if 2 * len(training & held_out) > len(held_out):
+        return "folders of the same names"
+    return "no such folders" if not held_out and {"val", "test"} & set(layout.splits) else ""
+
+
 def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]:
     """The names of the training split, and those of held-out ones."""
     told = set(zip(names, (split in (None, "train") for split in layout.splits), strict=True))
     training, held_out = ({name for name, own in told if name and own == side} for side in (True, False))
     return training, held_out
+
+
+def _are_lists(names: Sequence[str], stems: Sequence[str]) -> bool:
+    """Whether folders hold five files and more that are counted behind one word: ``AD/image_001``, ``AD/image_002``."""
+    words = {re.sub(r"\d+$", "", stem) for stem in stems if re.search(r"\d$", stem)}
+    counted = all(re.search(r"\d$", stem) for stem in stems)
+    return counted and len(words) == 1 and min(Counter(names).values()) >= 5
 
 
 def _differ_by_size(names: Sequence[str], stems: Sequence[str]) -> bool:

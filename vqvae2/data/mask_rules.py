@@ -4,11 +4,12 @@ import re
 from typing import NamedTuple
 
 MASK_FILES = re.compile(
-    r"\w+_fast_(?!restore)|(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|"
+    r"\w+_fast_(?!restore)|(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|BiasField(?:_|$)|im\d{4}\.(?:ah|vk)$|"
     r"(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)",
     re.IGNORECASE,
 )
-"""Masks and maps by how a name begins: ``T1_fast_bias`` of FSL, ``1st_manual`` of DRIVE,
+"""Masks and maps by how a name begins: ``T1_fast_bias`` of FSL, ``BiasField_P01`` of SPM, ``1st_manual`` of DRIVE,
+``im0001.ah`` of STARE,
 ``VSD.Brain.XX.O.OT.70608.nii`` of BraTS 2015 and ISLES 2015."""
 
 
@@ -65,7 +66,7 @@ BESIDE = (  # the first that fits decides
         "maps made of others",
         True,
         re.compile(
-            r"mixeltype|(?:log)?jacobians?|warp(?:field)?s?|inverse|thickness|deformations?|displacements?|"
+            r"mixeltype|(?:log)?jac(?:obians?)?|warp(?:field)?s?|inverse|thickness|deformations?|displacements?|"
             r"prob(?:s|abilit(?:y|ies)|maps?)?|biasfield"
         ),
         ("P01_3.png", "P01_3_jacobian.png"),

@@ -54,12 +54,19 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
         for i, parts in enumerate(places):
             if len(parts) > depth and is_mask(parts[depth - 1], folder=True):
                 inside[tuple(parts[:depth])].append(i)
+        both = {  # WMH_training holds images and masks, so WMH_test beside it is of images
+            (folder[:-1], _mask_words(folder[-1]))
+            for folder, rows in inside.items()
+            if any(masks[i] for i in rows) and not all(masks[i] for i in rows)
+        }
         for folder, rows in inside.items():
             if any(masks[i] for i in rows):  # all are masks by name already, or the folder holds both
                 continue
+            if (folder[:-1], _mask_words(folder[-1])) in both:
+                continue
             if len(rows) == len(places) and any(word.role == "" for word in words_of(spaced(folder[-1]))):
                 continue  # MoNuSeg: the data's own name
-            if mask_rules.CLASS_OR_MASK.fullmatch(folder[-1].lower()):
+            if all(map(mask_rules.CLASS_OR_MASK.fullmatch, _mask_words(folder[-1]) or (folder[-1].lower(),))):
                 either.setdefault(folder[-1], []).extend(rows)
                 continue
             for i in rows:
@@ -78,12 +85,19 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
     return masks
 
 
+@lru_cache(maxsize=100_000)
+def _mask_words(folder: str) -> tuple[str, ...]:
+    """The words of a folder's name that mean masks."""
+    return tuple(word.text.lower() for word in words_of(spaced(folder)) if word.role == "mask")
+
+
 def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, tuple[mask_rules.Beside, str]]:
     """Which files have a word of `mask_rules.BESIDE` and lie beside an image of the name without it, and this."""
     words = {word.lower() for key in keys for word in _WORD.findall(key)}
     if not any(_rule((word,)) for word in words):
         return {}
     images: dict[Place, str] = {}
+    going_on: dict[Place, list[tuple[set[str], str]]] = defaultdict(list)  # by a beginning, the words after it
     wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
     aside: dict[int, int] = {}  # how deep a folder of its own lies
     for i, key in enumerate(keys):
@@ -121,13 +135,17 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             aside[i] = above
         else:
             held = [(here, rest), ((*here[:-1], "*"), rest)]
-            held += [(here, (*rest[:end], "*")) for end in range(len(rest) + 1) if volumes]
             held += [((*here[:at], "*plain", *here[at + 1 :]), rest) for at in range(len(here)) if _is_plain(here[at])]
             for place in held:
                 images.setdefault(place, key)
+            for end in range(len(rest) + 1) if volumes else ():
+                going_on[here, rest[:end]].append(({part for part in rest[end:] if not part.isdecimal()}, key))
     found: dict[int, tuple[mask_rules.Beside, str]] = {}
     for i, (rule, places) in wanted.items():
-        if image := next((images[place] for place in places if place in images), ""):
+        own = set(_parts(stem_of(keys[i].rsplit("/", 1)[-1])))
+        places_here = (place for place in places if place[1][-1:] == ("*",))
+        others = (key for here, begun in places_here for words, key in going_on[here, begun[:-1]] if words <= own)
+        if image := next((images[place] for place in places if place in images), next(others, "")):
             other = image.split("/")[aside[i] : -1] if i in aside else []
             # Of tumor/ and MRI/ both may hold images, of lesion/ and images/ one does.
             unsure = bool(other) and not mask_rules.IMAGES.fullmatch(other[0].lower())

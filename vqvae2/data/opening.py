@@ -282,8 +282,11 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
         if said := table.blanks[column]:
             told = ", ".join(f"{cell} ({count:,})" for cell, count in said.most_common(6))
             layout.notes.append(f"{column}: treated as missing: {told}")
-    files = [key_of(path, layout.folder) for path in layout.paths] if layout.volumes else layout.keys
-    found = table.match(files, subjects, people=layout.volumes)
+    files = _files_of(layout)
+    found = table.match(files, subjects)
+    if layout.volumes and table.subject_columns:  # the table's files may be slices
+        ways = (found, table.match(files, subjects, people=True))
+        found = max(ways, key=lambda way: sum(row is not None for row in way.rows))
     lacking = sum(row is None for row in found.rows)
     if lacking == len(found.rows):
         folders = {part for key in files for part in key.split("/")[:-1]}
@@ -326,6 +329,11 @@ def _columns(table: Table, columns: tuple[str, ...], layout: Layout, subjects: l
     return texts
 
 
+def _files_of(layout: Layout) -> list[str]:
+    """The file of each image, or volume, relative to the data."""
+    return [key_of(path, layout.folder) for path in layout.paths] if layout.volumes else layout.keys
+
+
 def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[str]:
     """Whom each image shows; says in a note what told it."""
     subjects, told_by = list(layout.subjects), layout.told_by
@@ -333,21 +341,23 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
         subjects, told_by = subjects_by_pattern(layout.keys, config.subject_pattern), "--subject-pattern"
     else:
         for table in tables:
-            if not table.subject_columns or table.file_column is None or layout.volumes:
+            if not table.subject_columns or (table.file_column is None and table.image_ids is None):
                 continue
             column = table.subject_columns[0]
-            found = table.match(layout.keys, subjects)
+            found = table.match(_files_of(layout), subjects)
             if found.what != "files":
                 continue
             named = [row[column] if row else "" for row in found.rows]
             known = sum(name != "" for name in named)
+            if layout.volumes and 2 * known < len(named):  # the table's files are slices
+                continue
             if known:
                 told_by = f"{table.path.name} and {told_by}" if known < len(named) else table.path.name
             if known < len(named):
                 lacking = len(named) - known
                 layout.notes.append(
-                    f"{lacking:,} of {len(named):,} images have no subject in {table.path.name}; theirs is told by "
-                    f"{layout.told_by}"
+                    f"{lacking:,} of {len(named):,} {layout.unit} have no subject in {table.path.name}; theirs is told "
+                    f"by {layout.told_by}"
                 )
             subjects = [new or old for new, old in zip(named, subjects, strict=True)]
     if layout.volumes or config.subject_pattern is not None or not warn_of_each_alone(layout, subjects, told_by):

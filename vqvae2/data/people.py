@@ -61,14 +61,7 @@ def ask_of_headers(layout: Layout, people: list[str]) -> None:
 
 def by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
     """Keep apart people of the same name in several BIDS data sets, ``ds000001/sub-01`` and ``ds000002/sub-01``."""
-    sets: list[str] = []
-    homes_of: dict[str, str] = {}
-    for key in layout.keys:
-        found = re.match(r"(.+?)/(?:(?:derivatives|rawdata|sourcedata)/.*?)?sub-[A-Za-z0-9]+/", key)
-        name = found[1] if found else ""
-        if name not in homes_of:
-            homes_of[name] = _home(layout.folder, name)
-        sets.append(homes_of[name])
+    sets = data_sets(layout)
     homes: dict[str, set[str]] = {}
     for who, home in zip(subjects, sets, strict=True):
         homes.setdefault(who, set()).add(home)
@@ -80,6 +73,19 @@ def by_data_sets(layout: Layout, subjects: list[str]) -> list[str]:
         "each; --subject-pattern tells otherwise, and a table must name the images"
     )
     return [f"{home}/{who}" if who in set(shared) and home else who for who, home in zip(subjects, sets, strict=True)]
+
+
+def data_sets(layout: Layout) -> list[str]:
+    """The BIDS data set below the folder that each file is of; "" for none."""
+    homes: dict[str, str] = {}
+    sets = []
+    for key in layout.keys:
+        found = re.match(r"(.+?)/(?:(?:derivatives|rawdata|sourcedata)/.*?)?sub-[A-Za-z0-9]+/", key)
+        name = found[1] if found else ""
+        if name not in homes:
+            homes[name] = _home(layout.folder, name)
+        sets.append(homes[name])
+    return sets
 
 
 def _home(folder: Path, name: str) -> str:
@@ -119,7 +125,8 @@ def without_zeros(layout: Layout, subjects: list[str], folders: Folders) -> list
 
 
 def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[str]:
-    """Take a bare number for a person where folders of visits, kinds or planes have it again: ``baseline/001.png``."""
+    """Take a name that tells nobody for a person where folders of visits, kinds or planes have it again:
+    ``baseline/001.png``, ``T1/patient_12.png``."""
     if not {"visit", "kind", "side", "plane", "size"} & layout.attributes.keys():
         return subjects
     kinds = layout.attributes.get("kind", [""] * len(subjects))
@@ -129,7 +136,7 @@ def by_numbers(layout: Layout, subjects: list[str], folders: Folders) -> list[st
         for stem, kind in zip(stems, kinds, strict=True)
     ]
     bare = [
-        name.isdecimal() and (who == key or name != stem)
+        who == key or (name.isdecimal() and name != stem)
         for who, key, name, stem in zip(subjects, layout.keys, names, stems, strict=True)
     ]
     # Each split counts anew.
@@ -144,7 +151,8 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
     """Read names that several sites or classes have as `rules.RECURRING` tells, and say so.
 
     A name is left alone where of each visit, side, kind of image or source it is in one folder, as of a person whose
-    diagnosis has changed, and where it is a cohort's or a number of a long list, which nobody else has.
+    diagnosis has changed, and where it is a cohort's or a number of a long list, which nobody else has. (A label of
+    BIDS, ``sub-01``, is of one person in its data set alone.)
     """
     _ask_of_modalities(layout, subjects)
     listed = _drawn_from_many(subjects)
@@ -156,7 +164,7 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
         names = layout.attributes[rule.level]
         homes: dict[tuple[str, tuple[object, ...]], dict[str, str]] = {}
         for key, who, setting, name in zip(layout.keys, subjects, settings, names, strict=True):
-            if not known_subject(key) and who not in listed:
+            if (not (known := known_subject(key)) or known.startswith("sub-")) and who not in listed:
                 homes.setdefault((who, setting), {}).setdefault(name, key)
         shared = {who: list(held.values())[:2] for (who, _), held in homes.items() if len(held) > 1}
         if not shared:
@@ -279,7 +287,13 @@ def warn_of_few(layout: Layout) -> None:
     )
     years = all(map(rules.YEAR.fullmatch, counts))
     told = by_files and (words or digits or years) and len(layout.keys) >= 8 * len(counts)
-    if len(counts) > 1 and (told or _are_too_few(layout, counts)):
+    plain = [
+        who for who, count in counts.items() if count >= 8 and 5 * count >= len(layout.keys) and not numbered({who})
+    ]
+    mixed = (
+        by_files and plain and sum(count == 1 for count in counts.values()) * 4 >= len(layout.keys)
+    )  # AD_001, CT_001
+    if len(counts) > 1 and (told or mixed or _are_too_few(layout, counts)):
         shown = ", ".join(f"{who} ({count:,} {layout.unit})" for who, count in counts.most_common(3))
         layout.subject_doubts.append(
             f"the names identify {len(counts)} subjects: {shown}; if these are classes, "
@@ -330,6 +344,12 @@ def ask_of_crossed(layout: Layout) -> None:
         firsts.setdefault(re.sub(r"[^\w/]*_?\d+$", "", stem_of(key)) if alone else who, key)
         if len(firsts) == _CROSSED:
             break
+    if exam := _exams(firsts):
+        layout.subject_doubts.append(
+            f"{exam[0]} and {exam[1]} are read as of different subjects; if the number is an examination's, and the "
+            "word before it the person, give --subject-pattern"
+        )
+        return
     alike: dict[tuple[int, int], dict[tuple[str, ...], str]] = {}  # by the way of parting and the number of parts
     for key in firsts.values():
         name = _DATE.sub(r"\1\2\3", stem_of(key).lower())
@@ -343,6 +363,20 @@ def ask_of_crossed(layout: Layout) -> None:
                 "--subject-pattern"
             )
             return
+
+
+def _exams(firsts: dict[str, str]) -> tuple[str, str] | None:
+    """Two files of names that may be a person's and an examination's number, ``Mueller_10234``: five words at least,
+    most of which have several numbers, of four digits or more, and few of them."""
+    numbers: dict[str, dict[str, str]] = {}
+    for who, key in firsts.items():
+        if not (match := re.fullmatch(r"([^\W\d_]{2,}(?:[_\- ][^\W\d_]{2,})*)[_\- ](\d{4,})", who)) or is_person(who):
+            return None
+        numbers.setdefault(match[1], {})[match[2]] = key
+    several = [list(held.values()) for held in numbers.values() if len(held) > 1]
+    if len(numbers) < 5 or 2 * len(several) < len(numbers) or len(firsts) > 5 * len(numbers):
+        return None
+    return several[0][0], several[0][1]
 
 
 def _crossed(keys: dict[tuple[str, ...], str], place: int) -> tuple[str, str] | None:

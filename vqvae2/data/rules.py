@@ -149,7 +149,7 @@ class Word(NamedTuple):
 WORDS = (  # the first that fits decides
     Word(
         "mask",
-        r"(?!un)[a-z]*masks?(?:png|bin|binary)?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|"
+        r"(?!un)[a-z]*masks?(?:png|bin|binary|inv)?|msk|(?:1st|2nd|3rd)(?:ho|manual|observer|expert|reader|rater)|"
         r"(?!non|no|un)[a-z]*segs?|segm|[a-z]*segmentations?|pve|gts?|gt(?:v[a-z]{0,2}\d*|fine|coarse|seg|mask|map|img|label)s?|(?:ground)?truths?|labels?|"
         r"labelmaps?|annot(?:s|ations?)?|contours?|rois?|delineations?|wmh|(?:wm|a)parc(?:\+aseg)?|ribbon|consensus",
         r"mask|seg|label|roi|gt",
@@ -202,7 +202,9 @@ VISIT_BEGIN = {"bl", "base", "baseline", "init", "initial", "screening", "sc"}
 """Words for visit 0."""
 NO_VISIT = re.compile(r"(?:scan|run|acq|echo|rep|repeat|exam|mr)\D*\d+", re.IGNORECASE)
 """Several images of one visit."""
-ONE_PERSON = re.compile(r"(?:sub(?:j(?:ect)?)?|patient|pat|person|participant|volunteer|p)[\W_]*\d+", re.IGNORECASE)
+ONE_PERSON = re.compile(
+    r"(?:sub(?:j(?:ect)?)?|patient|pat|case|person|participant|volunteer|p)[\W_]*\d+", re.IGNORECASE
+)
 """Folders of one person, whatever their scans are called: ``patient3/scan1.nii``."""
 GROUP_WORDS = re.compile(
     r"(?:site|cent[er]{2}|scanner|hospital|group|grp|class|grade|data-?set|ds|fold|batch|part|cohort|set)[\W_]*\d*$",
@@ -221,6 +223,8 @@ PART_OR_PATIENT = re.compile(r".*[A-Za-z]{3}[\W_]+pt[\W_]*\d+", re.IGNORECASE)
 """Parts too where the numbers of the files go on from one to the next: ``volume_pt1`` of LiTS."""
 ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
 """What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
+HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}", re.IGNORECASE)
+"""Files that are called by a hash; folders of its first characters tell nothing: ``0/6/f/06f52e9102a8d3b2.jpg``."""
 CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\d))\.[^/]+$")
 """The channel of nnU-Net's images: ``imagesTr/BRATS_001_0000.nii.gz``."""
 NO_MASK = {"with", "without", "no", "non", "face"}
@@ -329,9 +333,14 @@ NO_PATIENT = re.compile(
 )
 """Patient IDs of DICOM headers that an anonymisation writes into all of them."""
 VISIT_COLUMNS = re.compile(
-    r"(?:ses(?:s|sion)?|visit|vis|viscode\d?|time[ _-]?point|tp|wave|week|month)s?(?:[ _-]?(?:id|code|nr|no|name))?"
+    r"(?:ses(?:s|sion)?|visit|vis|viscode\d?|time[ _-]?point|tp|wave|week|month|(?:redcap[ _-]?)?event)s?"
+    r"(?:[ _-]?(?:id|code|nr|no|name))?"
 )
-"""Columns that tell the visit of a row."""
+"""Columns that tell the visit of a row: ``session_id`` of BIDS, ``VISCODE`` of ADNI, ``eventname`` of ABCD."""
+STATUS_OR_VISIT = "ses"
+"""A column that may be a session, or OASIS's socioeconomic status: a visit only where people have several rows."""
+REDCAP_EVENT = re.compile(r".+_arm_\d+", re.IGNORECASE)
+"""Cells that name a visit as REDCap does: ``baseline_year_1_arm_1``, in BIDS ``ses-baselineYear1Arm1``."""
 ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "yes", "n": "no", "t": "true"}
 """Cells that may mean the same class as the word, which the report asks about."""
 MISSING = {

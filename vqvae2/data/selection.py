@@ -283,6 +283,8 @@ def _choose_entities(layout: Layout, choice: Choice) -> None:
                 f"--bids-entity {name}=NAME takes another"
             )
         rows = [i for i, part in enumerate(parts) if part == value]
+        if not known:
+            rows = _with_those_who_lack_it(layout, name, parts, rows)
         if not rows:
             told = ", ".join(sorted({part or "none" for part in parts})[:6])
             raise UserError(f"no volume has {name}-{value}", "--bids-entity", f"There are: {told}")
@@ -291,6 +293,30 @@ def _choose_entities(layout: Layout, choice: Choice) -> None:
                 (f"{len(parts) - len(rows):,} volumes", f"not {name}={value or 'none'} (--bids-entity)")
             )
         keep(layout, rows)
+
+
+def _with_those_who_lack_it(layout: Layout, name: str, parts: list[str], rows: list[int]) -> list[int]:
+    """The volumes of the making that is taken, and of people who have only others one of theirs, if it is a
+    reconstruction (``rec``); spaces and resolutions are not mixed, and the report says how many people that leaves out.
+    """
+    whom = [
+        found[0] if (found := re.match(r"sub-[A-Za-z0-9]+", key.rsplit("/", 1)[-1])) else key for key in layout.keys
+    ]
+    lacking = sorted(set(whom) - {whom[i] for i in rows})
+    if not lacking:
+        return rows
+    if name == "rec":
+        often = Counter(parts)
+        best = {
+            who: min({p for p, w in zip(parts, whom, strict=True) if w == who}, key=lambda p: (-often[p], p))
+            for who in lacking
+        }
+        rows = [i for i in range(len(parts)) if i in set(rows) or best.get(whom[i]) == parts[i]]
+        told = f"of {len(lacking):,} people who have no such volume, such as {lacking[0]}, another {name} is taken"
+    else:
+        told = f"{len(lacking):,} people who have no such volume, such as {lacking[0]}, are left out"
+    layout.doubts[-1] += f"; {told}"
+    return rows
 
 
 def is_bids(folder: Path, keys: list[str]) -> bool:

@@ -127,9 +127,13 @@ def _listed(source: Path) -> tuple[Path, Found]:
     for line in filter(None, (line.strip() for line in lines)):
         if line.startswith("#"):
             continue
-        named = Path(line.strip("\"'")).expanduser()
-        there = source.parent / named
-        path = there if there.exists() or not named.exists() else named
+        try:
+            named = Path(line.strip("\"'")).expanduser()
+            there = source.parent / named
+            path = there if there.exists() or not named.exists() else named
+        except (OSError, RuntimeError, ValueError):  # too long for a path, ~nobody, a zero byte
+            found.skipped.append((line[:100], "no path"))
+            continue
         if path.is_dir():
             inside = walk(path)
             files |= dict.fromkeys(Path(os.path.abspath(p)) for p in inside.images + inside.volumes + inside.dicom)

@@ -153,7 +153,7 @@ def person_of(stem: str, volume: bool = False) -> str:
             return stem
         tokens = tokens[:-1]
     named = _apart_from_groups(tokens)
-    if not volume and len(tokens) > 1 and _is_slice(tokens) and named != [tokens[-1]]:
+    if not volume and len(tokens) > 1 and _is_slice(tokens) and named != [tokens[-1]] and not _is_counted(tokens):
         tokens = tokens[:-1]
         named = _apart_from_groups(tokens)
     numbered = any(re.search(r"\d", token.text) for token in named)
@@ -202,6 +202,23 @@ def _apart_from_groups(tokens: Sequence[Token]) -> list[Token]:
         if group and any(re.search(r"\d", one.text) for one in rest):
             return named[:place] + rest
     return named
+
+
+def _is_counted(tokens: Sequence[Token]) -> bool:
+    """Whether the last number is a person's: behind a word for one, in a name that tells the slice, the kind of image,
+    the visit or the group before it: ``slice_034_patient_12``, ``T1_case_012``, ``site1_patient_12``."""
+    *before, word, last = tokens[-3:]
+    if last.role != "number" or not (before and rules.ONE_PERSON.fullmatch(f"{word.text}_{last.text}")):
+        return False
+    told = [
+        one
+        for one in tokens[:-2]
+        if one.role in ("slice", "kind", "visit", "side") or rules.GROUP_WORDS.fullmatch(one.text)
+    ]
+    others = [
+        one for one in tokens[:-2] if one.role in ("", "number") and one not in told and re.search(r"\d", one.text)
+    ]
+    return bool(told) and not others
 
 
 def _is_slice(tokens: Sequence[Token]) -> bool:
@@ -305,10 +322,17 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
         return who
     scans = [token for token in words_of(stem) if token.role == "visit"]
     scan = stem[scans[0].start : scans[-1].end] if scans else ""
-    above = (person_of(folder, volume=True) for folder in reversed(key.split("/")[:-1]))
+    above = (person_of(folder, volume=True) for folder in reversed(key.split("/")[:-1]) if not _is_part(folder))
     if volume and not rules.NO_VISIT.match(scan) and (folder := next(filter(None, above), "")):
         return folder  # anna/T1.nii, anna/V2.nii
     return scan if re.search(r"\d", scan) else who or key  # scan_003_5.png
+
+
+def _is_part(folder: str) -> bool:
+    """Whether a folder is a split or holds all images, by all words of its name: ``imagesTr``, ``img``."""
+    words = _SEPARATOR.split(spaced(folder).lower())
+    patterns = (rules.NEUTRAL, *rules.SPLITS.values())
+    return all(any(pattern.fullmatch(word) for pattern in patterns) for word in words)
 
 
 def visit_of(key: str) -> str:
@@ -334,9 +358,11 @@ def visit_of(key: str) -> str:
 def visit_in(cell: str) -> str:
     """Tell the visit that a table's cell names, as `visit_of` does for a path.
 
-    >>> [visit_in(cell) for cell in ("ses-02", "M12", "bl", "Visit 3", "4", "autumn", "")]
-    ['2', '12', '0', '3', '4', 'autumn', '']
+    >>> [visit_in(cell) for cell in ("ses-02", "M12", "bl", "Visit 3", "4", "2_year_follow_up_y_arm_1", "autumn", "")]
+    ['2', '12', '0', '3', '4', '2-1', 'autumn', '']
     """
+    if rules.REDCAP_EVENT.fullmatch(cell):
+        return _visit(re.sub(r"[\W_]+", "", cell.lower()))
     code = re.fullmatch(r"[A-Za-z]{0,2}[ _-]?(\d+)", cell)
     return str(int(code[1])) if code else visit_of(cell) or cell.lower()
 
@@ -409,20 +435,39 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
 
     Returns:
         Indices of the images whose class, in their split, has one guessed subject for several images (or several that
-        begin alike, as in ``Tr-glTr_0001.jpg``), and that subject is the class's own name or has no number.
+        begin alike, as in ``Tr-glTr_0001.jpg``), and that subject is the class's own name or has no number; or
+        all, where beside the class's word the names say the same in all classes: ``cat/flickr_cat_000002.jpg``.
     """
     groups: dict[tuple[str | None, str], list[int]] = defaultdict(list)
     for index, place in enumerate(zip(splits, classes, strict=True)):
         groups[place].append(index)
     found: list[int] = []
+    sources = _sources(subjects, classes)
     for (_, name), rows in groups.items():
         guessed = {subjects[i] for i in rows}
+        if sources and len(guessed) < len(rows):
+            found += rows
+            continue
         one = min(guessed, key=len)
         alike = len(guessed) < len(rows) and all(guess.startswith(one) for guess in guessed)
         own = {name.lower(), *name.lower().split(".", 1)}  # 001.ak47/001_0001.jpg
+        own |= {one} if one.isdecimal() and name.isdecimal() and int(one) == int(name) else set()  # 7/00007_00001.png
         if alike and ((guessed == {one} and one.lower() in own) or not any(re.search(r"\d", g) for g in guessed)):
             found += rows
     return sorted(found)
+
+
+def _sources(subjects: Sequence[str], classes: Sequence[str]) -> set[str]:
+    """What names without a number say besides their class, if it is the same of two classes or more; else nothing."""
+    rests: dict[str, set[str]] = defaultdict(set)
+    for who, name in zip(subjects, classes, strict=True):
+        words = [word for word in _SEPARATOR.split(who.lower()) if word]
+        if name.lower() not in words or re.search(r"\d", who):
+            return set()
+        words.remove(name.lower())
+        rests[name].add("_".join(words))
+    first = next(iter(rests.values()))
+    return first - {""} if len(rests) > 1 and all(rest == first for rest in rests.values()) else set()
 
 
 def subjects_by_pattern(keys: Sequence[str], pattern: str) -> list[str]:

@@ -286,7 +286,11 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
             file_column = file_column or image_ids
         elif file_column == image_ids:
             file_column = None
-    visit_column = next((name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])), None)
+    visits = [name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])]
+    visits.sort(key=lambda name: folded[name] == rules.STATUS_OR_VISIT)
+    visit_column = next(
+        (name for name in visits if folded[name] != rules.STATUS_OR_VISIT or _tells_visits(rows, name, people)), None
+    )
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
         columns, people = (_OWN, *columns), [_OWN]
@@ -311,6 +315,15 @@ def _are_of_images(rows: Sequence[Row], files: str, people: Sequence[str]) -> bo
     names = [row[files] for row in rows]
     several = any(len({row[column] for row in rows}) < len(rows) for column in people)
     return all(names) and len(set(names)) == len(names) and several
+
+
+def _tells_visits(rows: Sequence[Row], column: str, people: Sequence[str]) -> bool:
+    """Whether a column's cells are visits: words (``ses-01``), or of several rows of one person different numbers."""
+    told = {row[column] for row in rows if row[column].lower() not in rules.MISSING}
+    if any(re.search(r"[A-Za-z]", cell) for cell in told):
+        return True
+    pairs = ({(row[name], row[column]) for row in rows if row[name]} for name in people)
+    return any(len(pair) > len({who for who, _ in pair}) for pair in pairs)
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[Row], list[str]]:
