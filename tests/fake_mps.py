@@ -121,5 +121,7 @@ class _Generator(torch.Generator):
 @contextmanager
 def fake_mps() -> Iterator[torch.device]:
     """Let the device work for the length of a ``with`` block."""
-    with _Mode(), patch.object(torch, "Generator", _Generator):
+    own = torch.Generator().manual_seed(0)
+    random = {"get_rng_state": own.get_state, "set_rng_state": own.set_state}
+    with _Mode(), patch.object(torch, "Generator", _Generator), patch.multiple(torch.mps, **random):
         yield MPS

@@ -1,6 +1,7 @@
 """Data as people have them: public data sets by their own names, each read as its cohort means it."""
 
 import csv
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -863,6 +864,17 @@ def test_dicom_series_are_volumes_whose_patients_are_not_written_out(tmp_path):
         expected = cut(path, SliceConfig(clip_high=100))
         for place, pixels in zip(expected.places, expected.pixels, strict=True):
             np.testing.assert_array_equal(every(data)[f"scan{p}/S004_k{place:03d}"][0], pixels)
+
+
+def test_dicom_series_in_a_folder_whose_name_is_no_utf_8_can_be_stored(tmp_path):
+    pytest.importorskip("SimpleITK")
+    for p in range(4):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller%d" % p))
+        case_trees.dicom_series(folder, f"H{p}", head(p).astype(np.int16))
+    data = open_data(DataConfig(data=str(tmp_path), size="32x32"))
+    "".join(every(data)).encode()
+    data.report().encode()
+    assert all(key.startswith("M\\udcfcller") for key in every(data))
 
 
 def test_labels_of_dicom_patients_are_found_by_the_number_in_the_header(tmp_path):

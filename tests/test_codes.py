@@ -391,12 +391,41 @@ def test_what_an_interrupted_writer_left_is_not_mixed_with_anything_else(tmp_pat
     assert CodeStore(tmp_path / "codes").keys == given["keys"][:3]
 
 
-def test_a_damaged_beginning_is_not_gone_on_with(tmp_path):
-    abandoned(tmp_path / "codes", example(11), 7)
-    env = lmdb.open(str(tmp_path / "codes.partial"), lock=False, map_size=1 << 20)
+def spoil(path: Path) -> None:
+    """Change a bit of the second value."""
+    env = lmdb.open(str(path), lock=False, map_size=1 << 20)
     with env, env.begin(write=True) as transaction:
         value = bytearray(transaction.get(b"codes/00000001"))
         value[0] ^= 1
         transaction.put(b"codes/00000001", bytes(value))
-    writer = CodeWriter(tmp_path / "codes", **{**SETTINGS, "rows_per_value": 2, "plan": "plan"})
-    assert len(writer) == 0
+
+
+@pytest.mark.parametrize(("count", "kept"), [(7, 2), (11, 2)])
+def test_what_lies_before_a_damaged_value_is_gone_on_with(tmp_path, count, kept):
+    given = example(11)
+    settings = {**SETTINGS, "rows_per_value": 2, "plan": "plan"}
+    abandoned(tmp_path / "codes", given, count)
+    spoil(tmp_path / "codes.partial")
+    whole_then_cut(tmp_path, given, settings, kept)
+
+
+def test_what_lies_before_the_last_smaller_value_is_gone_on_with(tmp_path):
+    given = example(11)
+    settings = {**SETTINGS, "rows_per_value": 2, "plan": "plan"}
+    writer = CodeWriter(tmp_path / "codes", **settings)  # killed while it closed
+    append(writer, range(11), given)
+    writer._take_chunk()
+    writer._commit()
+    writer._env.close()
+    whole_then_cut(tmp_path, given, settings, 10)
+
+
+def whole_then_cut(folder: Path, given: dict[str, Any], settings: dict[str, Any], kept: int) -> None:
+    """The interrupted store knows its first images, and ends as one that was written at once."""
+    for name in ("whole", "codes"):
+        with CodeWriter(folder / name, **settings) as writer:
+            assert len(writer) == (kept if name == "codes" else 0)
+            append(writer, range(11), given)
+    whole, cut = CodeStore(folder / "whole"), CodeStore(folder / "codes")
+    cut.verify()
+    assert (cut.keys, cut.fingerprint) == (whole.keys, whole.fingerprint)

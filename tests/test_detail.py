@@ -228,6 +228,7 @@ def test_a_run_paints_its_samples(tmp_path, call, refused, network, monkeypatch)
     assert report["samples"]["levels"] == ["top"]
     assert list(report["samples"]["nll"]) == ["top"]
     assert report["decoder_trained_by"] == ["MobileNetV2", "mobilenet_v2"]
+    assert all("painted" in sets for sets in report["distances"].values())
     # What is exported needs no more.
     small = tmp_path / "small"
     assert "priors of top, " in call(export.main, "--run", run, "--out", small, "--weights", "fp32").out

@@ -9,10 +9,19 @@ import torch
 from fake_mps import MPS, OnMPS, fake_mps
 from tiny_runs import CHAIN
 
+from vqvae2.device import random_state, set_random_state
 from vqvae2.quantizer import QuantizerConfig, VectorQuantizer
 from vqvae2.stages import common
 
 pytest_plugins = ["tiny_run_fixtures"]
+
+
+def test_the_state_of_its_random_numbers_is_kept(mps):
+    kept = random_state(mps)
+    torch.mps.set_rng_state(torch.Generator().manual_seed(5).get_state())
+    assert not torch.equal(torch.mps.get_rng_state(), kept["mps"])
+    set_random_state(kept, mps)
+    assert torch.equal(torch.mps.get_rng_state(), kept["mps"])
 
 
 @pytest.fixture

@@ -231,6 +231,18 @@ def test_each_planted_failure_moves_its_own_band_and_says_why(place, value, ques
     assert all(line["band"] == "good" for i, line in enumerate(lines) if i != question)
 
 
+@pytest.mark.parametrize(
+    ("kid", "told"), [(0.1, "most is lost by the priors"), (0.3, "most is lost by the detail decoder")]
+)
+def test_what_a_detail_decoder_loses_is_not_blamed_on_the_priors(kid, told):
+    found = plain_report()
+    sets = found["distances"]["MobileNetV2"]
+    sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"] = 0.22, 0.8
+    sets["samples"]["kid"], sets["painted"] = 0.31, {"kid": kid}
+    reason = report.verdict(found)[1]["reason"]
+    assert f"Painted from their own codes, held-out images have {kid:.3f}: {told}" in reason
+
+
 def test_few_images_and_faint_ones_are_judged_without_what_they_lack():
     found = plain_report()
     sets = found["distances"]["MobileNetV2"]

@@ -127,7 +127,9 @@ class CodeWriter:
                 if bytes(transaction.get(_PLAN) or b"") != header:
                     raise ValueError("another plan")
                 while (value := transaction.get(_chunk_key("codes", self._chunks))) is not None:
-                    self._recall(value, json.loads(zlib.decompress(_value(transaction, "columns", self._chunks))))
+                    columns = json.loads(zlib.decompress(_value(transaction, "columns", self._chunks)))
+                    if not self._recall(value, columns):
+                        break  # it is written again, and what follows
                     self._chunks += 1
         except (*_DAMAGE, *_ERRORS):  # not ours, or not whole: begin anew
             if env is not None:
@@ -136,12 +138,14 @@ class CodeWriter:
             return None
         return env
 
-    def _recall(self, value: memoryview, columns: dict[str, Any]) -> None:
+    def _recall(self, value: memoryview, columns: dict[str, Any]) -> bool:
+        """Learn what a value holds; False for a damaged one, or the last, which may be smaller."""
+        if zlib.crc32(value) != columns["crc32"] or len(value) != self._per_value * self._row.itemsize:
+            return False
         rows = np.frombuffer(value, self._row)
-        if zlib.crc32(value) != columns["crc32"] or len(rows) != self._per_value:
-            raise ValueError("a damaged or a last, smaller value")
         for row, split, key in zip(rows, columns["splits"], columns["keys"], strict=True):
             self._digests[split, key] = hashlib.sha256(row.tobytes()).digest()
+        return True
 
     def append(self, codes: Codes, keys: Sequence[str], subjects: Sequence[str], split: str, labels: ArrayLike) -> None:
         """Add a batch of images.

@@ -11,6 +11,7 @@ from typing import Any
 
 from vqvae2.data.decoding import UnreadableError, no_content
 from vqvae2.data.pools import read_all
+from vqvae2.data.sources import key_of
 from vqvae2.data.subjects import patients_of, pseudonym
 from vqvae2.errors import UserError
 
@@ -110,9 +111,9 @@ def read_series(
     for index, found in read_all(paths, header, "reading DICOM headers", "files", 8):
         path = paths[index]
         if isinstance(found, UnreadableError):
-            skipped.append((path.relative_to(folder).as_posix(), str(found)))
+            skipped.append((key_of(path, folder), str(found)))
         elif found.modality in _NO_IMAGES or path.name.upper() == "DICOMDIR":
-            skipped.append((path.relative_to(folder).as_posix(), f"DICOM {found.modality or 'directory'}, no image"))
+            skipped.append((key_of(path, folder), f"DICOM {found.modality or 'directory'}, no image"))
         else:
             groups[path.parent, found.series or str(path)].append((path, found))
     whom = patients_of(
@@ -126,7 +127,7 @@ def read_series(
     for (place, _), members in sorted(groups.items(), key=lambda item: item[1][0][0]):
         head = members[0][1]
         name = f"S{head.series_number:03d}" if len(members) > 1 else members[0][0].name
-        stem = (place.relative_to(folder) / name).as_posix()
+        stem = key_of(place / name, folder)
         key = next(name for n in range(len(groups) + 1) if (name := f"{stem}_{n}" if n else stem) not in taken)
         taken.add(key)
         try:

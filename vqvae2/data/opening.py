@@ -19,8 +19,9 @@ from vqvae2.data.pixel_file import PixelFile, Source
 from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.data.reading import Place, Reading
 from vqvae2.data.ready import open_phantom, open_torchvision
-from vqvae2.data.selection import Layout, key_of
+from vqvae2.data.selection import Layout
 from vqvae2.data.slicing import Volumes, config_of, slice_keys, slice_notes
+from vqvae2.data.sources import key_of
 from vqvae2.data.splits import SPLITS, assign, overlap
 from vqvae2.data.subjects import subjects_by_pattern
 from vqvae2.data.tables import Table, codes_for_missing, parse_labels, read_table

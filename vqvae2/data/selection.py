@@ -10,7 +10,7 @@ from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
 from vqvae2.data.masks import is_of_volume, left_out
 from vqvae2.data.scans import processed
-from vqvae2.data.sources import Found, nothing_found, select
+from vqvae2.data.sources import Found, key_of, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, stem_of
 from vqvae2.errors import UserError
 
@@ -58,11 +58,6 @@ class Choice:
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
     again: bool = False  # after the training, perhaps for other data: a kind or entity that is not found is passed over
-
-
-def key_of(path: Path, folder: Path) -> str:
-    """The path relative to a folder, with forward slashes, in characters that every file format can hold."""
-    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def gather(folder: Path, found: Found, choice: Choice) -> Layout:

@@ -149,6 +149,11 @@ def _listed(source: Path) -> tuple[Path, Found]:
     return Path(os.path.commonpath([path.parent for path in files])), found
 
 
+def key_of(path: Path, folder: Path) -> str:
+    """The path relative to a folder, with forward slashes, in characters that every file format can hold."""
+    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
+
+
 def select(
     paths: list[Path], folder: Path, exclude: tuple[str, ...], skipped: list[tuple[str, str]], matched: set[str]
 ) -> list[Path]:

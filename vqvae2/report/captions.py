@@ -4,6 +4,7 @@ __all__ = ["CAPTIONS", "SETS", "WORDS", "space_words"]
 
 SETS = {
     "reconstructions": "reconstructions",
+    "painted": "painted by the detail decoder from the scored images' own codes",
     "samples": "samples",
     "training_images": "training images (real beside real)",
     "blurred_0.5": "scored images blurred by 0.5 pixels",

@@ -63,7 +63,8 @@ def set_distances(
 
     Args:
         real: (N, C, H, W) in [-1, 1], N > 1.
-        others: name -> (M, C, H, W), M > 1. Those called ``reconstructions`` are of the real ones, in their order.
+        others: name -> (M, C, H, W), M > 1. Those called ``reconstructions`` and ``painted`` are of the real ones, in
+            their order.
         spaces: name -> function that turns images (N, C, H, W) in [-1, 1] into features (N, d).
 
     Returns:
@@ -73,7 +74,7 @@ def set_distances(
         ``compared`` images of each, the size of the smallest set.
     """
     blurred = {f"blurred_{s}": gaussian_blur(real, s) for s in (0.5, 1.0)}
-    made_of_real = {*blurred, "reconstructions"}
+    made_of_real = {*blurred, "reconstructions", "painted"}
     sets = {**others, **blurred}
     size = min(map(len, [real, *(images for name, images in sets.items() if name not in made_of_real)]))
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -89,10 +89,18 @@ def upper_name(levels: Iterable[str], level: str) -> str:
     return f"{first} only" if level == first else f"{first} to {level}"
 
 
+MOST_EXCHANGED = 32
+"""Images from which it is measured what a prior draws on."""
+
+
 def mean_image(images: ImageSet, chunk: int = 256) -> Tensor:
-    """Average a set of images: (C, H, W) in [-1, 1], the reconstruction that needs no code at all."""
-    total = sum(images.images[i : i + chunk].sum(0, dtype=np.float64) for i in range(0, len(images), chunk))
-    return to_unit(np.asarray(total / len(images)), images.value_range)
+    """Average a set of images, each process its share: (C, H, W) in [-1, 1], the reconstruction that needs no code."""
+    own = distributed.own_part(range(len(images)))
+    total = np.zeros(images.images.shape[1:])  # of integers: exact in any order
+    for start in range(own.start, own.stop, chunk):
+        total += images.images[start : min(start + chunk, own.stop)].sum(0, dtype=np.float64)
+    whole = distributed.all_reduce_sum(torch.from_numpy(total)).numpy()
+    return to_unit(whole / len(images), images.value_range)
 
 
 def background_of(images: ImageSet, count: int = 256) -> float | None:
@@ -283,7 +291,7 @@ def score_codes(
 
 @torch.no_grad()
 def reliance(
-    prior: Prior, codes: Sequence[Tensor], labels: Tensor, batch_size: int = 32, most: int = 32
+    prior: Prior, codes: Sequence[Tensor], labels: Tensor, batch_size: int = 32, most: int = MOST_EXCHANGED
 ) -> dict[str, float]:
     """Measure what a prior draws on: how much its NLL rises where one thing that it is told is another image's.
 
@@ -365,7 +373,7 @@ def prior_figures(
 
     Returns:
         ``nll``, its ``nll_interval`` and ``train_nll`` in nats per code, and with ``_bits`` in bits, ``nll_std`` over
-        images, ``gain`` = position_nll - nll, ``accuracy`` and ``train_accuracy``.
+        images, ``gain`` = position_nll - nll, ``accuracy`` and ``train_accuracy``, ``train_count``.
     """
     nll, train_nll = float(held_out.nll.mean()), float(train.nll.mean())
     return {
@@ -378,6 +386,7 @@ def prior_figures(
         "train_nll": train_nll,
         "train_nll_bits": train_nll / math.log(2),
         "train_accuracy": train.accuracy,
+        "train_count": len(train.nll),
     }
 
 

@@ -9,7 +9,7 @@ from vqvae2 import files
 from vqvae2.metrics import BANDS
 from vqvae2.report.captions import SETS, WORDS, space_words
 from vqvae2.report.markup import Figure, bullets, mean, num, pictures, table
-from vqvae2.report.measures import upper_name
+from vqvae2.report.measures import MOST_EXCHANGED, upper_name
 from vqvae2.report.sample_sections import labels_section, samples_section
 from vqvae2.report.style import CSS
 from vqvae2.report.verdict import nearest_features
@@ -323,7 +323,9 @@ def _priors(report: Report, known: Mapping[str, Figure]) -> str:
         return ""
     head = ["level", "prior", "position-wise unigram", "unigram", "gain", "prior, bits per code"]
     head += ["prior on training images", "accuracy", "accuracy, position-wise"]
-    text = table(f"NLL of the codes of {_how_many(report)}, in nats per code", head, rows)
+    counts = [f["train_count"] for f in report["levels"].values() if "train_count" in f]
+    beside = f" and of {max(counts):,} training images" if counts else ""
+    text = table(f"NLL of the codes of {_how_many(report)}{beside}, in nats per code", head, rows)
     text += (
         '<p class="note">NLL in nats per code unless a column says otherwise. The unigrams are tables of counts of '
         "the training codes, one for all positions and one for each, the latter smoothed by the former. Gain is the "
@@ -352,7 +354,8 @@ def _reliance(report: Report) -> str:
     names = {"own": "its own earlier codes", "labels": "labels"}
     head = ["level", *(names.get(name, f"codes of level {name}") for name in sources)]
     rows = [[level, *(num(found.get(name), 3) for name in sources)] for level, found in told.items()]
-    caption = f"What the NLL of {_how_many(report)} rises by, in nats per code"
+    count = min(MOST_EXCHANGED, report["split"]["images"])
+    caption = f"What the NLL of {count:,} of the scored images rises by, in nats per code"
     return table(caption, head, rows) + (
         '<p class="note">What each prior draws on: how much its NLL rises, in nats per code, where one thing that '
         "it is given comes from another image. Near 0, that thing is not used.</p>"

@@ -105,8 +105,11 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
         ]
         head = ["mean of", "samples", "held-out images", "training images"]
         head += ["distance of samples", "distance of training images"]
+        counts = samples["anatomy_counts"]
         text += "<h3>Anatomy</h3>" + table(
-            f"Measures of {judged:,} samples and {report['split']['images']:,} held-out images", head, rows
+            f"Measures of {judged:,} samples, {counts['real']:,} held-out and {counts['train']:,} training images",
+            head,
+            rows,
         )
         text += (
             '<p class="note">Classes of brightness inside the rim of the foreground, by three Gaussians fitted to '

@@ -90,9 +90,12 @@ def _looks_real(report: Report) -> tuple[str, str]:
         told += " (the decoder was trained by these features, which flatter it)"
     least = kid - 2 * error if known else kid
     band = "good" if least <= low else "weak" if least <= high else "fail"
-    if band != "good" and "reconstructions" in sets:
-        own = sets["reconstructions"]["kid"]
-        told += f". Reconstructions have {own:.3f}: most is lost by {'the priors' if kid > 2 * own else 'the VQ-VAE'}"
+    # What made the samples of codes, the VQ-VAE or its detail decoder, beside what drew the codes.
+    ways = {"painted": ("Painted from their own codes, held-out images have", "detail decoder")}
+    ways |= {"reconstructions": ("Reconstructions have", "VQ-VAE")}
+    if band != "good" and (way := next((name for name in ways if name in sets), None)):
+        (words, decoder), own = ways[way], sets[way]["kid"]
+        told += f". {words} {own:.3f}: most is lost by the {'priors' if kid > 2 * own else decoder}"
     excess = excess_likeness(samples)
     if abs(excess) > EXCESS:
         diversity = samples["diversity"]

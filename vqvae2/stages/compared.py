@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae2 import distributed, report
 from vqvae2.data import ImageSet
+from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
 from vqvae2.stages.commands import command
@@ -48,7 +49,11 @@ class Beside:
     @functools.cached_property
     def again(self) -> Tensor:
         """Their reconstructions."""
-        return report.decode(self.model, [level[self.rows] for level in self.codes])
+        return self.decoded(self.model)
+
+    def decoded(self, decoder: ImageDecoder) -> Tensor:
+        """Decode their codes, of as many levels as a decoder takes."""
+        return report.decode(decoder, [level[self.rows] for level in self.codes[: len(decoder.levels)]])
 
 
 def background_of(evaluated: Evaluated) -> float | None:
@@ -126,7 +131,7 @@ def measure_samples(
     known = train.__getitems__(report.spread_out(len(train), COMPARED))["image"]
     anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
     if anatomy is not None and not found_set.how["label"]:
-        found["samples"]["anatomy"] = anatomy
+        found["samples"] |= {"anatomy": anatomy, "anatomy_counts": {"real": len(real), "train": len(known)}}
     found["samples"]["regions"] = regions
     for figures in (found["samples"]["memorisation"], regions):
         for one in figures["nearest"] if figures else ():
@@ -176,11 +181,17 @@ def measure_distances(
     models: Models,
     evaluated: Evaluated,
     beside: Beside,
+    drawn: report.SampleSet | None,
     samples: Tensor | None,
     further: dict[str, report.Features],
 ) -> None:
-    """Measure how far reconstructions and samples are from the scored images, in features of one network or several."""
+    """Measure how far reconstructions and samples are from the scored images, in features of one network or several.
+
+    Where a detail decoder painted the samples, so are the scored images painted from their own codes.
+    """
     made = {"reconstructions": beside.again}
+    if drawn is not None and isinstance(drawn.decoder, DetailDecoder):
+        made["painted"] = beside.decoded(drawn.decoder)
     if samples is not None:
         made["samples"] = samples[report.spread_out(len(samples), COMPARED)]
     if evaluated.train is not None and evaluated.own and evaluated.held_out:

@@ -132,7 +132,7 @@ def complete_image(
             effective += drawn.effective.tolist()
             accepted.append([share * len(rows) for share in drawn.accepted])
     made_codes = [torch.cat(level) for level in zip(*parts, strict=True)]
-    made = blend(model.decode(made_codes), image, hole)
+    made = blend(torch.cat([model.decode(part) for part in parts]), image, hole)
     taken = [sum(column) / num for column in zip(*accepted, strict=True)]
     print(f"effective particles: {min(effective):.1f} to {max(effective):.1f} of {particles}")
     if sweeps:

@@ -199,7 +199,7 @@ def _measure(
     )
     if not distributed.is_main():  # the rest is drawing and writing
         return
-    measure_distances(found, models, evaluated, beside, made, further)
+    measure_distances(found, models, evaluated, beside, sets[0] if made is not None else None, made, further)
     if arguments.classifier is not None:
         found["recognition"] = recognition(
             run,
@@ -265,14 +265,13 @@ def _images(
 ) -> list:
     """Score the reconstructions and the codebooks; return the codes."""
     images = evaluated.images
-    naive = None if evaluated.train is None else report.mean_image(evaluated.train)
     keep = _keeper(out / "reconstructions", images) if arguments.save_reconstructions else None
     work = len(distributed.own_part(range(len(images))))
     with Progress(work, "reconstructing", "images") as progress:
         seen = report.scan(
             model,
             images,
-            naive=naive,
+            naive=evaluated.mean_image,
             background=background_of(evaluated),
             batch_size=arguments.batch_size,
             each=keep,
@@ -317,7 +316,8 @@ def _priors(
         return
     model, store, labels = models.vqvae, models.store, evaluated.labels()
     train = store.indices("train")
-    known = store.__getitems__([train[i] for i in report.spread_out(len(train), COMPARED)])
+    count = min(COMPARED, max(len(labels), 64))  # as many as are held out
+    known = store.__getitems__([train[i] for i in report.spread_out(len(train), count)])
     maps, nll, size = {}, {}, arguments.batch_size
     work = len(models.priors) * sum(len(distributed.own_part(range(n))) for n in (len(labels), len(known["label"])))
     with Progress(work, "scoring codes", "images") as progress:
@@ -336,7 +336,7 @@ def _priors(
         config = model.config
         found["bits_per_dim"] = report.bits_per_dim(found["levels"], config.channels * config.height * config.width)
     if maps and distributed.is_main():
-        album.priors(maps, nll, None if evaluated.train is None else report.mean_image(evaluated.train))
+        album.priors(maps, nll, evaluated.mean_image)
 
 
 def _tables(store: CodeStore, train: list[int], level: str, codes: Tensor, k: int) -> tuple[dict[str, float], Any]:

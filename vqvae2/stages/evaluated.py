@@ -1,5 +1,6 @@
 """What evaluate.py scores: images, the run's own images beside them, models, and the commands that made the run."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2 import checkpoint
+from vqvae2 import checkpoint, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
 from vqvae2.detail import DetailDecoder, ImageDecoder
@@ -119,6 +120,11 @@ class Evaluated:
     def held_out(self) -> bool:
         """Whether no image of it was used for training or for choosing a checkpoint."""
         return not self.own or self.split in ("val", "test")
+
+    @functools.cached_property
+    def mean_image(self) -> Tensor | None:
+        """The mean of the run's training images, (C, H, W); to be asked for by all processes first."""
+        return None if self.train is None else report.mean_image(self.train)
 
     def labels(self) -> Tensor:
         """Return the labels (N, A) int64, -1 missing."""
