@@ -187,6 +187,8 @@ def _by_simpleitk(files: tuple[Path, ...]) -> Any:
     import nibabel
     import SimpleITK
 
+    if any("\udc80" <= letter <= "\udcff" for file in files for letter in str(file)):
+        raise UnreadableError("SimpleITK reads no path that is not UTF-8; rename the folder or the file")
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # to stderr, once a file
     reader: Any
     if len(files) > 1:
