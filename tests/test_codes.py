@@ -391,22 +391,23 @@ def test_what_an_interrupted_writer_left_is_not_mixed_with_anything_else(tmp_pat
     assert CodeStore(tmp_path / "codes").keys == given["keys"][:3]
 
 
-def spoil(path: Path) -> None:
+def spoil(path: Path, kind: bytes) -> None:
     """Change a bit of the second value."""
     env = lmdb.open(str(path), lock=False, map_size=1 << 20)
     with env, env.begin(write=True) as transaction:
-        value = bytearray(transaction.get(b"codes/00000001"))
+        value = bytearray(transaction.get(kind + b"/00000001"))
         value[0] ^= 1
-        transaction.put(b"codes/00000001", bytes(value))
+        transaction.put(kind + b"/00000001", bytes(value))
 
 
-@pytest.mark.parametrize(("count", "kept"), [(7, 2), (11, 2)])
-def test_what_lies_before_a_damaged_value_is_gone_on_with(tmp_path, count, kept):
+@pytest.mark.parametrize("kind", [b"codes", b"columns"])
+@pytest.mark.parametrize("count", [7, 11])
+def test_what_lies_before_a_damaged_value_is_gone_on_with(tmp_path, count, kind):
     given = example(11)
     settings = {**SETTINGS, "rows_per_value": 2, "plan": "plan"}
     abandoned(tmp_path / "codes", given, count)
-    spoil(tmp_path / "codes.partial")
-    whole_then_cut(tmp_path, given, settings, kept)
+    spoil(tmp_path / "codes.partial", kind)
+    whole_then_cut(tmp_path, given, settings, 2)
 
 
 def test_what_lies_before_the_last_smaller_value_is_gone_on_with(tmp_path):

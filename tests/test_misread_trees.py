@@ -61,6 +61,15 @@ def test_folders_above_bids_people_are_read_and_recurring_labels_are_asked_about
     assert {re.search(pattern, key)[1] for key in sites.keys} == {f"sub-{p:02}" for p in P}
 
 
+@pytest.mark.parametrize("machines", [("3T", "7T"), ("siemens", "ge")])
+def test_people_who_lay_in_two_machines_are_one_and_asked_about(read, machines):
+    for form in ("{g}/sub-{p:02}/anat/sub-{p:02}_T1w.nii.gz", "{g}/sub-{p:02}_9.png"):
+        own = {form.format(g=g, p=p): p for g in machines for p in P}
+        told = read(own)
+        assert apart(told, own) == (0, 0)
+        assert "each is read as one person" in told.subject_doubts[0]
+
+
 def test_bids_people_of_one_place_or_of_several_data_sets_have_no_class(read):
     for own in (nested(("rawdata",)), nested(("ds000001", "ds000002"))):
         told = read(own)
@@ -90,8 +99,9 @@ def test_a_slice_behind_that_number_is_still_a_slice(read, word, form):
     assert apart(read(own), own) == (0, 0)
 
 
-def test_numbers_behind_a_group_are_people(read):
-    own = {f"site{g}_patient_{p:02}.png": (g, p) for g in (1, 2) for p in P}
+@pytest.mark.parametrize("group", ["site{g}", "site_{g}", "Centre{g}", "scanner-{g}"])
+def test_numbers_behind_a_group_are_people(read, group):
+    own = {f"{group.format(g=g)}_patient_{p:02}.png": (g, p) for g in (1, 2) for p in P}
     assert apart(read(own), own) == (0, 0)
 
 
@@ -105,6 +115,9 @@ def test_volumes_that_are_counted_as_slices_are_not_those_of_their_split_or_clas
     assert set(told.attributes["class"]) == {"AD", "CN"}
     assert apart(told, own) == (0, 0)
     assert "--layout subjects" in told.subject_doubts[0]
+    for word in ("visit", "scan", "tp"):
+        own = {f"{who}/{word}{k}.nii.gz": who for who in ("anna", "ben", "carl") for k in range(1, 6)}
+        assert apart(read(own), own) == (0, 0)
     own = {f"P{p:02}/img001.nii.gz": p for p in P}
     assert set(read(own).subjects) == {f"P{p:02}" for p in P}
 
@@ -147,6 +160,8 @@ def test_test_images_beside_training_images_with_masks_are_images(read):
     assert any("ADNI_WMH may hold masks" in doubt for doubt in told.doubts)
     masks = {f"{folder}/P{p:02}_T1.nii.gz" for folder in ("wmh_masks", "images") for p in P}
     assert len(read(masks).keys) == 12
+    for folder in ("Ground Truth", "ground_truth", "GT_train", "train_gt"):
+        assert len(read({f"{folder}/p{p}.png" for p in P} | {f"images/{p}.png" for p in P}).keys) == 12
 
 
 @pytest.mark.parametrize("form", ["site1_{c}_{p}", "pair{p:02}_{c}_T1", "2023_{c}_{p}"])
@@ -159,6 +174,8 @@ def test_patients_are_no_masks_of_controls(read, form, pair):
 def test_lesions_beside_their_own_volume_are_masks(read):
     images = {f"{p:06}_t1w_stx.nii.gz" for p in range(30001, 30013)}
     masks = {f"{p:06}_LesionSmooth_1_stx.nii.gz" for p in range(30001, 30013)}
+    assert set(read(images | masks).keys) == images
+    images, masks = {f"P{p:02}_flair_pp.nii.gz" for p in P}, {f"P{p:02}_lesions.nii.gz" for p in P}
     assert set(read(images | masks).keys) == images
 
 
@@ -174,6 +191,10 @@ def test_folders_of_the_first_characters_of_hashes_tell_nothing(read, form):
 def test_classes_of_files_that_are_called_by_hashes_are_classes(read):
     told = read({f"{('cat', 'dog')[i % 2]}/{h}.png" for i, h in enumerate(HASHES)})
     assert set(told.attributes["class"]) == {"cat", "dog"}
+    times = {f"{c}/{20210131123456 + 60 * (20 * c + k)}.jpg" for c in range(3) for k in range(20)}
+    assert set(read(times).attributes["class"]) == {"0", "1", "2"}
+    own = {f"{100206 + 37 * p}/{100206 + 37 * p}{s:03}.png": p for p in range(30) for s in range(3)}
+    assert apart(read(own), own) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +203,7 @@ def test_classes_of_files_that_are_called_by_hashes_are_classes(read):
         ("P{p:02}.nii", ["BiasField_P{p:02}.nii"]),
         ("P{p:02}.anat/T1.nii.gz", ["P{p:02}.anat/lesionmaskinv.nii.gz"]),
         ("P{p:02}/T1.nii.gz", ["P{p:02}/T1_jac.nii.gz", "P{p:02}/BiasField.nii.gz"]),
+        ("BiasField_corrected_P{p:02}.nii", ["BiasField_P{p:02}.nii"]),
         ("im{p:04}.ppm", ["im{p:04}.ah.ppm", "im{p:04}.vk.ppm"]),
     ],
 )
@@ -229,6 +251,8 @@ def test_sources_that_recur_in_all_classes_are_no_people(read):
         for i in range(9)
     }
     assert len(set(read(people).subjects)) == 4
+    faces = {f"{c}/{n}_{c}_{i}.png" for c in ("happy", "sad") for n in ("anna", "ben") for i in range(9)}
+    assert len(set(read(faces).subjects)) == 4
 
 
 def test_one_name_for_half_of_the_images_is_asked_about(read):
@@ -268,6 +292,15 @@ def test_a_table_of_volumes_tells_the_people_and_labels_by_file(tmp_path):
     assert set(data.attributes["sex"]) == {"F", "M"}
 
 
+def test_a_table_of_image_ids_and_sites_tells_no_people(tmp_path):
+    rows = [f"I{1000 + p},{'AB'[p % 2]},{'AD' if p % 2 else 'CN'}" for p in range(20)]
+    (tmp_path / "search.csv").write_text("\n".join(["Image Data ID,Site ID,Group", *rows]) + "\n")
+    slices(tmp_path / "images", [f"I{1000 + p}_{s}.png" for p in range(20) for s in (11, 12)])
+    data = open_data(DataConfig(data=str(tmp_path / "images"), labels=str(tmp_path / "search.csv") + ":Group"))
+    assert len({who for split in data.splits.values() for who in split.subjects}) == 20
+    assert set(data.attributes["Group"]) == {"AD", "CN"}
+
+
 def labels_of(folder: Path, names: list[str], table: str, column: str) -> dict[str, str]:
     slices(folder, names)
     (folder / "table.csv").write_text(table)
@@ -287,6 +320,13 @@ def test_a_socioeconomic_status_is_no_visit(tmp_path):
     assert all(label == ("young" if "_MR1_" in key else "old") for key, label in told.items())
 
 
+def test_the_end_of_a_survival_is_no_visit(tmp_path):
+    names = [f"P{p:02}_V{v}_{s}.png" for p in P for v in (1, 2) for s in range(2)]
+    rows = [f"P{p:02},{p % 2},V{v},{'young' if v == 1 else 'old'}" for p in P for v in (1, 2)]
+    told = labels_of(tmp_path, names, "\n".join(["subject,event,visit,Group", *rows]) + "\n", "Group")
+    assert all(label == ("young" if "_V1_" in key else "old") for key, label in told.items())
+
+
 @pytest.mark.parametrize(
     ("column", "cells"),
     [
@@ -299,6 +339,7 @@ def test_events_are_visits(tmp_path, column, cells):
     visits = ("ses-baselineYear1Arm1", "ses-2YearFollowUpYArm1")
     names = [f"sub-{p:02}_{visit}_{s}.png" for p in P for visit in visits for s in range(2)]
     rows = [f"sub-{p:02},{cell},{'small' if k == 0 else 'large'}" for p in P for k, cell in enumerate(cells)]
+    rows += [f"sub-{p:02},1_year_follow_up_y_arm_1,medium" for p in P]  # of which there are no images
     told = labels_of(tmp_path, names, "\n".join([f"subject,{column},size", *rows]) + "\n", "size")
     assert all(label == ("small" if "baseline" in key else "large") for key, label in told.items())
 

@@ -127,8 +127,7 @@ class CodeWriter:
                 if bytes(transaction.get(_PLAN) or b"") != header:
                     raise ValueError("another plan")
                 while (value := transaction.get(_chunk_key("codes", self._chunks))) is not None:
-                    columns = json.loads(zlib.decompress(_value(transaction, "columns", self._chunks)))
-                    if not self._recall(value, columns):
+                    if not self._recall(value, transaction.get(_chunk_key("columns", self._chunks))):
                         break  # it is written again, and what follows
                     self._chunks += 1
         except (*_DAMAGE, *_ERRORS):  # not ours, or not whole: begin anew
@@ -138,13 +137,18 @@ class CodeWriter:
             return None
         return env
 
-    def _recall(self, value: memoryview, columns: dict[str, Any]) -> bool:
+    def _recall(self, value: memoryview, about: memoryview | None) -> bool:
         """Learn what a value holds; False for a damaged one, or the last, which may be smaller."""
-        if zlib.crc32(value) != columns["crc32"] or len(value) != self._per_value * self._row.itemsize:
+        try:
+            columns = json.loads(zlib.decompress(about or b""))
+            names = list(zip(columns["splits"], columns["keys"], strict=True))
+            if zlib.crc32(value) != columns["crc32"] or len(names) != self._per_value:
+                return False
+            rows = np.frombuffer(value, self._row)
+        except _DAMAGE:
             return False
-        rows = np.frombuffer(value, self._row)
-        for row, split, key in zip(rows, columns["splits"], columns["keys"], strict=True):
-            self._digests[split, key] = hashlib.sha256(row.tobytes()).digest()
+        for row, name in zip(rows, names, strict=True):
+            self._digests[name] = hashlib.sha256(row.tobytes()).digest()
         return True
 
     def append(self, codes: Codes, keys: Sequence[str], subjects: Sequence[str], split: str, labels: ArrayLike) -> None:

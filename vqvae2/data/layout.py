@@ -248,7 +248,8 @@ def _are_of_hashes(layout: Layout, folders: Folders, depth: int) -> bool:
     """Whether folders are a part of the hashes that their files are called by: ``0/6/f/06f52e9102a8d3b2.jpg``."""
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     names = [parts[depth] if len(parts) > depth else "" for parts in folders]
-    if not all(names) or not all(map(rules.HASH.fullmatch, stems)):
+    hashes = sum(rules.HASH.fullmatch(stem) is not None for stem in stems)
+    if not all(0 < len(name) <= 4 for name in names) or 10 * hashes < 9 * len(stems):
         return False
     pairs = list(zip(names, stems, strict=True))
     return len(pairs) > 8 and all(any(stem.startswith(name, at) for at in range(8)) for name, stem in pairs)

@@ -177,9 +177,9 @@ def _by_split(layout: Layout, names: Sequence[str]) -> tuple[set[str], set[str]]
 
 def _are_lists(names: Sequence[str], stems: Sequence[str]) -> bool:
     """Whether folders hold five files and more that are counted behind one word: ``AD/image_001``, ``AD/image_002``."""
-    words = {re.sub(r"\d+$", "", stem) for stem in stems if re.search(r"\d$", stem)}
-    counted = all(re.search(r"\d$", stem) for stem in stems)
-    return counted and len(words) == 1 and min(Counter(names).values()) >= 5
+    words = {re.sub(r"\d+$", "", stem) for stem in stems}
+    counted = all(re.search(r"\d$", stem) for stem in stems) and len(words) == 1 and min(Counter(names).values()) >= 5
+    return counted and all(word.role in ("slice", "thing", "number") for word in words_of(stems[0]))  # no visits
 
 
 def _differ_by_size(names: Sequence[str], stems: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 MASK_FILES = re.compile(
-    r"\w+_fast_(?!restore)|(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|BiasField(?:_|$)|im\d{4}\.(?:ah|vk)$|"
+    r"\w+_fast_(?!restore)|(?:VSD|SMIR)\.Brain\w*\.XX\.O\.OT\.|BiasField(?!_?corr)(?:_|$)|im\d{4}\.(?:ah|vk)$|"
     r"(?:1st|2nd|3rd)[ _-](?:manual|observer|expert|reader|rater)",
     re.IGNORECASE,
 )

@@ -66,7 +66,7 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
                 continue
             if len(rows) == len(places) and any(word.role == "" for word in words_of(spaced(folder[-1]))):
                 continue  # MoNuSeg: the data's own name
-            if all(map(mask_rules.CLASS_OR_MASK.fullmatch, _mask_words(folder[-1]) or (folder[-1].lower(),))):
+            if mask_rules.CLASS_OR_MASK.fullmatch(folder[-1].lower()) or _is_class_or_mask(folder[-1]):
                 either.setdefault(folder[-1], []).extend(rows)
                 continue
             for i in rows:
@@ -85,6 +85,15 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
     return masks
 
 
+def _is_class_or_mask(folder: str) -> bool:
+    """Whether a folder's name joins such a word and a cohort's: ``ADNI_WMH``; not ``Ground Truth`` or ``GT_train``."""
+    words = words_of(spaced(folder))
+    plain = (rules.NEUTRAL, *rules.SPLITS.values(), re.compile("ground"))
+    rest = [w.text.lower() for w in words if w.role == "" and not any(p.fullmatch(w.text.lower()) for p in plain)]
+    masks = _mask_words(folder)
+    return bool(rest and masks) and all(map(mask_rules.CLASS_OR_MASK.fullmatch, masks))
+
+
 @lru_cache(maxsize=100_000)
 def _mask_words(folder: str) -> tuple[str, ...]:
     """The words of a folder's name that mean masks."""
@@ -97,7 +106,9 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
     if not any(_rule((word,)) for word in words):
         return {}
     images: dict[Place, str] = {}
-    going_on: dict[Place, list[tuple[set[str], str]]] = defaultdict(list)  # by a beginning, the words after it
+    going_on: dict[Place, dict[frozenset[str], str]] = defaultdict(
+        dict
+    )  # by a beginning, the words of controls after it
     wanted: dict[int, tuple[mask_rules.Beside, list[Place]]] = {}
     aside: dict[int, int] = {}  # how deep a folder of its own lies
     for i, key in enumerate(keys):
@@ -139,12 +150,14 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             for place in held:
                 images.setdefault(place, key)
             for end in range(len(rest) + 1) if volumes else ():
-                going_on[here, rest[:end]].append(({part for part in rest[end:] if not part.isdecimal()}, key))
+                going_on[here, rest[:end]].setdefault(frozenset(rules.CONTROLS.intersection(rest[end:])), key)
     found: dict[int, tuple[mask_rules.Beside, str]] = {}
     for i, (rule, places) in wanted.items():
         own = set(_parts(stem_of(keys[i].rsplit("/", 1)[-1])))
         places_here = (place for place in places if place[1][-1:] == ("*",))
-        others = (key for here, begun in places_here for words, key in going_on[here, begun[:-1]] if words <= own)
+        others = (
+            key for here, begun in places_here for words, key in going_on[here, begun[:-1]].items() if words <= own
+        )
         if image := next((images[place] for place in places if place in images), next(others, "")):
             other = image.split("/")[aside[i] : -1] if i in aside else []
             # Of tumor/ and MRI/ both may hold images, of lesion/ and images/ one does.

@@ -345,6 +345,8 @@ def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[s
             if not table.subject_columns or (table.file_column is None and table.image_ids is None):
                 continue
             column = table.subject_columns[0]
+            if table.image_ids is not None and not rules.PEOPLE_COLUMNS.fullmatch(column.lower()):
+                continue  # Site ID
             found = table.match(_files_of(layout), subjects)
             if found.what != "files":
                 continue

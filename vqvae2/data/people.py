@@ -171,13 +171,14 @@ def in_several_groups(layout: Layout, subjects: list[str]) -> list[str]:
             continue
         apart = [f"{name}/{who}" if who in shared else who for who, name in zip(subjects, names, strict=True)]
         who, shown = next(iter(shared.items()))
-        read, other = ("one person", "several people") if rule.one else ("several people", "one person")
+        one = rule.one or all(map(rules.SCANNERS.fullmatch, set(names) - {""}))
+        read, other = ("one person", "several people") if one else ("several people", "one person")
         layout.subject_doubts.append(
             f"{len(shared):,} names such as {who} are in several {rule.level} folders ({', '.join(shown)}), and each "
             f"is read as {read}; if it is {other}, give --subject-pattern "
-            f"{pattern_of(layout.keys, apart if rule.one else subjects)}"
+            f"{pattern_of(layout.keys, apart if one else subjects)}"
         )
-        subjects = subjects if rule.one else apart
+        subjects = subjects if one else apart
     return subjects
 
 

@@ -196,6 +196,16 @@ WORDS = (  # the first that fits decides
     ),
 )
 """The parts of a name that are not the person."""
+CONTROLS = {"healthy", "control", "controls", "normal", "normals", "ctrl", "con", "hc", "nc", "cn", "negative", "none"}
+"""Words for who has no finding: ``site1_healthy_1`` is no image of which ``site1_stroke_1`` is a mask."""
+SCANNERS = re.compile(r"(?:1\.?5|1p5|3|7)t|(?:ge|siemens|philips|toshiba|canon)(?:1\.?5|1p5|3|7)?t?", re.IGNORECASE)
+"""Sites that are machines, in which one person may have lain twice: ``3T/sub-01``, ``7T/sub-01``."""
+PHOTO_SOURCES = re.compile(
+    r"flickr|pixabay|google|bing|baidu|yahoo|web|unsplash|pexels|getty|shutterstock|instagram|youtube|wiki(?:pedia|media)?|"
+    r"imagenet|kaggle|coco",
+    re.IGNORECASE,
+)
+"""Where photographs come from: ``cat/flickr_cat_000002.jpg``."""
 MODALITIES = re.compile(r"mri?|ct|cbct|pet|spect|us|ultrasound", re.IGNORECASE)
 """What an image was taken by: folders of these alone are kinds of image, as ``CT/012.png`` and ``MR/012.png``."""
 VISIT_BEGIN = {"bl", "base", "baseline", "init", "initial", "screening", "sc"}
@@ -223,7 +233,7 @@ PART_OR_PATIENT = re.compile(r".*[A-Za-z]{3}[\W_]+pt[\W_]*\d+", re.IGNORECASE)
 """Parts too where the numbers of the files go on from one to the next: ``volume_pt1`` of LiTS."""
 ENUMERATED = re.compile(r"(?:[A-Za-z]|\d{1,2})[.)] +")
 """What counts a folder and is no part of its name: ``a. Training Set`` of IDRiD."""
-HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}", re.IGNORECASE)
+HASH = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{8,}", re.IGNORECASE)
 """Files that are called by a hash; folders of its first characters tell nothing: ``0/6/f/06f52e9102a8d3b2.jpg``."""
 CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\d))\.[^/]+$")
 """The channel of nnU-Net's images: ``imagesTr/BRATS_001_0000.nii.gz``."""
@@ -323,6 +333,8 @@ SUBJECT_COLUMNS = re.compile(
     r"(?:sub(?:j|ject)?|participant|patient|person|case|proband|pat\.?)s?(?:[ _-]?(?:id|name|code|nr\.?|no\.?))?"
 )
 """Columns that name people, also beside a column of files."""
+PEOPLE_COLUMNS = re.compile(rf"{SUBJECT_COLUMNS.pattern}|ptid|rid|eid")
+"""Those, and the columns of people of ADNI and UK Biobank."""
 LESION_COLUMNS = re.compile(r"lesion[ _-]?(?:id|name|code)")
 """Columns that name what several images show, where no column names people."""
 ID_COLUMNS = re.compile(r".*id|pseudonym|code|name")
@@ -337,8 +349,9 @@ VISIT_COLUMNS = re.compile(
     r"(?:[ _-]?(?:id|code|nr|no|name))?"
 )
 """Columns that tell the visit of a row: ``session_id`` of BIDS, ``VISCODE`` of ADNI, ``eventname`` of ABCD."""
-STATUS_OR_VISIT = "ses"
-"""A column that may be a session, or OASIS's socioeconomic status: a visit only where people have several rows."""
+OTHER_OR_VISIT = {"ses", "event"}
+"""Columns that may be a session, or OASIS's socioeconomic status or the end of a survival: visits only where their
+cells are words, or differ between a person's rows."""
 REDCAP_EVENT = re.compile(r".+_arm_\d+", re.IGNORECASE)
 """Cells that name a visit as REDCap does: ``baseline_year_1_arm_1``, in BIDS ``ses-baselineYear1Arm1``."""
 ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "yes", "n": "no", "t": "true"}

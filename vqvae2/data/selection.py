@@ -301,12 +301,12 @@ def _with_those_who_lack_it(layout: Layout, name: str, parts: list[str], rows: l
     if not lacking:
         return rows
     if name == "rec":
-        often = Counter(parts)
-        best = {
-            who: min({p for p, w in zip(parts, whom, strict=True) if w == who}, key=lambda p: (-often[p], p))
-            for who in lacking
-        }
-        rows = [i for i in range(len(parts)) if i in set(rows) or best.get(whom[i]) == parts[i]]
+        often, held = Counter(parts), defaultdict(set)
+        for who, part in zip(whom, parts, strict=True):
+            held[who].add(part)
+        best = {who: min(held[who], key=lambda part: (-often[part], part)) for who in lacking}
+        taken = set(rows)
+        rows = [i for i in range(len(parts)) if i in taken or best.get(whom[i]) == parts[i]]
         told = f"of {len(lacking):,} people who have no such volume, such as {lacking[0]}, another {name} is taken"
     else:
         told = f"{len(lacking):,} people who have no such volume, such as {lacking[0]}, are left out"

@@ -210,15 +210,15 @@ def _is_counted(tokens: Sequence[Token]) -> bool:
     *before, word, last = tokens[-3:]
     if last.role != "number" or not (before and rules.ONE_PERSON.fullmatch(f"{word.text}_{last.text}")):
         return False
-    told = [
-        one
-        for one in tokens[:-2]
-        if one.role in ("slice", "kind", "visit", "side") or rules.GROUP_WORDS.fullmatch(one.text)
-    ]
-    others = [
-        one for one in tokens[:-2] if one.role in ("", "number") and one not in told and re.search(r"\d", one.text)
-    ]
-    return bool(told) and not others
+    told, others, group = False, False, False
+    for one in tokens[:-2]:
+        if group and one.role == "number":  # site_1
+            group = False
+            continue
+        group = rules.GROUP_WORDS.fullmatch(one.text) is not None
+        told |= group or one.role in ("slice", "kind", "visit", "side", "thing")
+        others |= not group and one.role in ("", "number") and re.search(r"\d", one.text) is not None
+    return told and not others
 
 
 def _is_slice(tokens: Sequence[Token]) -> bool:
@@ -359,7 +359,7 @@ def visit_in(cell: str) -> str:
     """Tell the visit that a table's cell names, as `visit_of` does for a path.
 
     >>> [visit_in(cell) for cell in ("ses-02", "M12", "bl", "Visit 3", "4", "2_year_follow_up_y_arm_1", "autumn", "")]
-    ['2', '12', '0', '3', '4', '2-1', 'autumn', '']
+    ['2', '12', '0', '3', '4', '2yearfollowupyarm1', 'autumn', '']
     """
     if rules.REDCAP_EVENT.fullmatch(cell):
         return _visit(re.sub(r"[\W_]+", "", cell.lower()))
@@ -370,6 +370,8 @@ def visit_in(cell: str) -> str:
 def _visit(text: str) -> str:
     if text in rules.VISIT_BEGIN:
         return "0"
+    if re.search(r"arm\d+$", text):  # baselineyear1arm1 is not 1yearfollowupyarm1
+        return text
     numbers = re.findall(r"\d+", text)
     return "-".join(str(int(number)) for number in numbers) or text
 
@@ -436,13 +438,13 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
     Returns:
         Indices of the images whose class, in their split, has one guessed subject for several images (or several that
         begin alike, as in ``Tr-glTr_0001.jpg``), and that subject is the class's own name or has no number; or
-        all, where beside the class's word the names say the same in all classes: ``cat/flickr_cat_000002.jpg``.
+        all, where beside the class's word the names tell a source of photographs: ``cat/flickr_cat_000002.jpg``.
     """
     groups: dict[tuple[str | None, str], list[int]] = defaultdict(list)
     for index, place in enumerate(zip(splits, classes, strict=True)):
         groups[place].append(index)
     found: list[int] = []
-    sources = _sources(subjects, classes)
+    sources = _are_sources(subjects, classes)
     for (_, name), rows in groups.items():
         guessed = {subjects[i] for i in rows}
         if sources and len(guessed) < len(rows):
@@ -457,17 +459,13 @@ def uninformative(subjects: Sequence[str], classes: Sequence[str], splits: Seque
     return sorted(found)
 
 
-def _sources(subjects: Sequence[str], classes: Sequence[str]) -> set[str]:
-    """What names without a number say besides their class, if it is the same of two classes or more; else nothing."""
-    rests: dict[str, set[str]] = defaultdict(set)
-    for who, name in zip(subjects, classes, strict=True):
-        words = [word for word in _SEPARATOR.split(who.lower()) if word]
-        if name.lower() not in words or re.search(r"\d", who):
-            return set()
-        words.remove(name.lower())
-        rests[name].add("_".join(words))
-    first = next(iter(rests.values()))
-    return first - {""} if len(rests) > 1 and all(rest == first for rest in rests.values()) else set()
+def _are_sources(subjects: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether all names say besides their class no more than where a photograph comes from."""
+    for who, name in set(zip(subjects, classes, strict=True)):
+        rest = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "", who, flags=re.IGNORECASE).strip("_-. ")
+        if rest == who or not rules.PHOTO_SOURCES.fullmatch(rest):
+            return False
+    return True
 
 
 def subjects_by_pattern(keys: Sequence[str], pattern: str) -> list[str]:

@@ -287,9 +287,9 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
         elif file_column == image_ids:
             file_column = None
     visits = [name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])]
-    visits.sort(key=lambda name: folded[name] == rules.STATUS_OR_VISIT)
+    visits.sort(key=lambda name: folded[name] in rules.OTHER_OR_VISIT)
     visit_column = next(
-        (name for name in visits if folded[name] != rules.STATUS_OR_VISIT or _tells_visits(rows, name, people)), None
+        (name for name in visits if folded[name] not in rules.OTHER_OR_VISIT or _tells_visits(rows, name, people)), None
     )
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
@@ -322,7 +322,7 @@ def _tells_visits(rows: Sequence[Row], column: str, people: Sequence[str]) -> bo
     told = {row[column] for row in rows if row[column].lower() not in rules.MISSING}
     if any(re.search(r"[A-Za-z]", cell) for cell in told):
         return True
-    pairs = ({(row[name], row[column]) for row in rows if row[name]} for name in people)
+    pairs = ({(row[name], row[column]) for row in rows if row[name] and row[column] in told} for name in people)
     return any(len(pair) > len({who for who, _ in pair}) for pair in pairs)
 
 
