@@ -26,6 +26,7 @@ from vqvae2.data.duplicates import near_candidates, nearly_equal, pooled
 from vqvae2.data.pixel_file import Decoded, Mapped, PixelFile
 from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.errors import UserError
+from vqvae2.stages.evaluated import _joined
 
 
 @pytest.fixture(autouse=True)
@@ -334,3 +335,19 @@ def test_processes_that_load_batches_get_the_same_images(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         batch = pool.apply(data.splits["train"].__getitems__, ([3, 1],))
     assert (batch["image"] == data.splits["train"].__getitems__([3, 1])["image"]).all()
+
+
+def test_joined_splits_are_the_images_of_each_in_turn_and_no_copy(tmp_path):
+    paths_of(tmp_path / "data", [picture(i, (16, 16)) for i in range(24)])
+    data = open_data(DataConfig(data=str(tmp_path / "data"), subject_pattern=".+"))
+    sets = list(data.splits.values())
+    whole = _joined(sets, [])
+    expected = np.concatenate([np.asarray(one.images) for one in sets])
+    assert all(part is one.images for part, one in zip(whole.images.parts, sets, strict=True))
+    rows = np.random.default_rng(0).permutation(24)[:9]
+    for chosen in (slice(None), slice(3, 20, 4), slice(5, 5), rows, rows.tolist(), 0, 23):
+        assert_array_equal(whole.images[chosen], expected[chosen])
+    assert_array_equal(pickle.loads(pickle.dumps(whole)).images[rows], expected[rows])
+    assert whole.span == (int(expected.min()), int(expected.max()))
+    assert whole.digests == [digest for one in sets for digest in one.digests]
+    assert_array_equal(whole.some(rows).images, expected[rows])

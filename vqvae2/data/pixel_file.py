@@ -147,7 +147,36 @@ class Decoded:
         return pixels
 
 
-Images = NDArray[Any] | Mapped | Decoded
+class Joined:
+    """Images of several splits, one after the other, none of them copied before it is asked for."""
+
+    ndim = 4
+
+    def __init__(self, parts: Sequence["Images"]) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *self.parts[0].shape[1:])
+        self.dtype: np.dtype[Any] = self.parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """One image (C, H, W) by its number, or several (n, C, H, W) by a slice or an array of numbers."""
+        chosen = np.arange(len(self))[rows]
+        images = np.empty((chosen.size, *self.shape[1:]), self.dtype)
+        which = np.searchsorted(self._ends, np.atleast_1d(chosen), "right")
+        for place in np.unique(which):
+            own = which == place
+            first = self._ends[place] - len(self.parts[place])
+            images[own] = self.parts[place][np.atleast_1d(chosen)[own] - first]
+        return images[0] if chosen.ndim == 0 else images
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+Images = NDArray[Any] | Mapped | Decoded | Joined
 """(N, C, H, W), uint8 or uint16, of which rows are asked for."""
 
 

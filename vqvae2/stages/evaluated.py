@@ -13,6 +13,7 @@ from torch import Tensor
 from vqvae2 import checkpoint, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import DataConfig, ImageData, ImageSet, load_images, open_data
+from vqvae2.data.pixel_file import Joined
 from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
@@ -241,11 +242,14 @@ def _choose(data: ImageData, split: str | None) -> tuple[ImageSet, str]:
 
 
 def _joined(sets: list[ImageSet], skipped: list[tuple[str, str]]) -> ImageSet:
+    images, files = Joined([one.images for one in sets]), [one.file for one in sets if one.file is not None]
+    whole = len(files) == len(sets)
     return ImageSet(
-        np.concatenate([images.images for images in sets]),
-        [key for images in sets for key in images.keys],
-        [subject for images in sets for subject in images.subjects],
-        np.concatenate([images.labels for images in sets]),
+        images,
+        [key for one in sets for key in one.keys],
+        [subject for one in sets for subject in one.subjects],
+        np.concatenate([one.labels for one in sets]),
         sets[0].value_range,
         skipped,
+        replace(files[0], index=np.concatenate([file.index for file in files]), images=images) if whole else None,
     )
