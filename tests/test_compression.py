@@ -137,7 +137,9 @@ def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_p
     assert not list(tmp_path.glob("out*"))
 
 
-def test_images_of_a_run_come_back_as_they_were(run, tmp_path, call, refused, monkeypatch):
+@pytest.mark.parametrize("pixels", [1, 2**23])  # the law is learned from one chunk, and from all
+def test_images_of_a_run_come_back_as_they_were(run, tmp_path, call, refused, monkeypatch, pixels):
+    monkeypatch.setattr(compress, "_LEARNED_PIXELS", pixels)
     file, out = tmp_path / "brains.vq", tmp_path / "images"
     told = call(compress.main, "--run", run, "--out", file, "--split", "val", "--chunk-size", 4, "--lossless")
     assert told.code == 0, told.err

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vqvae2 import files, report
 from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
@@ -29,6 +30,7 @@ from vqvae2.stages.sampled import load_models
 from vqvae2.vqvae import VQVAE
 
 _CPU = torch.device("cpu")
+_LEARNED_PIXELS = 2**23  # from which the law of what reconstructions lose is learned
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,26 @@ def _story(line: CommandLine[Arguments]) -> None:
 
 @torch.no_grad()
 def _losses(model: VQVAE, codes: list[torch.Tensor], images: ImageSet, size: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Write what the reconstructions lose, in chunks of a size: what the header says of it, and each chunk's bytes."""
+    """Write what the reconstructions lose, in chunks of a size: what the header says of it, and each chunk's bytes.
+
+    The law is learned from all images or, of many, from chunks spread over them.
+    """
     value_range = images.value_range
-    chunks = [slice(first, first + size) for first in range(0, len(images), size)]
-    # Chunk by chunk, as they are read: in batches of other sizes a value near the middle may be rounded otherwise.
-    made = np.concatenate([from_unit(model.decode([c[chunk] for c in codes]), value_range) for chunk in chunks])
-    whole = images.images[:]
-    tried = []
-    for residuals in ResidualModel.fit(whole, made, value_range):
-        written = [residuals.encode(whole[chunk], made[chunk], value_range) for chunk in chunks]
-        tried.append((sum(map(len, written)), residuals, written))
-    _, residuals, written = min(tried, key=lambda one: one[0])
-    sums = [zlib.crc32(whole[chunk].tobytes()) for chunk in chunks]
-    told = [[len(stream), checksum] for stream, checksum in zip(written, sums, strict=True)]
+    chunks = [slice(first, min(first + size, len(images))) for first in range(0, len(images), size)]
+
+    def both(chunk: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+        # Chunk by chunk, as they are read: in batches of other sizes a value near the middle may be rounded otherwise.
+        return images.images[chunk], from_unit(model.decode([level[chunk] for level in codes]), value_range)
+
+    count = max(1, _LEARNED_PIXELS // (size * math.prod(images.images.shape[1:])))
+    some = [both(chunks[i]) for i in report.spread_out(len(chunks), count)]
+    stored, made = (np.concatenate(parts) for parts in zip(*some, strict=True))
+    models = ResidualModel.fit(stored, made, value_range)
+    residuals = min(models, key=lambda one: sum(len(one.encode(*pair, value_range)) for pair in some))
+    written, told = [], []
+    for stored, made in map(both, chunks):
+        written.append(residuals.encode(stored, made, value_range))
+        told.append([len(written[-1]), zlib.crc32(stored.tobytes())])
     return {"model": residuals.settings(), "chunks": told}, written
 
 
