@@ -49,7 +49,7 @@ class Plane:
 
     unit = "points_per_second"
     rate_flag, restarts, compiled_pays_on_cpu = "--learning-rate", False, True
-    guide_share = 0.0
+    has_guide = False
     score = "selection/loss"
 
     def __init__(

@@ -31,14 +31,14 @@ def codes(folder):
 
 
 class Guided(Plane):
-    """A plane whose model is kept at half of its training."""
+    """A plane whose model is kept early in its training."""
 
-    guide_share = 0.5
+    has_guide = True
 
 
 def test_a_training_keeps_its_model_as_it_was_early(tmp_path):
     task = Guided()
-    train(task, tmp_path, replace(SHORT, max_steps=10))
+    train(task, tmp_path, replace(SHORT, max_steps=10, guide_share=0.5))
     assert torch.equal(saved_weight(tmp_path / checkpoint.GUIDE), task.steps[4])
     assert not torch.equal(saved_weight(tmp_path), task.steps[4])
     train(Plane(), tmp_path / "without", SHORT)
@@ -46,7 +46,7 @@ def test_a_training_keeps_its_model_as_it_was_early(tmp_path):
 
 
 def test_the_guide_is_of_the_averaged_weights(tmp_path):
-    config = replace(SHORT, max_steps=10, evaluations=2, ema_decay=0.6)
+    config = replace(SHORT, max_steps=10, evaluations=2, ema_decay=0.6, guide_share=0.5)
     task = Guided()
     train(task, tmp_path, config)
     assert torch.equal(saved_weight(tmp_path / checkpoint.GUIDE), task.evaluated[0])
@@ -54,7 +54,7 @@ def test_the_guide_is_of_the_averaged_weights(tmp_path):
 
 @pytest.mark.parametrize("stop", [2, 7])
 def test_the_guide_is_the_same_after_an_interruption(tmp_path, stop):
-    config = replace(SHORT, max_steps=10)
+    config = replace(SHORT, max_steps=10, guide_share=0.5)
     train(Guided(), tmp_path / "whole", config)
 
     def interrupt(call):

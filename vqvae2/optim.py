@@ -52,6 +52,9 @@ class TrainingConfig:
     """Steps between evaluations of a run without a limit."""
     patience: int = 0
     """Evaluations without improvement before the training stops; 0: never with a limit, 10 without one."""
+    guide_share: float = 0.2
+    """Share of the limit at which a copy of a prior is kept as its guide, which autoguidance steers away from, in
+    (0, 1]; without a limit it is kept at the first evaluation."""
     save_minutes: float = 10
     """Minutes between two saved states, besides that of each evaluation, > 0."""
     log_every: int = 25
@@ -75,6 +78,8 @@ class TrainingConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 < self.guide_share <= 1:
+            raise ValueError(f"guide_share must be in (0, 1], got {self.guide_share}")
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(f"final_learning_rate must be in [0, 1], got {self.final_learning_rate}")
 

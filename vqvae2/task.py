@@ -29,8 +29,8 @@ class Task(Protocol):
     """The figure of `validate` by which the best model is chosen, lower is better; empty: the latest model is kept."""
     compiled_pays_on_cpu: bool
     """Whether torch.compile makes its steps faster on a CPU, too."""
-    guide_share: float
-    """Share of the training after which the model is written as a weak guide of sampling, too; 0: it is not."""
+    has_guide: bool
+    """Whether the model, as it is early in the training, is written as a weak guide of sampling, too."""
 
     @property
     def dataset(self) -> Any:

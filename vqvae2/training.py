@@ -121,7 +121,7 @@ class _Run:
         self.evaluated = 0  # step of the latest evaluation
         self.due = 0  # evaluations of a limited run that were due so far
         self.saved, self.saved_step = 0.0, -1  # seconds and step of the latest state
-        self.guided = not task.guide_share  # whether there is a guide, or need be none
+        self.guided = not task.has_guide  # whether there is a guide, or need be none
         self.window = WindowMeans()
 
     def _shared_loss(self) -> nn.Module:
@@ -233,7 +233,7 @@ class _Run:
     def _guide_due(self) -> bool:
         """Whether the guide's share of the limit is over; without a limit, the steps to the first evaluation."""
         if self.config.limited:
-            return self.progress >= self.task.guide_share
+            return self.progress >= self.config.guide_share
         return self.step >= self.config.evaluate_every
 
     @property

@@ -1,7 +1,5 @@
 """Read a file that `vqvae2 compress` wrote, and write its images."""
 
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from vqvae2.residuals import ResidualModel
 from vqvae2.stages.common import RunFolder, png_names, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
+from vqvae2.stages.output_folder import UNFINISHED, all_or_nothing
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import load_models
 from vqvae2.vqvae import VQVAE
@@ -41,7 +40,6 @@ class Arguments:
 
 
 _GROUPS = {"running": ("run", "file", "out")}
-_UNFINISHED = ".unfinished"  # images that are not all read and checked yet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 def _story(line: CommandLine[Arguments]) -> None:
     arguments = line.settings()
     refuse_torchrun("decompression")
-    out, unfinished = arguments.out, arguments.out / _UNFINISHED
-    if out.exists() and (not out.is_dir() or any(path != unfinished for path in out.iterdir())):
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(path.name != UNFINISHED for path in out.iterdir())):
         raise UserError("this folder holds other files", out, "Give --out a folder of its own")
     with files.told_as("cannot read the file", arguments.file):
         content = arguments.file.read_bytes()
@@ -67,22 +65,16 @@ def _story(line: CommandLine[Arguments]) -> None:
     for key in header.keys:
         if ".." in Path(key).parts:
             raise UserError("a name in the file leads out of the folder", key, "Do not trust this file")
-    paths = [unfinished / name for name in png_names(header.keys)]
     positions = sum(h * w for h, w in header.shapes)
     total, done = len(header.chunks) * header.chunk_size * positions, 0
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
-    try:
-        with Progress(total, "reading codes", "codes") as progress:
-            for pixels in read_images(model, priors, header, streams, run.value_range, progress):
-                for path, image in zip(paths[done : done + len(pixels)], pixels, strict=True):
-                    files.make_folder(path.parent)
-                    files.write_atomic(path, png_bytes(channels_last(image)))
-                done += len(pixels)
-        with files.told_as("cannot move the images into place", out, "Choose another folder"):
-            for path in list(unfinished.iterdir()):  # all of them can be trusted now
-                os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    # Images move into place when all chunks can be trusted.
+    with all_or_nothing(out) as unfinished, Progress(total, "reading codes", "codes") as progress:
+        paths = [unfinished / name for name in png_names(header.keys)]
+        for pixels in read_images(model, priors, header, streams, run.value_range, progress):
+            for path, image in zip(paths[done : done + len(pixels)], pixels, strict=True):
+                files.make_folder(path.parent)
+                files.write_atomic(path, png_bytes(channels_last(image)))
+            done += len(pixels)
     kind = "as reconstructed" if header.losses is None else "as they were"
     print(f"wrote {out}: {done:,} images, {kind}")
 

@@ -1,11 +1,8 @@
 """Copy the models of a run into a small folder of their own, from which others sample, evaluate and train on."""
 
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -24,6 +21,7 @@ from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.model_card import model_card
+from vqvae2.stages.output_folder import all_or_nothing
 from vqvae2.stages.sampled import MODELS, check_exported, drawn_levels, exported, guide_name
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE, VQVAEConfig, level_names
@@ -85,7 +83,8 @@ def _story(line: CommandLine[Arguments]) -> None:
     drawn = levels[: drawn_levels(run)]  # samples need these priors; the others may not have been trained
     priors = [level for level in levels if level in drawn or checkpoint.has_model(run.prior(level))]
     labels = _labels(run, priors)
-    with _whole(out) as made:
+    with all_or_nothing(out, last="run.json") as folder:  # what makes it a run
+        made = RunFolder(folder)
         vqvae_weights = "fp32" if arguments.weights == "fp32" else "fp16"
         hashes = {"vqvae": _copy(run.vqvae, made.vqvae, vqvae_weights)}
         for level in priors:
@@ -129,24 +128,6 @@ def _check_out(out: Path) -> None:
     there = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
     if others := [name for name in there if not (name.startswith(".") or name in _MAY_LIE_THERE)]:
         raise UserError(f"this folder holds other files, such as {others[0]}", out, "Give --out a folder of its own")
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[RunFolder]:
-    """Give a folder for a ``with`` block, whose files then move into ``out``; after an error nothing is left of it."""
-    fresh = not out.exists()
-    made = RunFolder(out / ".unfinished")
-    try:
-        shutil.rmtree(made.path, ignore_errors=True)  # of a process that was killed
-        files.make_folder(made.path)
-        yield made
-        with files.told_as("cannot write", out, "Choose another folder"):
-            for path in sorted(made.path.iterdir(), key=lambda path: path.name == "run.json"):  # what makes it a run
-                os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(made.path, ignore_errors=True)
-        if fresh and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
 
 
 def _labels(run: RunFolder, levels: Sequence[str]) -> list[list[Any]]:

@@ -3,7 +3,10 @@
 While such a folder is written it is marked, so that after an interruption the same command writes it again.
 """
 
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ from vqvae2 import files
 from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
 
-__all__ = ["begin", "check_own", "finish"]
+__all__ = ["UNFINISHED", "all_or_nothing", "begin", "check_own", "finish"]
+
+UNFINISHED = ".unfinished"
+"""Folder in which files lie until all of them are written."""
 
 
 def check_own(out: Path, record: str, overwrite: bool) -> None:
@@ -57,3 +63,25 @@ def finish(out: Path, record: str, about: dict[str, Any]) -> None:
     """Write the file that says what the others are, and take the mark away."""
     files.write_json(out / record, about)
     (out / WRITING).unlink()
+
+
+@contextmanager
+def all_or_nothing(out: Path, last: str = "") -> Iterator[Path]:
+    """Give a folder for a ``with`` block, whose files then move into ``out``; after an error nothing is left of it.
+
+    Args:
+        out: the folder; it may be there.
+        last: name of the file that moves last, by which the others count.
+    """
+    fresh, made = not out.exists(), out / UNFINISHED
+    try:
+        shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+        files.make_folder(made)
+        yield made
+        with files.told_as("cannot write", out, "Choose another folder"):
+            for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if fresh and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()

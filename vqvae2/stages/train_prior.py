@@ -99,7 +99,7 @@ class PriorTask:
     rate_flag, restarts = "--learning-rate", False
     compiled_pays_on_cpu = False  # a light prior's step of 64x64 codes: 397 ms eager, 441 ms compiled
     score = "selection/nll"
-    guide_share = 0.2
+    has_guide = True
 
     def __init__(
         self, prior: Prior, model: VQVAE, store: CodeStore, origin: dict[str, Any], fresh: bool = True

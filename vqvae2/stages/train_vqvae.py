@@ -88,13 +88,13 @@ _GROUPS = {
     "running": ("run", "resume", "overwrite", "dry_run", "device", "seed", "config"),
 }
 _NOT_OF_LABELS = tuple(entry.name for entry in fields(DataConfig) if entry.name not in ("bins", "numbers"))
-_FROM_DATA = ("model.channels", "model.height", "model.width")
+_NO_FLAGS = ("model.channels", "model.height", "model.width", "training.guide_share")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage; return its exit code."""
     return run_stage(
-        partial(CommandLine, "train-vqvae", Arguments, _GROUPS, fixed=_FROM_DATA, required=["data"]), _story, argv
+        partial(CommandLine, "train-vqvae", Arguments, _GROUPS, fixed=_NO_FLAGS, required=["data"]), _story, argv
     )
 
 

@@ -27,7 +27,7 @@ class VQVAETask:
 
     unit = "images_per_second"
     rate_flag, restarts, compiled_pays_on_cpu = "--learning-rate", False, True
-    guide_share = 0.0
+    has_guide = False
     score = "selection/loss"
 
     def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
