@@ -28,7 +28,7 @@ def test_the_stored_command_of_a_resumed_training_has_its_limits(tmp_path, begun
 
     def read(flags: list[str]) -> tuple[CommandLine, train_vqvae.Arguments]:
         argv = ["--run", str(run.path), *flags]
-        line = CommandLine("train-vqvae", train_vqvae.Arguments, {}, argv, fixed=train_vqvae._FROM_DATA)
+        line = CommandLine("train-vqvae", train_vqvae.Arguments, {}, argv, fixed=train_vqvae._NO_FLAGS)
         return line, train_vqvae._settings(line)
 
     line, first = read(["--data", "phantom", *begun.split()])
