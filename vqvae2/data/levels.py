@@ -76,9 +76,8 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
                 f"{attribute}; if they are people, give --layout subjects"
             )
             return attribute
-        if (_are_counted(distinct) and (len(distinct) <= 20 or all(map(str.isdecimal, distinct)))) or (
-            listed and len(distinct) <= 20
-        ):
+        few = len(distinct) <= 20
+        if (few and listed) or (_are_counted(distinct) and (few or all(map(str.isdecimal, distinct)))):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
             )

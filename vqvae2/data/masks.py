@@ -87,9 +87,8 @@ def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
 
 def _is_class_or_mask(folder: str) -> bool:
     """Whether a folder's name joins such a word and a cohort's: ``ADNI_WMH``; not ``Ground Truth`` or ``GT_train``."""
-    words = words_of(spaced(folder))
-    plain = (rules.NEUTRAL, *rules.SPLITS.values(), re.compile("ground"))
-    rest = [w.text.lower() for w in words if w.role == "" and not any(p.fullmatch(w.text.lower()) for p in plain)]
+    named = [word.text.lower() for word in words_of(spaced(folder)) if word.role == ""]
+    rest = [word for word in named if word != "ground" and not any(plain.fullmatch(word) for plain in rules.PLAIN)]
     masks = _mask_words(folder)
     return bool(rest and masks) and all(map(mask_rules.CLASS_OR_MASK.fullmatch, masks))
 

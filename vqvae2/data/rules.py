@@ -198,7 +198,7 @@ WORDS = (  # the first that fits decides
 """The parts of a name that are not the person."""
 CONTROLS = {"healthy", "control", "controls", "normal", "normals", "ctrl", "con", "hc", "nc", "cn", "negative", "none"}
 """Words for who has no finding: ``site1_healthy_1`` is no image of which ``site1_stroke_1`` is a mask."""
-SCANNERS = re.compile(r"(?:1\.?5|1p5|3|7)t|(?:ge|siemens|philips|toshiba|canon)(?:1\.?5|1p5|3|7)?t?", re.IGNORECASE)
+SCANNERS = re.compile(r"ge(?:1t5|3t)?|siemens|philips|toshiba|canon|(?:1\.?5|1p5|3|7)t", re.IGNORECASE)
 """Sites that are machines, in which one person may have lain twice: ``3T/sub-01``, ``7T/sub-01``."""
 PHOTO_SOURCES = re.compile(
     r"flickr|pixabay|google|bing|baidu|yahoo|web|unsplash|pexels|getty|shutterstock|instagram|youtube|wiki(?:pedia|media)?|"
@@ -250,6 +250,8 @@ NEUTRAL = re.compile(
     r"inputs?|volumes?|vols?|mri|folder|split|thumbnails?"
 )
 """Words of folders that tell nothing."""
+PLAIN = (NEUTRAL, *SPLITS.values())
+"""Words of folders that name no class and no person: those, and those of splits."""
 SPLIT_PART = re.compile(r"\.(x\d{0,2})$", re.IGNORECASE)
 """What may stand beside the word of a split: ``train.X1`` of ImageNet-100."""
 ATTRIBUTES = (
@@ -265,7 +267,7 @@ ATTRIBUTES = (
     (
         "site",
         re.compile(
-            r"site\d*|cent(?:er|re)\d*|hospital\d*|scanner\d*|ge(?:1t5|3t)?|siemens|philips|toshiba|canon|(?:1\.?5|1p5|3|7)t|"
+            rf"site\d*|cent(?:er|re)\d*|hospital\d*|scanner\d*|{SCANNERS.pattern}|"
             r"utrecht|singapore|amsterdam|guys|hh|iop|caltech|nyu|ucla|berlin|london|paris|vienna|leuven|kki|pitt|yale|stanford|ohsu|olin|trinity|usm"
         ),
     ),

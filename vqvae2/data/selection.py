@@ -11,7 +11,7 @@ from vqvae2.data.dicom import read_series
 from vqvae2.data.masks import is_of_volume, left_out
 from vqvae2.data.scans import processed
 from vqvae2.data.sources import Found, key_of, nothing_found, select
-from vqvae2.data.subjects import is_mask, kind_of, stem_of
+from vqvae2.data.subjects import is_mask, kind_of, known_subject, stem_of
 from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
@@ -291,12 +291,11 @@ def _choose_entities(layout: Layout, choice: Choice) -> None:
 
 
 def _with_those_who_lack_it(layout: Layout, name: str, parts: list[str], rows: list[int]) -> list[int]:
-    """The volumes of the making that is taken, and of people who have only others one of theirs, if it is a
-    reconstruction (``rec``); spaces and resolutions are not mixed, and the report says how many people that leaves out.
+    """Add volumes of people who have none of the making that is taken, and say how many people these are.
+
+    Of a reconstruction (``rec``) one of theirs is added. Spaces and resolutions are not mixed: they are left out.
     """
-    whom = [
-        found[0] if (found := re.match(r"sub-[A-Za-z0-9]+", key.rsplit("/", 1)[-1])) else key for key in layout.keys
-    ]
+    whom = [known_subject(key.rsplit("/", 1)[-1]) or key for key in layout.keys]
     lacking = sorted(set(whom) - {whom[i] for i in rows})
     if not lacking:
         return rows

@@ -331,8 +331,7 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
 def _is_part(folder: str) -> bool:
     """Whether a folder is a split or holds all images, by all words of its name: ``imagesTr``, ``img``."""
     words = _SEPARATOR.split(spaced(folder).lower())
-    patterns = (rules.NEUTRAL, *rules.SPLITS.values())
-    return all(any(pattern.fullmatch(word) for pattern in patterns) for word in words)
+    return all(any(pattern.fullmatch(word) for pattern in rules.PLAIN) for word in words)
 
 
 def visit_of(key: str) -> str:

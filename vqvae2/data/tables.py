@@ -318,7 +318,7 @@ def _are_of_images(rows: Sequence[Row], files: str, people: Sequence[str]) -> bo
 
 
 def _tells_visits(rows: Sequence[Row], column: str, people: Sequence[str]) -> bool:
-    """Whether a column's cells are visits: words (``ses-01``), or of several rows of one person different numbers."""
+    """Whether a column's cells are visits: words (``ses-01``), or numbers that differ between one person's rows."""
     told = {row[column] for row in rows if row[column].lower() not in rules.MISSING}
     if any(re.search(r"[A-Za-z]", cell) for cell in told):
         return True

@@ -140,13 +140,16 @@ def _losses(model: VQVAE, codes: list[torch.Tensor], images: ImageSet, size: int
         return images.images[chunk], from_unit(model.decode([level[chunk] for level in codes]), value_range)
 
     count = max(1, _LEARNED_PIXELS // (size * math.prod(images.images.shape[1:])))
-    some = [both(chunks[i]) for i in report.spread_out(len(chunks), count)]
-    stored, made = (np.concatenate(parts) for parts in zip(*some, strict=True))
-    models = ResidualModel.fit(stored, made, value_range)
-    residuals = min(models, key=lambda one: sum(len(one.encode(*pair, value_range)) for pair in some))
+    some = {i: both(chunks[i]) for i in report.spread_out(len(chunks), count)}
+    stored, made = (np.concatenate(parts) for parts in zip(*some.values(), strict=True))
+    tried = []
+    for residuals in ResidualModel.fit(stored, made, value_range):
+        tried.append((residuals, {i: residuals.encode(*pair, value_range) for i, pair in some.items()}))
+    residuals, streams = min(tried, key=lambda one: sum(map(len, one[1].values())))
     written, told = [], []
-    for stored, made in map(both, chunks):
-        written.append(residuals.encode(stored, made, value_range))
+    for i, chunk in enumerate(chunks):
+        stored, made = some[i] if i in some else both(chunk)
+        written.append(streams[i] if i in streams else residuals.encode(stored, made, value_range))
         told.append([len(written[-1]), zlib.crc32(stored.tobytes())])
     return {"model": residuals.settings(), "chunks": told}, written
 

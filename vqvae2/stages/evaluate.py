@@ -199,14 +199,15 @@ def _measure(
     )
     if not distributed.is_main():  # the rest is drawing and writing
         return
-    measure_distances(found, models, evaluated, beside, sets[0] if made is not None else None, made, further)
+    drawn = sets[0] if made is not None else None
+    measure_distances(found, models, evaluated, beside, drawn, made, further)
     if arguments.classifier is not None:
         found["recognition"] = recognition(
             run,
             models.vqvae,
             evaluated,
             arguments.classifier,
-            sets[0] if "samples" in found else None,
+            drawn,
             arguments.compute.seed,
         )
         album.rejection(found["recognition"].get("curve", {}))
