@@ -261,7 +261,7 @@ def decaying_tables(config: TrainingConfig, *more: Any) -> torch.optim.Optimizer
 
 
 def whole(images: ImageSet) -> Tensor:
-    batch: Tensor = images.__getitems__(range(len(images)))["image"]
+    batch: Tensor = images.at(range(len(images)))
     return batch
 
 

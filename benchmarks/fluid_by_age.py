@@ -79,7 +79,7 @@ def main() -> None:
 def read(files: list[Path], like: dict) -> torch.Tensor:
     """Images (N, 1, H, W) in [-1, 1], as the run was trained on them."""
     parts = [load_images(files[start : start + 512], like) for start in range(0, len(files), 512)]
-    return torch.cat([images.__getitems__(range(len(images)))["image"] for images in parts])
+    return torch.cat([images.at(range(len(images))) for images in parts])
 
 
 def fit(dark: NDArray, age: NDArray, heights: ArrayLike, people: ArrayLike) -> dict[str, float]:

@@ -65,7 +65,7 @@ def curves(images: ImageSet, background: float | None, qualities: Sequence[int] 
         ``quality``, ``bits_per_pixel``, ``ssim`` and the figures of :class:`vqvae2.metrics.Sharpness`.
     """
     slices = images.images[:, 0]
-    x = images.__getitems__(range(len(images)))["image"]
+    x = images.at(range(len(images)))
     mask, found = foreground(x, background), {}
     whole = len(slices) // SIDE**2 * SIDE**2
     for codec in _known(CODECS):

@@ -37,7 +37,7 @@ def main() -> int:
     priors = [Prior.from_pretrained(arguments.run / f"prior-{level}").eval() for level in model.levels]
     like = load_config(arguments.run / "vqvae")["data"]
     found = load_images([str(path) for path in arguments.images], like)
-    pair = found.__getitems__([0, 1])["image"]
+    pair = found.at([0, 1])
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     codes = model.encode(pair)

@@ -96,7 +96,7 @@ def completion(
     for i in range(len(x)):
         top, left = (i % 4) // 2 * (height // 2), i % 2 * (width // 2)
         hole[i, :, top : top + height // 2, left : left + width // 2] = True
-    everyone = train.__getitems__(list(range(len(train))))["image"]
+    everyone = train.at(list(range(len(train))))
     mean = everyone.mean(0, keepdim=True).expand_as(x)
     kept = torch.stack([(((everyone - one) ** 2) * ~own).sum((1, 2, 3)) for one, own in zip(x, hole, strict=True)])
     smooth = [inpaint_biharmonic(one.numpy(), own[0].numpy(), channel_axis=0) for one, own in zip(x, hole, strict=True)]
@@ -158,7 +158,7 @@ def usual_of(
     """What is usual, by 32 images that get no lesions, and the NLL above which a code is improbable."""
     taken = set(spread_out(len(images), arguments.lesions))
     free = [i for i in range(len(images)) if i not in taken]
-    x = images.__getitems__([free[i] for i in spread_out(len(free), 32)])["image"]
+    x = images.at([free[i] for i in spread_out(len(free), 32)])
     drawn = redraw_blocks(model, priors, x, arguments.draws)
     surprised = [own for own, _ in surprise(priors, model.encode(x))]
     heads = foreground(x, background)

@@ -68,7 +68,7 @@ def training_rate(images: object) -> float:
     """Images per second of the training's step, without its loading."""
     model = VQVAE(PRESETS["brain128"].vqvae).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batch = images.__getitems__(list(range(BATCH)))["image"]  # type: ignore[attr-defined]
+    batch = images.at(list(range(BATCH)))  # type: ignore[attr-defined]
     precision = resolve_precision("auto", torch.device("cpu"))
     for step in range(15):
         if step == 5:

@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def some(images: ImageSet, count: int) -> Tensor:
-    return images.__getitems__(report.spread_out(len(images), count))["image"]
+    return images.at(report.spread_out(len(images), count))
 
 
 def planted(splits: dict[str, ImageSet], count: int) -> dict[str, Tensor]:
@@ -84,10 +84,8 @@ def planted(splits: dict[str, ImageSet], count: int) -> dict[str, Tensor]:
         "5 % copies": torch.cat([train[:few], real[few:]]),
         "half copies, shifted by 2 pixels": torch.cat([train[: count // 2].roll((2, -2), (2, 3)), real[count // 2 :]]),
         "half copies, mirrored and darker": torch.cat([train[: count // 2].flip(-1) * 0.9 - 0.1, real[count // 2 :]]),
-        "half of the first kind missing": other.__getitems__(
-            [int(rest[i]) for i in report.spread_out(len(rest), count)]
-        )["image"],
-        "half of the kinds missing": other.__getitems__(chosen)["image"],
+        "half of the first kind missing": other.at([int(rest[i]) for i in report.spread_out(len(rest), count)]),
+        "half of the kinds missing": other.at(chosen),
         "blurred by 0.7 pixels": gaussian_blur(real, 0.7),
         "blurred by 1.5 pixels": gaussian_blur(real, 1.5),
         "noise of 0.1": (real + 0.1 * torch.randn(real.shape, generator=generator)).clamp(-1, 1),
@@ -183,7 +181,7 @@ def search(train: ImageSet, held_out: ImageSet) -> dict[str, Any]:
     """Measure how many planted copies are found, at which rate of false alarms on people never seen."""
     people = sorted(set(held_out.subjects))
     first = np.isin(held_out.subjects, people[::2])
-    known, others = (held_out.__getitems__(np.flatnonzero(side).tolist())["image"] for side in (first, ~first))
+    known, others = (held_out.at(np.flatnonzero(side).tolist()) for side in (first, ~first))
     bound = (1 + float(np.percentile(aligned_nearest(known, train.images).correlation.numpy(), 99))) / 2
     images = some(train, 128)
     changes = {

@@ -206,7 +206,7 @@ def write_judgement(run: Path, held_out: ImageSet) -> None:
             files = sorted((run / "samples").glob("[0-9]*.png"))[:JUDGED]
             made = np.stack([np.asarray(Image.open(path).convert("L")) for path in files])
         else:
-            codes = model.encode(held_out.__getitems__(others)["image"])
+            codes = model.encode(held_out.at(others))
             made = from_unit(decode(model, codes), held_out.value_range)[:, 0]
         for times in (1, 2):
             cases = [("real", image) for image in real] + [(kind, image) for image in made]

@@ -70,7 +70,7 @@ def read(folder: Path) -> Tensor:
     """Return the training images, (N, 3, 32, 32) in [-1, 1]."""
     data = open_data(DataConfig(data=str(folder / "train"), size="32x32"))
     parts = [data.splits[split] for split in ("train", "selection", "val") if split in data.splits]
-    images = torch.cat([part.__getitems__(range(len(part)))["image"] for part in parts])
+    images = torch.cat([part.at(range(len(part))) for part in parts])
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:IMAGES]
     print(
         f"{len(rows):,} of {len(images):,} images; variance of the values in [0, 1] {float(images[rows].var()) / 4:.5f}"

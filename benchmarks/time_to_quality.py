@@ -100,7 +100,7 @@ class Judge:
 
 
 def whole(images: ImageSet) -> Tensor:
-    return images.__getitems__(range(len(images)))["image"]
+    return images.at(range(len(images)))
 
 
 class Finished(Exception):  # noqa: N818 - no error

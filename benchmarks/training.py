@@ -109,7 +109,7 @@ def our_steps(size: int, batch: int, device: str, fast: bool, seed: int = 0) -> 
     optimizer = make_optimizer(training, [model], where)
     for rows in EpochBatches(len(images), batch, seed):
         with autocast(where, precision):
-            loss, _, _ = model.loss(images.__getitems__(rows)["image"].to(where))
+            loss, _, _ = model.loss(images.at(rows).to(where))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         optimizer.step()
@@ -123,7 +123,7 @@ def peer_steps(path: Path, size: int, batch: int, device: str) -> Iterator[float
     images, model = phantom(size), peer_model(path).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     for rows in EpochBatches(len(images), batch, 0):
-        x = images.__getitems__(rows)["image"].to(device)
+        x = images.at(rows).to(device)
         model.zero_grad()
         out, latent = model(x)
         loss = nn.functional.mse_loss(out, x) + 0.25 * latent.mean()

@@ -124,4 +124,4 @@ def tiny_prior_config() -> PriorConfig:
 def phantom_images() -> Tensor:
     """Training images of the phantom, (96 or so, 1, 64, 64) in [-1, 1]."""
     images = open_data(DataConfig(phantom_images=120), splits=["train"]).splits["train"]
-    return images.__getitems__(range(len(images)))["image"]
+    return images.at(range(len(images)))

@@ -45,7 +45,7 @@ def test_equal_sets_measure_alike_and_each_change_moves_its_own_measure():
 
 def test_more_fluid_is_seen_in_the_phantoms_of_larger_ventricles():
     data = open_data(DataConfig(phantom_images=240, size="64x64")).splits["train"]
-    images, labels = data.__getitems__(range(len(data)))["image"], data.labels[:, 0]
+    images, labels = data.at(range(len(data))), data.labels[:, 0]
     healthy, atrophy = (images[np.flatnonzero(labels == k)] for k in (0, 1))
     found = anatomy_figures(atrophy, healthy, images, -1.0)
     assert found["dark"]["samples"] > found["dark"]["real"]

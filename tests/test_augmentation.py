@@ -28,7 +28,7 @@ def phantom():
 
 
 def test_nothing_is_changed_without_a_range(phantom):
-    x = phantom.__getitems__([0, 1])["image"]
+    x = phantom.at([0, 1])
     assert augment(x, AugmentationConfig(), 0, 0, [0, 1]) is x
 
 
@@ -53,7 +53,7 @@ def test_batches_hold_stored_integers_and_become_the_changed_images(phantom, con
     assert batch["image"].dtype == torch.uint8
     drawn = sum(value.numel() for value in batch["changes"].values())
     assert drawn <= 8 * len(rows)
-    whole = phantom.__getitems__(rows)["image"]
+    whole = phantom.at(rows)
     assert torch.equal(images.unit(batch), augment(whole, config, 3, 2, rows))
     wide = replace(phantom, images=phantom.images.astype(np.uint16) * 257, value_range=(0.0, 65535.0))
     deep = AugmentedSet(wide, config, seed=3)

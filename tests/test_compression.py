@@ -115,7 +115,7 @@ def test_images_of_a_run_are_written_and_come_back_as_reconstructions(run, tmp_p
     val = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32"), ["val"]).splits["val"]
     model = VQVAE.from_pretrained(run / "vqvae")
     with torch.no_grad():
-        made = from_unit(model.decode(model.encode(val.__getitems__(range(len(val)))["image"])), val.value_range)
+        made = from_unit(model.decode(model.encode(val.at(range(len(val))))), val.value_range)
     for key, image in zip(val.keys, made, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(out / f"{key}.png")), image[0])
     assert "other files" in refused(decompress.main, "--run", run, "--file", file, "--out", out)

@@ -169,7 +169,7 @@ def test_a_folder_of_ones_own_is_reconstructed_under_its_names_in_its_values(run
     assert "nll" in found["levels"]["top"]
     model = VQVAE.from_pretrained(run / "vqvae")
     images = load_images(slices, found["data"])
-    made = from_unit(model.decode(model.encode(images.__getitems__(range(3))["image"])), images.value_range)
+    made = from_unit(model.decode(model.encode(images.at(range(3)))), images.value_range)
     for key, pixels in zip(images.keys, made, strict=True):
         assert np.abs(np.asarray(Image.open(out / "reconstructions" / key)).astype(int) - pixels[0]).max() <= 1
     assert len(list((out / "reconstructions").rglob("*.png"))) == 3
@@ -191,7 +191,7 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
     found = report_of(run / "report")
     assert found["missing"] == []
     model, data = VQVAE.from_pretrained(run / "vqvae"), open_data(DataConfig(phantom_images=60, size="32x32"))
-    test, train = (data.splits[name].__getitems__(range(len(data.splits[name])))["image"] for name in ("test", "train"))
+    test, train = (data.splits[name].at(range(len(data.splits[name]))) for name in ("test", "train"))
     with np.load(run / "samples" / "codes.npz") as arrays:
         samples = model.decode([torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]).detach()
     sets = {
@@ -260,7 +260,7 @@ def test_images_of_another_kind_are_told_from_overfitting(run, tmp_path, call):
         assert any("Compared with 7 of the run's own val images: MSE" in line for line in found["summary"])
     own = open_data(DataConfig(phantom_images=60, size="32x32"), ["val"]).splits["val"]
     model = VQVAE.from_pretrained(run / "vqvae")
-    x = own.__getitems__(range(len(own)))["image"]
+    x = own.at(range(len(own)))
     error = (model.decode(model.encode(x)) - x).square().mean()
     assert found["own"]["mse"]["mean"] == pytest.approx(float(error), rel=1e-5)
 
@@ -337,7 +337,7 @@ def test_own_images_are_scored_in_the_foreground_that_the_training_images_tell(s
     evaluated = Evaluated(val, "all", "elsewhere", False, {}, splits["train"], val)
     background = evaluate.background_of(evaluated)
     found = evaluate._own_figures(models, val, background, evaluate.Arguments(Path("run")))
-    x = val.__getitems__(range(len(val)))["image"]
+    x = val.at(range(len(val)))
     mask = foreground(x, background_of(splits["train"]))
     assert 0.1 < float(mask.double().mean()) < 0.9
     expected = foreground_scores(model.decode(model.encode(x)), x, mask)

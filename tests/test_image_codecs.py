@@ -45,7 +45,7 @@ def test_a_curve_has_the_bytes_of_the_files_and_the_scores_of_what_they_hold(mon
     found = image_codecs.curves(images, -1.0, (30, 80))
     assert found.keys() == {"JPEG", "JPEG mosaic"}
     size, scores = 0, []
-    for pixels, x in zip(images.images[:, 0], images.__getitems__(range(18))["image"], strict=True):
+    for pixels, x in zip(images.images[:, 0], images.at(range(18)), strict=True):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=80, optimize=True)
         size += len(file.getvalue())

@@ -144,7 +144,7 @@ def test_without_room_on_the_disk_images_are_decoded_when_asked_for(tmp_path, mo
     assert not list(cache.rglob("pixels/*/pixels"))
     assert data.report() == usual.report()
     rows = [5, 0, 7]
-    assert (train.__getitems__(rows)["image"] == usual.splits["train"].__getitems__(rows)["image"]).all()
+    assert (train.at(rows) == usual.splits["train"].at(rows)).all()
     assert_array_equal(train.images[2:6], usual.splits["train"].images[2:6])
     assert_array_equal(train.images[np.array(rows)], usual.splits["train"].images[np.array(rows)])
     forbid_decoding(monkeypatch)  # the index is kept
@@ -334,7 +334,7 @@ def test_processes_that_load_batches_get_the_same_images(tmp_path):
     data = open_data(DataConfig(data=str(ten(tmp_path / "data", 40))))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         batch = pool.apply(data.splits["train"].__getitems__, ([3, 1],))
-    assert (batch["image"] == data.splits["train"].__getitems__([3, 1])["image"]).all()
+    assert (batch["image"] == data.splits["train"].at([3, 1])).all()
 
 
 def test_joined_splits_are_the_images_of_each_in_turn_and_no_copy(tmp_path):

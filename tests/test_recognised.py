@@ -181,7 +181,7 @@ def phantom() -> tuple[Tensor, Tensor, dict]:
     config = ClassifierConfig("diagnosis", ("healthy", "atrophy"), 1)
 
     def of(images: ImageSet):
-        return lambda rows: images.__getitems__(rows)["image"]
+        return lambda rows: images.at(rows)
 
     train, val, test = splits["train"], splits["val"], splits["test"]
     classifier = train_classifier(

@@ -66,7 +66,7 @@ def phantom() -> dict[str, ImageSet]:
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_planted_regions_are_counted_and_other_people_have_none(phantom, mirrored):
     """The phantom's grey values are smooth: each slice gets a texture of its own, as tissue has."""
-    images = {name: phantom[name].__getitems__(range(len(phantom[name])))["image"] for name in ("train", "val", "test")}
+    images = {name: phantom[name].at(range(len(phantom[name]))) for name in ("train", "val", "test")}
     for seed, name in enumerate(images):
         head = images[name] > -0.9
         images[name] = torch.where(head, images[name] + 0.3 * smooth(len(head), 64, seed), images[name]).clamp(-1, 1)

@@ -96,7 +96,7 @@ def test_a_scan_scores_every_image_as_scikit_image_does_and_in_batches_alike(tin
     found = report.scan(
         tiny_vqvae, images, naive=naive, batch_size=3, each=lambda rows, y: made.append((list(rows), y))
     )
-    x = images.__getitems__(range(7))["image"]
+    x = images.at(range(7))
     codes = tiny_vqvae.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(found.codes, codes, strict=True))
     assert [row for rows, _ in made for row in rows] == list(range(7))
@@ -133,7 +133,7 @@ def test_a_scan_tells_sharpness_of_every_decoding_beside_the_background_of_the_d
     naive, background = report.mean_image(train), report.background_of(train)
     assert background == pytest.approx(-1, abs=0.02)
     found = report.scan(model, val, naive=naive, background=background, batch_size=3)
-    x = val.__getitems__(range(len(val)))["image"]
+    x = val.at(range(len(val)))
     mask, codes = foreground(x, background), model.encode(x)
     assert found.foreground_share == pytest.approx(float(mask.float().mean()))
     decoded = {"all": model.decode(codes), "upper.top": model.decode(codes[:1]), "mean_image": naive.expand_as(x)}
@@ -303,8 +303,8 @@ def test_the_nearest_training_image_is_that_of_a_naive_loop(dtype, top):
 
 def test_copies_of_training_images_are_found_and_held_out_images_are_not(phantom):
     model, train = Lossless(), phantom["train"]
-    real = phantom["val"].__getitems__(range(len(phantom["val"])))["image"]
-    train_images = train.__getitems__(range(len(train)))["image"]
+    real = phantom["val"].at(range(len(phantom["val"])))
+    train_images = train.at(range(len(train)))
     codes = [model.encode(train_images)[0].numpy()]
 
     def figures_of(samples: Tensor) -> dict:
@@ -322,7 +322,7 @@ def test_copies_of_training_images_are_found_and_held_out_images_are_not(phantom
     assert often[0]["real"] <= copied["most_real"] <= len(real)
     mirrored = figures_of(train_images[[3, 8]].flip(-1))
     assert (mirrored["copies"], mirrored["mirrored_copies"], mirrored["identical_codes"]) == (0, 2, 0)
-    fresh = figures_of(phantom["test"].__getitems__(range(len(phantom["test"])))["image"])
+    fresh = figures_of(phantom["test"].at(range(len(phantom["test"]))))
     assert fresh["copies"] == fresh["mirrored_copies"] == fresh["identical_codes"] == 0
     assert 0.8 < fresh["ratio_of_medians"] < 1.25
 

@@ -278,8 +278,8 @@ def test_settings_are_taken_by_level(models):
     greedy = priors[1](other.codes[1], other.codes[:1], other.label).argmax(1)
     assert torch.equal(greedy, other.codes[1])
     one, each = Sharpness(0.5, 3, 0.9), [Sharpness(0.5, 3, 0.9), Sharpness(1.0, 3, 0.8)]
-    assert sharpness_by_level(0.5, 3, 0.9, 2) == [one, one]
-    assert sharpness_by_level((0.5, 1.0), [3], (0.9, 0.8), 2) == each
+    assert sharpness_by_level(2, temperature=0.5, top_k=3, top_p=0.9) == [one, one]
+    assert sharpness_by_level(2, temperature=(0.5, 1.0), top_k=[3], top_p=(0.9, 0.8)) == each
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_sharpening_changes_the_image_s_decoder_alone_and_so_no_code(tmp_path, c
     assert changed
     assert all(name.startswith("decoders.1.") for name in changed), changed
     images = open_data(DataConfig(data="phantom", phantom_images=60, size="32x32")).splits["val"]
-    x = images.__getitems__([0, 1])["image"]
+    x = images.at([0, 1])
     models = [VQVAE.from_pretrained(tmp_path / name / "vqvae") for name in "ab"]
     assert all(torch.equal(a, b) for a, b in zip(*(model.encode(x) for model in models), strict=True))
     assert any("train/discriminator" in line for line in stats(tmp_path / "a" / "vqvae" / "sharpening"))

@@ -163,6 +163,11 @@ class Pretrained(nn.Module):
     config_type: ClassVar[type]
     config: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def save_pretrained(self, folder: str | os.PathLike[str], origin: Mapping[str, Any] | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.
 

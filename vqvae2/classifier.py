@@ -156,7 +156,7 @@ def probabilities(classifier: Classifier, images: Any, count: int, batch_size: i
     Returns:
         (N, K) probabilities, float32, on the CPU.
     """
-    device = next(classifier.parameters()).device
+    device = classifier.device
     parts = [torch.zeros(0, len(classifier.config.classes))]
     for start in range(0, count, batch_size):
         x = images(list(range(start, min(start + batch_size, count))))

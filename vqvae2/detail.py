@@ -138,7 +138,7 @@ class DetailDecoder(checkpoint.Pretrained):
                 "bias": codebook.mean_embedding().flatten(),
             }
             layer.load_state_dict(start)
-        return made.to(next(model.parameters()).device).eval()
+        return made.to(model.device).eval()
 
     @property
     def levels(self) -> tuple[str, ...]:

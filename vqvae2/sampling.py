@@ -9,7 +9,8 @@ Shapes: N samples, S of a chunk, K codes, P positions of a level, A label attrib
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
 
 __all__ = [
+    "SETTINGS",
     "Samples",
     "Sharpness",
     "check_priors",
@@ -66,6 +68,10 @@ class Sharpness:
             raise ValueError(f"need guidance >= 0 and autoguidance >= 0, got {self}")
         if self.autoguidance != 1 and self.guide is None:
             raise ValueError("autoguidance needs a guide")
+
+
+SETTINGS = tuple(setting.name for setting in fields(Sharpness) if setting.name != "guide")
+"""Names of the settings of :class:`Sharpness` that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def sample_codes(
             log_p = own.log_softmax(-1)
         return codes, log_p.gather(-1, codes[:, None])[:, 0]
 
-    device = next(prior.parameters()).device
+    device = prior.device
     uniform = uniform.to(device, widest(device))
     # Rounding to float32 may reach 1.
     maps = uniform.clamp_max(1 - torch.finfo(uniform.dtype).eps).view(-1, *prior.config.shape)
@@ -196,7 +202,7 @@ def sample_chunk(
         sharpness: by level, top first.
         progress: called with the number of codes made, after each row.
     """
-    device = next(model.parameters()).device
+    device = model.device
     codes: list[Tensor] = []
     nll = []
     for i, prior in enumerate(priors):
@@ -260,7 +266,16 @@ def sample(
     check_priors(model, priors)
     if num < 1 or chunk_size < 1:
         raise ValueError(f"num and chunk_size must be >= 1, got {num} and {chunk_size}")
-    sharpness = sharpness_by_level(temperature, top_k, top_p, len(priors), guidance, min_p, autoguidance, guides)
+    sharpness = sharpness_by_level(
+        len(priors),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance=guidance,
+        min_p=min_p,
+        autoguidance=autoguidance,
+        guide=guides,
+    )
     rows = label_rows(priors[0].config.attributes, label, num, priors[0].config.numbers)
     parts = [part for _, part in sample_chunks(model, priors, rows, seed, sharpness, chunk_size)]
     if not parts:  # more processes than chunks
@@ -316,7 +331,7 @@ def chunk_rows(first: int, chunk_size: int, num: int) -> list[int]:
 
 
 def _nothing(model: ImageDecoder, label: Tensor) -> Samples:
-    device, config = next(model.parameters()).device, model.config
+    device, config = model.device, model.config
     images = torch.empty(0, config.channels, config.height, config.width, device=device)
     codes = [torch.empty(0, *shape, dtype=torch.int64, device=device) for shape in config.shapes]
     return Samples(images, codes, torch.empty(0, len(codes), dtype=widest(device), device=device), label[:0])
@@ -339,29 +354,20 @@ def check_priors(model: ImageDecoder, priors: Sequence[Prior]) -> None:
         raise ValueError(f"the model's levels (name, shape, K) are {wanted}, the priors' {got}")
 
 
-def sharpness_by_level(
-    temperature: float | Sequence[float],
-    top_k: int | Sequence[int],
-    top_p: float | Sequence[float],
-    levels: int,
-    guidance: float | Sequence[float] = 1.0,
-    min_p: float | Sequence[float] = 0.0,
-    autoguidance: float | Sequence[float] = 1.0,
-    guides: Sequence[Prior | None] | None = None,
-) -> list[Sharpness]:
-    """Spread settings over levels: one value serves all; ValueError for any other number than that of the levels."""
-    columns = []
-    for name, value in (
-        ("temperature", temperature),
-        ("top_k", top_k),
-        ("top_p", top_p),
-        ("guidance", guidance),
-        ("min_p", min_p),
-        ("autoguidance", autoguidance),
-        ("guides", [None] * levels if guides is None else guides),
-    ):
+def sharpness_by_level(levels: int, **settings: Any) -> list[Sharpness]:
+    """Spread settings over levels.
+
+    Args:
+        levels: number of levels.
+        settings: fields of :class:`Sharpness`, each one value for all levels or a sequence of one for each.
+
+    Raises:
+        ValueError: a sequence of another number, or a value out of range.
+    """
+    columns = {}
+    for name, value in settings.items():
         values = list(value) if isinstance(value, Sequence) else [value]
         if len(values) not in (1, levels):
             raise ValueError(f"{name} needs 1 value or {levels}, one for each level; got {len(values)}")
-        columns.append(values * levels if len(values) == 1 else values)
-    return [Sharpness(t, int(k), *others) for t, k, *others in zip(*columns, strict=True)]
+        columns[name] = values * levels if len(values) == 1 else values
+    return [Sharpness(**{name: values[i] for name, values in columns.items()}) for i in range(levels)]

@@ -3,7 +3,7 @@
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ class ImageSet(Dataset[dict[str, Any]]):
             "index": index,
         }
 
-    def stored(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def stored(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """A batch: "image" (B, C, H, W) as it is stored, uint8 or int32, "label" (B, A), "index" (B,)."""
         rows = np.asarray(indices, dtype=np.int64)
         values = self.images[rows]
@@ -127,6 +127,15 @@ class ImageSet(Dataset[dict[str, Any]]):
             "label": torch.from_numpy(self.labels[rows]),
             "index": torch.from_numpy(rows),
         }
+
+    def at(self, rows: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
+        """Some of the images by their numbers: (B, C, H, W) in [-1, 1]."""
+        return to_unit(self.stored(rows)["image"], self.value_range)
+
+    def in_parts(self, size: int) -> Iterator[torch.Tensor]:
+        """All images in their order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.at(range(start, min(start + size, len(self))))
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """A batch: "image" (B, C, H, W) in [-1, 1], "label" (B, A), "index" (B,); for a collate_fn that keeps it."""

@@ -72,7 +72,9 @@ class Source(Protocol):
 
 
 class Mapped:
-    """An array in a file, of which a copy for another process takes the name along, not the pixels."""
+    """An array (N, C, H, W) in a file, of which a copy for another process takes the name along, not the pixels."""
+
+    ndim = 4
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int], channels: int | None = None) -> None:
         self.path, self._stored = path, (dtype, tuple(shape), channels)
@@ -80,6 +82,8 @@ class Mapped:
         if channels not in (None, shape[1]):  # grey as RGB
             whole = np.broadcast_to(whole, (shape[0], channels, *shape[2:]))
         self.array = whole
+        self.shape: tuple[int, ...] = whole.shape
+        self.dtype: np.dtype[Any] = whole.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
         dtype, shape, channels = self._stored
@@ -93,21 +97,6 @@ class Mapped:
 
     def __len__(self) -> int:
         return len(self.array)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        return self.array.shape
-
-    @property
-    def ndim(self) -> int:
-        """4."""
-        return self.array.ndim
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8 or uint16."""
-        return self.array.dtype
 
 
 @dataclass

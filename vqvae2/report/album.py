@@ -54,11 +54,11 @@ class Album:
         titles = [
             f"{kind}\nSSIM {ssim[i]:.3f}\n{_short(images.keys[i])}" for (kind, _), i in zip(kinds, chosen, strict=True)
         ]
-        originals, codes = _some(images, chosen), [level[chosen] for level in found.codes]
+        originals, codes = images.at(chosen), [level[chosen] for level in found.codes]
         self.add("reconstructions", figures.reconstructions(originals, decode(model, codes), titles))
 
         chosen = spread_out(len(images), _SHOWN)
-        originals, codes = _some(images, chosen), [level[chosen] for level in found.codes]
+        originals, codes = images.at(chosen), [level[chosen] for level in found.codes]
         names = model.levels
         if len(names) > 1:
             rows = {"original": originals}
@@ -105,9 +105,9 @@ class Album:
         closest, real_closest = closest[:shown], real_closest[:shown]
         rows = {
             "sample": images[closest],
-            "nearest\ntraining image": _some(train, near.index[closest]),
+            "nearest\ntraining image": train.at(near.index[closest]),
             "held-out image": real[real_closest],
-            "nearest\ntraining image ": _some(train, near.real_index[real_closest]),
+            "nearest\ntraining image ": train.at(near.real_index[real_closest]),
         }
         titles = {
             name: [f"d = {value:.3f}" for value in values]
@@ -199,7 +199,7 @@ def contact_sheet(splits: Mapping[str, ImageSet], columns: int = 10) -> Figure:
         for start in range(0, len(chosen), columns):
             own = chosen[start : start + columns]
             name = split if start == 0 else f"{split} "  # a name of its own, that looks alike
-            rows[name], titles[name] = _some(images, own), [_short(images.keys[i], 13) for i in own]
+            rows[name], titles[name] = images.at(own), [_short(images.keys[i], 13) for i in own]
     return figures.rows_of_images(rows, titles)
 
 
@@ -214,10 +214,6 @@ def _kinds(count: int) -> list[tuple[str, int]]:
         if 0 <= i < count:
             places.setdefault(i, kind)
     return [(kind, i) for i, kind in sorted(places.items())]
-
-
-def _some(images: ImageSet, rows: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    return images.__getitems__([int(i) for i in rows])["image"]
 
 
 def _short(key: str, length: int = 16) -> str:

@@ -25,7 +25,7 @@ def encoder_features(model: VQVAE, like: Tensor) -> Features:
         model: in evaluation mode.
         like: (N, C, H, W) images, N > 1, by whose features each feature is brought to mean 0 and deviation 1.
     """
-    device = next(model.parameters()).device
+    device = model.device
 
     def raw(images: Tensor) -> Tensor:
         with torch.inference_mode():

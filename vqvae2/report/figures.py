@@ -4,7 +4,6 @@ Images are (N, C, H, W) in [-1, 1].
 """
 
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -65,11 +64,9 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         # Without matplotlib's version in it, equal figures are equal files.
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    files.write_atomic(path, buffer.getvalue())
+        files.write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
 
 
 @_styled

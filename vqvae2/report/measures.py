@@ -105,7 +105,7 @@ def mean_image(images: ImageSet, chunk: int = 256) -> Tensor:
 
 def background_of(images: ImageSet, count: int = 256) -> float | None:
     """Look for a background in some images of a set, see :func:`vqvae2.metrics.background_value`."""
-    return background_value(images.__getitems__(spread_out(len(images), count))["image"])
+    return background_value(images.at(spread_out(len(images), count)))
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def scan(
 
     In a distributed run each process sees its part of the images, which may be none, and all return the whole.
     """
-    device = next(model.parameters()).device
+    device = model.device
     counts = [CodeCounts(k) for k in model.config.num_embeddings]
     shape = images.images.shape[-2:]
     blur, marked = BlurScale(shape), torch.zeros((), dtype=torch.int64)
@@ -146,7 +146,7 @@ def scan(
     own = distributed.own_part(range(len(images)))
     for start in range(0, len(own), batch_size):
         rows = own[start : start + batch_size]
-        x = images.__getitems__(list(rows))["image"]
+        x = images.at(rows)
         batch = model.encode(x.to(device))
         for count, level in zip(counts, batch, strict=True):
             count.update(level, ~constant_cells(x, level.shape[1:]).to(device))
@@ -270,7 +270,7 @@ def score_codes(
 
     In a distributed run each process scores its part of the images, and all return the whole.
     """
-    device = next(prior.parameters()).device
+    device = prior.device
     nll, total = [torch.zeros(0, dtype=torch.float64)], torch.zeros(prior.config.shape, dtype=torch.float64)
     right = torch.zeros((), dtype=torch.int64)
     own_rows = distributed.own_part(range(len(labels)))
@@ -309,7 +309,7 @@ def reliance(
 
     Source: permutation importance (Breiman 2001, "Random forests"), of whole inputs.
     """
-    device, rows = next(prior.parameters()).device, spread_out(len(labels), most)
+    device, rows = prior.device, spread_out(len(labels), most)
     if len(rows) < 2:
         return {}
     *coarser, own = (level[rows].long().to(device) for level in codes)

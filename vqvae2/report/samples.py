@@ -131,7 +131,7 @@ def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping
 @torch.no_grad()
 def decode(model: ImageDecoder, codes: Sequence[Tensor], chunk: int = 32) -> Tensor:
     """Decode many images' codes: by level, top first, (N, h, w) -> (N, C, H, W) in [-1, 1] on the CPU."""
-    device = next(model.parameters()).device
+    device = model.device
     starts = range(0, len(codes[0]), chunk)
     return torch.cat([model.decode([level[i : i + chunk].to(device) for level in codes]).cpu() for i in starts])
 
@@ -321,10 +321,10 @@ def _subjects(found: Neighbours, subjects: Sequence[str]) -> dict[str, Any]:
 @torch.no_grad()
 def _own_error(model: VQVAE, train: ImageSet, index: NDArray[np.int64]) -> NDArray[np.float64]:
     """Root-mean-square difference of training images (N,) from their own reconstructions."""
-    device = next(model.parameters()).device
+    device = model.device
     errors = []
     for start in range(0, len(index), 32):
-        x = train.__getitems__(index[start : start + 32].tolist())["image"]
+        x = train.at(index[start : start + 32])
         y = model.decode(model.encode(x.to(device))).cpu()
         errors.append((y - x).square().mean((1, 2, 3)).sqrt().double())
     return torch.cat(errors).numpy()
@@ -377,7 +377,7 @@ def ventricles(sets: Sequence[SampleSet], train: ImageSet, classes: Sequence[str
         rows = np.flatnonzero(train.labels[:, 0] == label)
         if len(rows):
             chosen = rows[spread_out(len(rows), 200)]
-            true[name] = ventricle_area(train.__getitems__(chosen.tolist())["image"][:, :1])
+            true[name] = ventricle_area(train.at(chosen)[:, :1])
     return Ventricles({name: np.concatenate(parts) for name, parts in asked.items()}, true)
 
 

@@ -41,7 +41,6 @@ from vqvae2.stages.evaluated import Evaluated
 from vqvae2.stages.output_folder import begin, check_own, finish
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import exported
-from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["write_anomalies"]
@@ -185,7 +184,6 @@ def write_anomalies(
     )
     names = (*FEATURES, *(f"codes of {level}" for level in model.levels))
     about = {
-        "version": __version__,
         "source": source,
         "threshold": threshold,
         "residual_threshold": residual_threshold,
@@ -221,9 +219,7 @@ def _kept(path: Path, key: str) -> _Seen | None:
 
 def _keep(path: Path, key: str, found: _Seen) -> None:
     """Keep what was found of the normal images."""
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **found.kept(), key=np.array(key))
-    files.write_atomic(path, packed.getvalue())
+    files.write_atomic(path, lambda file: np.savez_compressed(file, **found.kept(), key=np.array(key)))
 
 
 def _look(
@@ -240,15 +236,9 @@ def _look(
 
     Labels are not used, so that normal ones and others are judged alike.
     """
-    device = next(model.parameters()).device
-    starts = range(0, len(images), _BATCH)
-
-    def batch(start: int) -> Tensor:
-        some: Tensor = images.__getitems__(list(range(start, min(start + _BATCH, len(images)))))["image"]
-        return some.to(device)
-
+    device = model.device
     parts, masks, expected, codes, surprised = [], [], [], [], []
-    for x in map(batch, starts):
+    for x in (x.to(device) for x in images.in_parts(_BATCH)):
         drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
         codes.append(model.encode(x))
         surprised.append([own for own, _ in surprise(priors, codes[-1])])
@@ -259,9 +249,9 @@ def _look(
     if threshold is None:
         threshold = improbable([torch.cat(level) for level in zip(*surprised, strict=True)], mask.to(device))
     residuals, restored = [], []
-    for x, own in zip(map(batch, starts), codes, strict=True):
+    for x, own in zip(images.in_parts(_BATCH), codes, strict=True):
         drawn = restore_images(model, priors, own, threshold, draws, seed, progress)
-        residuals.append(residual_map(x, drawn).cpu())
+        residuals.append(residual_map(x.to(device), drawn).cpu())
         restored.append(drawn.mean(1).cpu())
     seen = _Seen(torch.cat(parts), mask, torch.cat(residuals), threshold)
     return seen, _Drawn(torch.cat(expected), torch.cat(restored))
@@ -334,15 +324,13 @@ def _write(
     writer.writeheader()
     writer.writerows(rows)
     files.write_atomic(out / "scores.csv", table.getvalue().encode())
-    packed = io.BytesIO()
-    np.savez_compressed(
-        packed,
-        maps=found.maps.astype(np.float16),
-        residuals=residuals.astype(np.float16),
-        foreground=found.masks,
-        keys=np.array(images.keys),
-    )
-    files.write_atomic(out / "maps.npz", packed.getvalue())
+    maps: dict[str, Any] = {
+        "maps": found.maps.astype(np.float16),
+        "residuals": residuals.astype(np.float16),
+        "foreground": found.masks,
+        "keys": np.array(images.keys),
+    }
+    files.write_atomic(out / "maps.npz", lambda file: np.savez_compressed(file, **maps))
     finish(out, "anomaly.json", about)
 
 

@@ -1,7 +1,6 @@
 """Samples and reconstructions beside the scored images, as the report needs them."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vqvae2 import distributed, report
-from vqvae2.data import ImageSet
 from vqvae2.detail import DetailDecoder, ImageDecoder
 from vqvae2.progress import Progress
 from vqvae2.report.album import Album
+from vqvae2.sampling import SETTINGS
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, locked
 from vqvae2.stages.evaluated import Evaluated, Models
@@ -44,7 +43,7 @@ class Beside:
     @functools.cached_property
     def real(self) -> Tensor:
         """The images, (N, C, H, W)."""
-        return self.images.__getitems__(self.rows)["image"]
+        return self.images.at(self.rows)
 
     @functools.cached_property
     def again(self) -> Tensor:
@@ -97,7 +96,7 @@ def measure_samples(
         images, real, again = found_set.images(), beside.real, beside.again
         own = distributed.own_part(range(len(train)))
         with Progress(4 * len(own), "comparing with training images", "images") as progress:
-            near = report.neighbours(images, real, again, train, next(model.parameters()).device, progress)
+            near = report.neighbours(images, real, again, train, model.device, progress)
             regions = report.region_figures(images, real, again, train, progress)
     if not distributed.is_main():
         return [], None
@@ -119,8 +118,7 @@ def measure_samples(
         "levels": list(found_set.decoder.levels),
         "judged": len(found_set),
         "reject": found_set.how.get("reject", 0.0),
-        **{name: found_set.how[name] for name in ("label", "temperature", "top_k", "top_p", "seed", "chunk_size")},
-        **{name: found_set.how[name] for name in ("guidance", "min_p", "autoguidance") if name in found_set.how},
+        **{name: found_set.how[name] for name in ("label", *SETTINGS, "seed", "chunk_size") if name in found_set.how},
         "nll": {
             level: report.spread(column) for level, column in zip(found_set.decoder.levels, whole.nll.T, strict=True)
         },
@@ -128,7 +126,7 @@ def measure_samples(
         "diversity": report.diversity_figures(images, real, again),
         "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
     }
-    known = train.__getitems__(report.spread_out(len(train), COMPARED))["image"]
+    known = train.at(report.spread_out(len(train), COMPARED))
     anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
     if anatomy is not None and not found_set.how["label"]:
         found["samples"] |= {"anatomy": anatomy, "anatomy_counts": {"real": len(real), "train": len(known)}}
@@ -157,7 +155,7 @@ def _measure_numbers(
     rows = report.spread_out(len(train), _LEARNED)
     known, real = train.some(rows), beside.images.some(beside.rows)
     features = report.encoder_features(beside.model, beside.real)
-    of_known = torch.cat([features(part) for part in _parts(known)])
+    of_known = torch.cat([features(part) for part in known.in_parts(256)])
     of_real, of_again, of_samples = (features(some) for some in (beside.real, beside.again, images))
     for name in like["numbers"]:
         values = np.append(np.array(like["attributes"][name], np.float64), np.nan)  # the last stands for a missing one
@@ -169,11 +167,6 @@ def _measure_numbers(
             (of_samples, values[found_set.labels[:, column]]),
         )
     return {name: figures for name, figures in found.items() if figures is not None}
-
-
-def _parts(images: ImageSet) -> Iterator[Tensor]:
-    for start in range(0, len(images), 256):
-        yield images.__getitems__(range(start, min(start + 256, len(images))))["image"]
 
 
 def measure_distances(
@@ -196,7 +189,7 @@ def measure_distances(
         made["samples"] = samples[report.spread_out(len(samples), COMPARED)]
     if evaluated.train is not None and evaluated.own and evaluated.held_out:
         rows = report.spread_out(len(evaluated.train), COMPARED)
-        made["training_images"] = evaluated.train.__getitems__(rows)["image"]
+        made["training_images"] = evaluated.train.at(rows)
     made = {name: images for name, images in made.items() if len(images) > 1}
     if len(beside.rows) < 2:
         return

@@ -23,7 +23,6 @@ from vqvae2.stages.common import RunFolder
 from vqvae2.stages.output_folder import begin, finish
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import exported
-from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["Completion", "complete_image", "open_completion"]
@@ -106,7 +105,7 @@ def complete_image(
         particles, sweeps, seed: as of `inference.complete`.
         record: what completion.json says of the settings.
     """
-    device, num = next(model.parameters()).device, len(label)
+    device, num = model.device, len(label)
     image, hole = completion.image.to(device), completion.hole.to(device)
     codes, known = known_codes(model, image[None], hole[None, None])
     _tell_cells(model, known, hole)
@@ -145,7 +144,6 @@ def complete_image(
             print("note: the image is unlike the training images, and its completions may mean little")
         usual = {"kept_nats_per_code": own, "training_nats_per_code": others}
     about = {
-        "version": __version__,
         **record,
         **hashes_of(model, run),
         "image": completion.source.name,

@@ -85,10 +85,9 @@ def _story(line: CommandLine[Arguments]) -> None:
     label = evaluated.labels() if evaluated.own else torch.full((len(images), attributes), -1)
     parts = []
     with Progress(len(images), "encoding", "images") as progress, torch.no_grad():
-        for start in range(0, len(images), 32):
-            rows = list(range(start, min(start + 32, len(images))))
-            parts.append(model.encode(images.__getitems__(rows)["image"]))
-            progress(len(rows))
+        for x in images.in_parts(32):
+            parts.append(model.encode(x))
+            progress(len(x))
     codes = [torch.cat(level) for level in zip(*parts, strict=True)]
     positions = sum(level[0].numel() for level in codes)
     chunks = -(-len(images) // arguments.chunk_size)

@@ -104,12 +104,12 @@ def _story(line: CommandLine[Arguments]) -> None:
     further = {name: named_features(name) for name in arguments.features}
     if arguments.anomaly is not None:
         refuse_torchrun("--anomaly")
-        _anomalies(line, run, record, models)
+        _anomalies(line, arguments, run, record, models)
         return
     line.refuse_alone("anomaly", ("draws", "false_positives", "overwrite"), "anomalies")
     evaluated = open_evaluated(run, record, arguments.data, arguments.split)
     for features in further.values():  # before the work
-        features(evaluated.images.__getitems__([0])["image"])
+        features(evaluated.images.at([0]))
     if arguments.classifier is not None:
         check(evaluated, arguments.classifier)
     out = _folder(arguments, run, evaluated)
@@ -131,9 +131,10 @@ def _story(line: CommandLine[Arguments]) -> None:
         _measure(run, record, models, evaluated, arguments, out, other, further)
 
 
-def _anomalies(line: CommandLine[Arguments], run: RunFolder, record: dict[str, Any], models: Models) -> None:
+def _anomalies(
+    line: CommandLine[Arguments], arguments: Arguments, run: RunFolder, record: dict[str, Any], models: Models
+) -> None:
     """Map where other images differ from the run's."""
-    arguments = line.settings()
     line.refuse_beside(
         "anomaly", ("num_samples", "classifier", "against", "features", "save_reconstructions", "batch_size")
     )

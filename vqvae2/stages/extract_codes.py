@@ -147,7 +147,7 @@ def _write(
                 if found < 0 or split == "val":
                     first = distributed.rank() * arguments.batch_size
                     own = list(rows[first : first + arguments.batch_size])
-                    x = changed.unit(changed.at_epoch(own, copy)) if copy else images.__getitems__(own)["image"]
+                    x = changed.unit(changed.at_epoch(own, copy)) if copy else images.at(own)
                     codes = _encode(model, x.to(device), counts if split == "val" else None, bf16)
                     distributed.on_main(lambda: _append(writer, codes, images, rows, split, copy))  # noqa: B023 - called at once
                 progress(len(rows))

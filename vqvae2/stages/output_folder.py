@@ -13,6 +13,7 @@ from typing import Any
 from vqvae2 import files
 from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
+from vqvae2.version import __version__
 
 __all__ = ["UNFINISHED", "all_or_nothing", "begin", "check_own", "finish"]
 
@@ -60,8 +61,8 @@ def begin(out: Path, record: str, old: Iterable[str]) -> None:
 
 
 def finish(out: Path, record: str, about: dict[str, Any]) -> None:
-    """Write the file that says what the others are, and take the mark away."""
-    files.write_json(out / record, about)
+    """Write the file that says what the others are, with the package's version, and take the mark away."""
+    files.write_json(out / record, {"version": __version__, **about})
     (out / WRITING).unlink()
 
 
@@ -71,7 +72,7 @@ def all_or_nothing(out: Path, last: str = "") -> Iterator[Path]:
 
     Args:
         out: the folder; it may be there.
-        last: name of the file that moves last, by which the others count.
+        last: name of the file that moves last; its presence says that the folder is complete.
     """
     fresh, made = not out.exists(), out / UNFINISHED
     try:

@@ -63,7 +63,7 @@ def recognition(
     column = list(known).index(attribute)
     config = ClassifierConfig(attribute, tuple(known[attribute]), model.config.channels)
     labels, truth = (torch.from_numpy(images.labels[:, column]) for images in (train, evaluated.images))
-    device = next(model.parameters()).device
+    device = model.device
     folder = run.path / ("classifier-" + re.sub(r"[^\w.-]", "_", attribute))
     trained_on = hashlib.sha256(json.dumps([train.keys, labels.tolist(), train.checksum]).encode()).hexdigest()
     earlier = checkpoint.load_config(folder) if checkpoint.has_model(folder) else {}
@@ -72,7 +72,7 @@ def recognition(
     if there:
         classifier = Classifier.from_pretrained(folder, device)
     else:
-        classifier = _trained(config, _of(train), labels, seed, device, "training the classifier")
+        classifier = _trained(config, train.at, labels, seed, device, "training the classifier")
     judged = _judged(classifier, evaluated.images)
     held_out = report.accuracies(judged, truth, evaluated.images.subjects)
     if not there:
@@ -104,7 +104,7 @@ def recognition(
         of_samples = _trained(config, lambda rows: images[rows], fewer, seed, device, "training on samples")
         some = torch.full_like(labels, -1)
         some[rows] = labels[rows]
-        of_real = _trained(config, _of(train), some, seed, device, "training on as many real images")
+        of_real = _trained(config, train.at, some, seed, device, "training on as many real images")
         found["score_count"] = len(rows)
         for name, judge in (("score", of_samples), ("real_score", of_real)):
             found[name] = report.accuracies(_judged(judge, evaluated.images), truth, evaluated.images.subjects)
@@ -183,7 +183,7 @@ def _curve(
     """The figures by share kept, in each of the features that there are."""
     known = classes >= 0
     own = torch.where(known, judged.gather(1, classes.clamp_min(0)[:, None])[:, 0], judged.amax(1))
-    beside = real.__getitems__(report.spread_out(len(real), 1024))["image"]
+    beside = real.at(report.spread_out(len(real), 1024))
     spaces = report.feature_spaces(model, beside)
     curves: Mapping[str, Any] = {
         name: kept_share_figures(features(images), features(beside), own, classes) for name, features in spaces.items()
@@ -214,8 +214,4 @@ def _steps(labels: Tensor) -> int:
 
 
 def _judged(classifier: Classifier, images: ImageSet) -> Tensor:
-    return probabilities(classifier, _of(images), len(images))
-
-
-def _of(images: ImageSet) -> Any:
-    return lambda rows: images.__getitems__(rows)["image"]
+    return probabilities(classifier, images.at, len(images))

@@ -13,7 +13,7 @@ from vqvae2.detail import DetailDecoder
 from vqvae2.errors import UserError
 from vqvae2.labels import label_rows
 from vqvae2.prior import Prior
-from vqvae2.sampling import Sharpness, sharpness_by_level
+from vqvae2.sampling import SETTINGS, Sharpness, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, locked, record_of, refuse_torchrun
 from vqvae2.stages.complete import complete_image, open_completion
@@ -143,12 +143,12 @@ def _story(line: CommandLine[Arguments]) -> None:
     if arguments.complete is not None:
         refuse_torchrun("--complete")
         line.refuse_beside("complete", (*_DISTRIBUTION, *_OF_SAMPLES))
-        _complete(line, run, device)
+        _complete(line, arguments, run, device)
         return
     if arguments.sweep is not None:
         refuse_torchrun("--sweep")
         line.refuse_beside("sweep", (*_OF_COMPLETIONS, *_OF_SAMPLES))
-        _sweep(line, run, device)
+        _sweep(line, arguments, run, device)
         return
     line.refuse_alone("complete", _OF_COMPLETIONS, "completions")
     if not arguments.reject:
@@ -199,9 +199,8 @@ _OF_SAMPLES = ("reject", "classifier", "no_images")
 _DISTRIBUTION = ("sweep", "levels", "guidance", "autoguidance", "temperature", "top_k", "top_p", "min_p", "chunk_size")
 
 
-def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
+def _complete(line: CommandLine[Arguments], arguments: Arguments, run: RunFolder, device: torch.device) -> None:
     """Complete an image."""
-    arguments = line.settings()
     if arguments.complete is None or arguments.particles < 1 or arguments.sweeps < 0:
         raise UserError("--particles is below 1, or --sweeps below 0", how="Leave them out, or give more")
     like = checkpoint.load_config(run.vqvae, kind="vqvae")["data"]
@@ -226,9 +225,8 @@ def _complete(line: CommandLine[Arguments], run: RunFolder, device: torch.device
         complete_image(out, run, model, _in(arguments, priors), completion, label, *settings, record)
 
 
-def _sweep(line: CommandLine[Arguments], run: RunFolder, device: torch.device) -> None:
+def _sweep(line: CommandLine[Arguments], arguments: Arguments, run: RunFolder, device: torch.device) -> None:
     """Draw the same samples for each class of a label, or for some values of a number."""
-    arguments = _settings(line)
     model, priors = load_drawn(run, device, arguments.levels)
     attributes = priors[0].config.attributes
     name, places = places_to_sweep(arguments.sweep or "", priors[0].config)
@@ -327,8 +325,7 @@ def _sharpness(arguments: Arguments, run: RunFolder, priors: list[Prior]) -> lis
                 how="Leave it out, or train the prior again with --label-dropout 0.1",
             )
     guides = load_guides(run, priors, weights)
-    own = arguments.temperature, arguments.top_k, arguments.top_p
-    return sharpness_by_level(*own, levels, arguments.guidance, arguments.min_p, weights, guides)
+    return sharpness_by_level(levels, **{name: getattr(arguments, name) for name in SETTINGS}, guide=guides)
 
 
 def _check_replaced(out: Path, how: dict, num: int) -> None:

@@ -39,7 +39,6 @@ from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.output_folder import begin, finish
-from vqvae2.version import __version__
 
 _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
@@ -248,7 +247,7 @@ class _Unfinished:
     @torch.no_grad()
     def decode(self, chunk: dict[str, Tensor]) -> Tensor:
         """Decode a chunk."""
-        device = next(self.model.parameters()).device
+        device = self.model.device
         return self.model.decode([chunk[level].to(device) for level in self.model.levels])
 
     def _path(self, first: int) -> Path:
@@ -313,7 +312,6 @@ def _finish(
     )
     columns = np.concatenate(nll).T
     about = {
-        "version": __version__,
         **record,
         "levels": list(levels),
         **kept.hashes,

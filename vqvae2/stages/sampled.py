@@ -13,7 +13,7 @@ from vqvae2.errors import UserError
 from vqvae2.labels import draw_labels, label_rows
 from vqvae2.presets import PRESETS
 from vqvae2.prior import Prior, PriorConfig
-from vqvae2.sampling import Sharpness, sharpness_by_level
+from vqvae2.sampling import SETTINGS, Sharpness, sharpness_by_level
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, check_fingerprints
 from vqvae2.stages.detail import load_detail
@@ -173,9 +173,7 @@ def usual_sharpness(run: RunFolder, priors: Sequence[Prior]) -> list[Sharpness]:
     settings = usual_sampling(run, len(priors))
     weights = settings.get("autoguidance", (1.0,) * len(priors))
     guides = load_guides(run, priors, weights)
-    return sharpness_by_level(
-        1.0, 0, 1.0, len(priors), min_p=settings.get("min_p", 0.0), autoguidance=weights, guides=guides
-    )
+    return sharpness_by_level(len(priors), **(settings | {"autoguidance": weights}), guide=guides)
 
 
 def labels_to_sample(run: RunFolder, config: PriorConfig, wanted: dict[str, str], num: int, seed: int) -> Tensor:
@@ -246,10 +244,7 @@ def describe(
     return {
         "levels": [prior.config.level for prior in priors],
         "label": label,
-        **{
-            name: [getattr(level, name) for level in sharpness]
-            for name in ("temperature", "top_k", "top_p", "guidance", "min_p", "autoguidance")
-        },
+        **{name: [getattr(level, name) for level in sharpness] for name in SETTINGS},
         "seed": seed,
         "chunk_size": chunk_size,
         "device": like.device.type,

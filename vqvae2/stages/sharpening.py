@@ -131,10 +131,7 @@ class SharpeningTask(VQVAETask):
 
     def _encoded(self, images: ImageSet) -> list[Tensor]:
         """Encode the training images, whose codes do not change any more: (N, h, w) of each level, top first."""
-        parts = [
-            self.model.encode(images.__getitems__(range(start, min(start + 32, len(images))))["image"].to(self.device))
-            for start in range(0, len(images), 32)
-        ]
+        parts = [self.model.encode(x.to(self.device)) for x in images.in_parts(32)]
         return [torch.cat(level).to(torch.int32).cpu() for level in zip(*parts, strict=True)]
 
     def after_step(self) -> None:

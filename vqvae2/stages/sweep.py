@@ -19,7 +19,6 @@ from vqvae2.sampling import Sharpness, chunk_rows, sample_chunk
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.output_folder import begin, finish
 from vqvae2.stages.sample_folder import hashes_of
-from vqvae2.version import __version__
 
 __all__ = ["draw_sweep", "places_to_sweep"]
 
@@ -108,7 +107,6 @@ def draw_sweep(
             nll.append(part.nll.cpu())
     made = torch.cat(images)[: len(rows)]
     about = {
-        "version": __version__,
         "sweep": name,
         "classes": classes,
         **hashes_of(model, run),

@@ -106,7 +106,7 @@ class PriorTask:
     ) -> None:
         self.prior, self.model, self.store, self.origin = prior, model, store, origin
         self.index = store.levels.index(prior.config.level)
-        self.device = next(prior.parameters()).device
+        self.device = prior.device
         train = store.indices("train")
         self.dataset = Subset(store, train + store.indices("copies"))
         self.splits = {split: self._some(split, _EVALUATED) for split in ("selection", "val")}

@@ -33,7 +33,7 @@ class VQVAETask:
     def __init__(self, model: VQVAE, data: ImageData, train: AugmentedSet | None = None) -> None:
         self.model, self.data = model, data
         self.dataset = train or data.splits["train"]
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.window = [CodeCounts(k) for k in model.config.num_embeddings]
         self.used: dict[str, list[int]] = {}
 
@@ -141,7 +141,7 @@ class VQVAETask:
         return scale
 
     def _images(self, split: str, rows: Sequence[int]) -> Tensor:
-        return self.data.splits[split].__getitems__(rows)["image"].to(self.device)
+        return self.data.splits[split].at(rows).to(self.device)
 
     def _scores(self, split: str) -> dict[str, float]:
         """Reconstruction errors, sharpness (named after the split) and code statistics of a split."""
