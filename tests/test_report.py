@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from vqvae2 import distributed, report
+from vqvae2.checkpoint import Pretrained
 from vqvae2.data import DataConfig, ImageSet, from_unit, open_data, to_unit
 from vqvae2.errors import UserError
 from vqvae2.metrics import Bands, foreground, foreground_scores, gaussian_blur, positionwise_unigram_nll
@@ -27,7 +28,7 @@ from vqvae2.vqvae import VQVAE, VQVAEConfig
 LAYOUT = figures._LAYOUT  # as users get it, before conftest.py takes it away
 
 
-class Lossless(nn.Module):
+class Lossless(Pretrained):
     """Stands for a VQ-VAE that loses nothing: its one level's codes are the grey values themselves."""
 
     def __init__(self) -> None:

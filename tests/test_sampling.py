@@ -460,7 +460,7 @@ def test_autoguidance_needs_a_guide_of_the_same_maps(models, guides):
         sample(model, priors, 2, autoguidance=2.0)
     with pytest.raises(ValueError, match="autoguidance >= 0"):
         Sharpness(autoguidance=-1.0, guide=priors[0])
-    with pytest.raises(ValueError, match="guides needs 1 value or 2"):
+    with pytest.raises(ValueError, match="guide needs 1 value or 2"):
         sample(model, priors, 2, autoguidance=2.0, guides=[*guides, guides[0]])
     with pytest.raises(ValueError, match="other maps"):
         sample(model, priors, 2, autoguidance=2.0, guides=guides[::-1])

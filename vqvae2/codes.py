@@ -355,6 +355,10 @@ class CodeStore(Dataset[dict[str, Any]]):
                     array[where] = rows[name][offsets[where]]
         return list(out.values())
 
+    def level(self, name: str, indices: Sequence[int]) -> "LevelCodes":
+        """Return the codes of one level of some images, of which only what is asked for is read."""
+        return LevelCodes(self, name, np.asarray(indices, dtype=np.int64))
+
     @property
     def bytes_per_image(self) -> int:
         """Bytes of an image's codes, all levels together."""
@@ -392,6 +396,20 @@ class CodeStore(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
+
+
+class LevelCodes:
+    """Codes (N, h, w) of one level, read from a store when some of them are asked for."""
+
+    def __init__(self, store: CodeStore, name: str, indices: NDArray[np.int64]) -> None:
+        self._store, self._name, self._indices = store, name, indices
+        self.shape = (len(indices), *store.shapes[store.levels.index(name)])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        return self._store.read(self._indices[rows], [self._name])[0]
 
 
 @dataclass(eq=False)

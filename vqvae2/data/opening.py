@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def _refuse_of_folders(config: DataConfig) -> None:
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is for a folder of images, not for {config.data}", how=f"Leave out {flag}")
+
+
+def _refuse_of_volumes(config: DataConfig) -> None:
+    """Refuse choices of volumes and of their slices for images, rather than ignore them."""
+    usual = DataConfig()
+    # The axis is told of slices that were cut beforehand, too: those from the side are not symmetric.
+    names = {setting.name for setting in fields(SliceConfig)} - {"slice_axis"} | {"bids_suffix", "bids_entity"}
+    for name in sorted(name for name in names if getattr(config, name) != getattr(usual, name)):
+        flag = f"--{name.replace('_', '-')}"
+        raise UserError(f"{flag} is for volumes, and these are images", config.data, f"Leave out {flag}")
 
 
 def load_images(
@@ -154,6 +164,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     layout = read_layout(Path(config.data).expanduser(), replace(config.choice(), again=like is not None))
     folder = layout.folder
     slicing = config_of(like) if like and like.get("slices") else config
+    if like is None and not layout.volumes:
+        _refuse_of_volumes(config)
     texts, subjects = _tables(config, layout)
     place = assign(subjects, layout.splits, config.split_seed)
     size = (like["height"], like["width"]) if like else config.height_width()

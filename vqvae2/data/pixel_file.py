@@ -152,7 +152,7 @@ class Joined:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """One image (C, H, W) by its number, or several (n, C, H, W) by a slice or an array of numbers."""
-        chosen = np.arange(len(self))[rows]
+        chosen = np.asarray(range(len(self))[rows] if isinstance(rows, slice) else rows)
         images = np.empty((chosen.size, *self.shape[1:]), self.dtype)
         which = np.searchsorted(self._ends, np.atleast_1d(chosen), "right")
         for place in np.unique(which):

@@ -100,7 +100,8 @@ class Reading:
 
     def demand_range(self, value_range: tuple[float, float]) -> None:
         """Raise UserError unless the files' values fit a stored range."""
-        if self.value_range[1] > value_range[1] or (self.value_range[1] > 255) != (value_range[1] > 255):
+        narrow = not any(file.index["wide"].any() for file in self.files.values())
+        if self.value_range[1] > value_range[1] or (narrow and value_range[1] > 255):
             raise UserError(
                 f"pixel values go up to {self.value_range[1]:g}, those of the training images to {value_range[1]:g}",
                 self.key((next(iter(self.files)), 0)),

@@ -50,12 +50,13 @@ def usage(counts: Any) -> float:
 
 
 def least_perplexity(num_embeddings: int) -> float:
-    """Return the perplexity under which a codebook of K codes counts as collapsed: max(4, K / 50).
+    """Return the perplexity under which a codebook of K codes counts as collapsed: max(4, K / 50), below 8 codes
+    (K + 1) / 2.
 
     It is that of held-out images, without constant cells: of a brain slice most cells are air, which take one code each
     and say nothing about the others.
     """
-    return max(4.0, num_embeddings / 50)
+    return min(max(4.0, num_embeddings / 50), (num_embeddings + 1) / 2)
 
 
 class CodeCounts:
@@ -158,8 +159,8 @@ def unigram_nll(train_codes: Any, codes: Any, num_embeddings: int, smoothing: fl
     Returns:
         Mean NLL in nats per code; log K for a uniform histogram.
     """
-    table = np.log(_unigram(_position_counts(train_codes, num_embeddings), smoothing))
-    counts = _position_counts(codes, num_embeddings).sum(0)
+    table = np.log(_unigram(position_counts(train_codes, num_embeddings), smoothing))
+    counts = position_counts(codes, num_embeddings).sum(0)
     return float(-(counts * table).sum() / counts.sum())
 
 
@@ -188,7 +189,7 @@ def positionwise_unigram_nll(
 
 def table_nll(table: NDArray[np.float64], codes: Any) -> float:
     """NLL of codes (M, h, w) under a table of :func:`positionwise_log_table`, in nats per code."""
-    counts = _position_counts(codes, table.shape[1])
+    counts = position_counts(codes, table.shape[1])
     return float(-(counts * table).sum() / counts.sum())
 
 
@@ -208,7 +209,7 @@ def positionwise_log_table(
     Returns:
         (h * w, K), raster order; each row's exponentials sum to 1.
     """
-    counts = _position_counts(train_codes, num_embeddings)
+    counts = position_counts(train_codes, num_embeddings)
     if strength is None:
         strength = _best_strength(counts, len(train_codes), smoothing, _STRENGTHS)
     table = np.log(counts + strength * _unigram(counts, smoothing))
@@ -232,7 +233,7 @@ def best_strength(
     Returns:
         The member of the grid with the highest likelihood.
     """
-    return _best_strength(_position_counts(train_codes, num_embeddings), len(train_codes), smoothing, grid)
+    return _best_strength(position_counts(train_codes, num_embeddings), len(train_codes), smoothing, grid)
 
 
 def _best_strength(counts: NDArray[np.int64], images: int, smoothing: float, grid: Sequence[float]) -> float:
@@ -260,8 +261,16 @@ def _unigram(counts: NDArray[np.int64], smoothing: float) -> NDArray[np.float64]
     return smooth / smooth.sum()
 
 
-def _position_counts(codes: Any, num_embeddings: int) -> NDArray[np.int64]:
-    """Count codes (N, h, w) by position, some images at a time: (h * w, K)."""
+def position_counts(codes: Any, num_embeddings: int) -> NDArray[np.int64]:
+    """Count codes by position, some images at a time.
+
+    Args:
+        codes: (N, h, w) integers in [0, K): a tensor, an array, or what gives slices of one.
+        num_embeddings: codebook size K.
+
+    Returns:
+        (h * w, K), raster order.
+    """
     positions = math.prod(codes.shape[1:])
     counts = np.zeros(positions * num_embeddings, np.int64)
     chunk = max(1, _CELLS // positions)

@@ -25,6 +25,7 @@ from vqvae2.metrics import (
     foreground,
     image_scores,
     least_perplexity,
+    position_counts,
     positionwise_log_table,
     unigram_nll,
     usage,
@@ -141,7 +142,7 @@ def scan(
     groups = min(len(place), _GROUPS)
     sharpness = {name: Sharpness(shape, background, blur, groups) for name in names}
     # Each begins with no rows: a process without images joins the others' collectives, too.
-    codes = [[torch.zeros(0, *cells, dtype=torch.int64)] for cells in model.config.shapes]
+    codes = [[torch.zeros(0, *cells, dtype=torch.int32)] for cells in model.config.shapes]
     parts = {name: [dict.fromkeys(_FIGURES, np.zeros(0))] for name in names}
     own = distributed.own_part(range(len(images)))
     for start in range(0, len(own), batch_size):
@@ -151,7 +152,7 @@ def scan(
         for count, level in zip(counts, batch, strict=True):
             count.update(level, ~constant_cells(x, level.shape[1:]).to(device))
         for rows_of_level, level in zip(codes, batch, strict=True):
-            rows_of_level.append(level.cpu())
+            rows_of_level.append(level.to(torch.int32).cpu())
         mask = foreground(x, background)
         blur.update(x, mask)
         marked += mask.sum()
@@ -331,13 +332,13 @@ def reliance(
 
 
 def table_figures(
-    codes: NDArray[Any], train_codes: NDArray[Any], num_embeddings: int
+    codes: NDArray[Any], train_codes: Any, num_embeddings: int
 ) -> tuple[dict[str, float], NDArray[np.float64]]:
     """Score codes under tables of counts of the training codes, the most naive priors.
 
     Args:
         codes: (N, h, w) integers in [0, K), those scored.
-        train_codes: (M, h, w), those counted.
+        train_codes: (M, h, w), those counted: an array, or what gives slices of one.
         num_embeddings: K.
 
     Returns:
@@ -346,8 +347,8 @@ def table_figures(
         once the position is known; and the position-wise unigram's NLL at each position (h, w).
     """
     table = positionwise_log_table(train_codes, num_embeddings)  # (h * w, K)
-    flat = codes.reshape(len(codes), -1).astype(np.int64)
-    position_map = -table[np.arange(flat.shape[1]), flat].mean(0).reshape(codes.shape[1:])
+    counts = position_counts(codes, num_embeddings)
+    position_map = -(counts * table).sum(1).reshape(codes.shape[1:]) / len(codes)
     unigram, position = unigram_nll(train_codes, codes, num_embeddings), float(position_map.mean())
     figures = {
         "unigram_nll": unigram,
@@ -355,7 +356,7 @@ def table_figures(
         "position_nll": position,
         "position_nll_bits": position / math.log(2),
         "position_perplexity": math.exp(position),
-        "position_accuracy": float((table.argmax(1) == flat).mean()),
+        "position_accuracy": float(counts[np.arange(len(counts)), table.argmax(1)].sum() / counts.sum()),
     }
     return figures, position_map
 

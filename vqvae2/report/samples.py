@@ -26,6 +26,7 @@ from vqvae2.report.describe import spread_out
 from vqvae2.vqvae import VQVAE
 
 _ELEMENTS_AT_ONCE = 1 << 24
+_ROWS_AT_ONCE = 4096
 """Pixels compared at once: 64 MiB in fp32."""
 
 
@@ -213,7 +214,8 @@ def neighbours(
     number of training images compared since, twice their number in all.
     """
     counts = [len(samples), len(real), len(reconstructed)]
-    pixels = nearest_training((samples, real, reconstructed, samples.flip(-1)), train, device, progress)
+    mirrored_samples = (part.flip(-1) for part in samples.split(256))
+    pixels = nearest_training((samples, real, reconstructed, *mirrored_samples), train, device, progress)
     index, real_index, _, mirrored_index = np.split(pixels[0], np.cumsum(counts))
     distance, of_real, of_reconstructed, mirrored = np.split(pixels[1], np.cumsum(counts))
     aligned = aligned_nearest(torch.cat([samples, real, reconstructed]), train.images, progress=progress)
@@ -232,7 +234,7 @@ def neighbours(
 
 
 def memorisation_figures(
-    found: Neighbours, samples: SampleSet, train: ImageSet, train_codes: Sequence[NDArray[Any]], model: VQVAE
+    found: Neighbours, samples: SampleSet, train: ImageSet, train_codes: Sequence[Any], model: VQVAE
 ) -> dict[str, Any]:
     """Say whether samples are copies of training images.
 
@@ -244,7 +246,7 @@ def memorisation_figures(
         found: the distances.
         samples: N.
         train: the training images.
-        train_codes: of the training images, by level, top first, (M, h, w).
+        train_codes: of the training images, by level, top first: arrays (M, h, w), or what gives slices of such.
         model: the VQ-VAE.
 
     Returns:
@@ -266,8 +268,11 @@ def memorisation_figures(
 
     copy = copies(found.index, found.distance)
     mirrored = copies(found.mirrored_index, found.mirrored) & ~copy
-    known = set(code_rows(train_codes))
-    identical = np.array([row in known for row in samples.rows()], bool)
+    drawn = samples.rows()
+    known, wanted = set[bytes](), set(drawn)
+    for start in range(0, len(train_codes[0]), _ROWS_AT_ONCE):
+        known |= wanted.intersection(code_rows([level[start : start + _ROWS_AT_ONCE] for level in train_codes]))
+    identical = np.array([row in known for row in drawn], bool)
     correlation = found.aligned.correlation.double().numpy()
     high = max(float(np.percentile(c, 99)) for c in (found.aligned_real, found.aligned_reconstructed))
     aligned = correlation > (1 + high) / 2

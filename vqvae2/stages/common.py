@@ -111,17 +111,19 @@ class RunFolder:
         """Folder of the weaker prior by which sampling may be guided."""
         return self.prior(level) / checkpoint.GUIDE
 
-    def read(self) -> dict[str, Any]:
+    def read(self, how: str = "") -> dict[str, Any]:
         """Read run.json.
+
+        Args:
+            how: the way out where it does not exist; "": the command that makes it.
 
         Raises:
             UserError: it does not exist, or a newer version wrote it.
         """
         path = self.path / "run.json"
         if not path.is_file():
-            raise UserError(
-                "this is not a run folder", self.path, f"First run {command('train-vqvae', '--run', self.path)}"
-            )
+            first = command("train-vqvae", "--run", self.path, "--data", "DATA")
+            raise UserError("this is not a run folder", self.path, how or f"First run {first}")
         record = files.read_json(path)
         checkpoint.check_format(record.get("format", 0), path, record.get("version"))
         return record
@@ -237,7 +239,12 @@ def start_from(model: nn.Module, folder: Path, fresh: Sequence[str] = ()) -> Non
 
 
 def longer_training(run: RunFolder, least_steps: int = 0) -> str:
-    """Return the command that trains the VQ-VAE for twice its limit, and for ``least_steps`` at least."""
+    """Return the command that trains the VQ-VAE for twice its limit, and for ``least_steps`` at least.
+
+    Where there is no training to go on with, as after an import, a new run begins with the model.
+    """
+    if not checkpoint.has_state(run.vqvae / "state"):
+        return command("train-vqvae", "--run", "NEW", "--data", "DATA", "--init", run.path)
     record = run.read()
     kept = record["train_vqvae"]
     training = checkpoint.config_from(TrainingConfig, kept["training"], run.path)

@@ -15,7 +15,7 @@ from vqvae2.sampling import SETTINGS
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, locked
 from vqvae2.stages.evaluated import Evaluated, Models
-from vqvae2.stages.sample_folder import draw_samples
+from vqvae2.stages.sample_folder import begun_sets, draw_samples
 from vqvae2.stages.sampled import describe, labels_to_sample, usual_sharpness
 from vqvae2.vqvae import VQVAE
 
@@ -87,9 +87,11 @@ def measure_samples(
         return [], None
     model, train = models.vqvae, evaluated.train
     whole = report.read_samples(run.path / "samples", models.decoders, models.hashes)
-    if whole is None and num_samples and not (run.path / "samples" / "samples.json").exists():
+    folder, usual = run.path / "samples", {"num": num_samples, "seed": seed}  # arguments of what is drawn here
+    begun = distributed.on_main(lambda: any(about.get("arguments") != usual for about in begun_sets(folder).values()))
+    if whole is None and num_samples and not begun and not (folder / "samples.json").exists():
         _draw(run, models, num_samples, seed)
-        whole = report.read_samples(run.path / "samples", models.decoders, models.hashes)
+        whole = report.read_samples(folder, models.decoders, models.hashes)
     if whole is not None:
         numbers_of = report.spread_out(len(whole), _MOST_SAMPLES)
         found_set = whole.some(_MOST_SAMPLES)
@@ -101,17 +103,18 @@ def measure_samples(
     if not distributed.is_main():
         return [], None
     sets = [] if whole is None else [found_set]
-    for folder in sorted(run.path.glob("samples?*")):
-        other = report.read_samples(folder, models.decoders, models.hashes)
+    for further in sorted(run.path.glob("samples?*")):
+        other = report.read_samples(further, models.decoders, models.hashes)
         sets += [other] if other else []
-        if other is None and (folder / "samples.json").exists():
-            models.missing.append(f"{folder.name}, which other models made: sample it again")
+        if other is None and (further / "samples.json").exists():
+            models.missing.append(f"{further.name}, which other models made: sample it again")
     if whole is None:
-        others = (run.path / "samples" / "samples.json").exists()
-        what = "samples, which other models made" if others else "samples"
+        others = (folder / "samples.json").exists()
+        what = "samples" + (", which other models made" if others else ", which were begun and not finished" * begun)
         models.missing.append(f"{what}: {command('sample', '--run', run.path, *['--overwrite'] * others)}")
         return sets, None
-    own_codes = models.store.read(models.store.indices("train"), found_set.decoder.levels)
+    rows = models.store.indices("train")
+    own_codes = [models.store.level(name, rows) for name in found_set.decoder.levels]
     found["samples"] = {
         "folder": found_set.folder.name,
         "count": len(whole),

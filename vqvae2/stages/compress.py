@@ -149,7 +149,7 @@ def _losses(model: VQVAE, codes: list[torch.Tensor], images: ImageSet, size: int
     for i, chunk in enumerate(chunks):
         stored, made = some[i] if i in some else both(chunk)
         written.append(streams[i] if i in streams else residuals.encode(stored, made, value_range))
-        told.append([len(written[-1]), zlib.crc32(stored.tobytes())])
+        told.append([len(written[-1]), zlib.crc32(stored.astype(made.dtype).tobytes())])  # of the type that is read
     return {"model": residuals.settings(), "chunks": told}, written
 
 

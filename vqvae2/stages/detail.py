@@ -155,7 +155,8 @@ class DetailTask(VQVAETask):
             images = self._images(split, self._rows(split, EVALUATED))
             made = self._painted(images)
             if len(images) > 1:
-                figures[f"{split}/kid"] = metrics.kernel_distance(metrics.features(made), metrics.features(images))[0]
+                both = metrics.features(made), metrics.features(images)
+                figures[f"{split}/kid"] = metrics.kernel_distance(*both, paired=True)[0]
             pairs = zip(made.split(32), images.split(32), strict=True)  # at once they would fill the memory
             figures[f"{split}/ssim"] = float(torch.cat([metrics.ssim(*pair) for pair in pairs]).mean())
         return figures

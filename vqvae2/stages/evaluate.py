@@ -17,6 +17,7 @@ from torch import Tensor
 from vqvae2 import checkpoint, distributed, files, report
 from vqvae2.codes import CodeStore
 from vqvae2.data import ImageSet, from_unit
+from vqvae2.data.sources import WRITING
 from vqvae2.errors import UserError
 from vqvae2.metrics import named_features
 from vqvae2.pictures import channels_last, png_bytes
@@ -29,7 +30,9 @@ from vqvae2.stages.compared import COMPARED, Beside, background_of, measure_dist
 from vqvae2.stages.evaluated import Evaluated, Models, commands, open_evaluated
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
+from vqvae2.stages.output_folder import begin, finish
 from vqvae2.stages.recognition import check, recognition
+from vqvae2.stages.sampled import exported
 from vqvae2.stages.sharpening import trained_by_features
 from vqvae2.version import __version__
 from vqvae2.vqvae import VQVAE
@@ -178,6 +181,7 @@ def _measure(
     further: dict[str, report.Features],
 ) -> None:
     """Measure everything, and write the report."""
+    distributed.on_main(lambda: _begin(out, arguments.save_reconstructions))
     album = Album(out / "figures")
     found: dict[str, Any] = {
         "format": checkpoint.FORMAT,
@@ -227,8 +231,8 @@ def _measure(
     )
     if other is not None:
         found["comparison"] = report.comparison(found, other)
-    files.write_json(out / "report.json", found)
     report.write_page(out / "index.html", found, album.widths)
+    finish(out, "report.json", found)
     _print_figures(found)
     print(f"wrote {out}/report.json, scores.csv and {len(album.widths)} figures")
     if arguments.save_reconstructions:
@@ -236,11 +240,21 @@ def _measure(
     print(f"report: {out}/index.html")
 
 
+def _begin(out: Path, with_images: bool) -> None:
+    """Remove the report that is there, so that an interrupted evaluation leaves none whose figures are gone."""
+    if with_images and any((out / name).is_file() for name in ("report.json", WRITING)):  # else they are no report's
+        for old in list((out / "reconstructions").glob("**/*.png")):
+            old.unlink()
+    begin(out, "report.json", ["index.html"])
+
+
 def _other_report(folder: Path) -> dict[str, Any]:
     """Read the report of another run, by its run folder or its report's."""
     path = next((p for p in (folder / "report" / "report.json", folder / "report.json") if p.is_file()), None)
     if path is None:
-        raise UserError("there is no report of that run", folder, f"First run {command('evaluate', '--run', folder)}")
+        data = ("--data", "DATA") if exported(RunFolder(folder)) else ()
+        first = command("evaluate", "--run", folder, *data)
+        raise UserError("there is no report of that run", folder, f"First run {first}")
     found: dict[str, Any] = files.read_json(path)
     checkpoint.check_format(found.get("format", 0), path, found.get("version"))
     return found
@@ -295,13 +309,6 @@ def _keeper(folder: Path, images: Any) -> Callable:
     """Return a function that writes reconstructions as PNG under the images' names."""
     paths = [folder / name for name in png_names(images.keys)]
 
-    def clear() -> None:
-        if (folder.parent / "report.json").is_file():  # else they are no report's
-            for old in list(folder.glob("**/*.png")):
-                old.unlink()
-
-    distributed.on_main(clear)
-
     def keep(rows: Sequence[int], made: Any) -> None:
         for i, pixels in zip(rows, from_unit(made, images.value_range), strict=True):
             files.make_folder(paths[i].parent)
@@ -343,7 +350,7 @@ def _priors(
 
 def _tables(store: CodeStore, train: list[int], level: str, codes: Tensor, k: int) -> tuple[dict[str, float], Any]:
     """Score a level's codes under tables of counts of its training codes."""
-    return report.table_figures(codes.numpy(), store.read(train, [level])[0], k)
+    return report.table_figures(codes.numpy(), store.level(level, train), k)
 
 
 def _own_figures(models: Models, val: ImageSet, background: float | None, arguments: Arguments) -> dict[str, Any]:

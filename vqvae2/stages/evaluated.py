@@ -62,9 +62,8 @@ class Models:
             UserError: there is no VQ-VAE, or two parts do not belong together.
         """
         if not checkpoint.has_model(run.vqvae):
-            raise UserError(
-                "there is no VQ-VAE yet", run.vqvae, f"First run {command('train-vqvae', '--run', run.path)}"
-            )
+            first = command("train-vqvae", "--run", run.path, "--data", "DATA")
+            raise UserError("there is no VQ-VAE yet", run.vqvae, f"First run {first}")
         config = checkpoint.load_config(run.vqvae, kind="vqvae")
         if min(config["height"], config["width"]) < 11:
             raise UserError("images under 11x11 pixels have no SSIM", run.vqvae, "Train on larger images")

@@ -18,6 +18,7 @@ from vqvae2.codes import CodeStore
 from vqvae2.errors import UserError
 from vqvae2.programs import Kind, require, write_programs
 from vqvae2.stages.common import RunFolder, check_fingerprints, refuse_torchrun
+from vqvae2.stages.detail import load_detail
 from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.model_card import model_card
@@ -78,6 +79,7 @@ def _story(line: CommandLine[Arguments]) -> None:
     _check_out(out)
     if not checkpoint.has_model(run.vqvae):
         raise UserError("there is no VQ-VAE yet", run.vqvae, "Train it first")
+    load_detail(run, torch.device("cpu"))  # refuses one of another VQ-VAE
     config = checkpoint.load_config(run.vqvae, kind="vqvae")
     levels = level_names(len(config["strides"]))
     drawn = levels[: drawn_levels(run)]  # samples need these priors; the others may not have been trained

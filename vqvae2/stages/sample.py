@@ -187,9 +187,9 @@ def _story(line: CommandLine[Arguments]) -> None:
         return
     with locked(out):
         record = {"num": num, **how, "arguments": record_of(line, {})}
-        draw_samples(out, model, priors, label, sharpness, run, record, not arguments.no_images, rejection)
-    images = "" if arguments.no_images else f"{num:,} images, "
-    print(f"wrote {out}/grid.png, {images}codes.npz and samples.json")
+        images = not arguments.no_images
+        draw_samples(out, model, priors, label, sharpness, run, record, images, rejection, arguments.overwrite)
+    print(f"wrote {out}/grid.png, {f'{num:,} images, ' if images else ''}codes.npz and samples.json")
     data = ("--data", "DATA") if exported(run) else ()  # models that were passed on come without
     print(f"next: {command('evaluate', '--run', run.path, *data)}")
 
@@ -263,6 +263,8 @@ def _classifier_folder(run: RunFolder, arguments: Arguments) -> Path:
     if len(found) == 1:
         return found[0]
     way_out = f"Run {command('evaluate', '--run', run.path, '--classifier', 'ATTRIBUTE')}"
+    if exported(run):
+        way_out = "Give --classifier FOLDER, that of the run which these models were exported from"
     if found:
         raise UserError(f"there are {len(found)} classifiers", run.path, f"Give --classifier {found[0]}, or another")
     raise UserError("there is no classifier by which to reject samples", run.path, way_out)

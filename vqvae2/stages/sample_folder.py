@@ -37,11 +37,13 @@ from vqvae2.pictures import channels_last, grid, png_bytes, to_picture
 from vqvae2.prior import Prior
 from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
+from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.output_folder import begin, finish
 
 _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
+_ABOUT = "set.json"
 _OF_THE_SET = ("num", "arguments", "reject", "drawn", "classifier_sha256")  # what no single sample depends on
 
 NEUTRAL = {name: getattr(Sharpness(), name) for name in ("min_p", "autoguidance")}
@@ -54,6 +56,7 @@ __all__ = [
     "HASHES",
     "NEUTRAL",
     "Rejection",
+    "begun_sets",
     "check_out",
     "draw_samples",
     "hashes_of",
@@ -96,6 +99,29 @@ def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:
     }
 
 
+def begun_sets(out: Path) -> dict[Path, dict[str, Any]]:
+    """Return the sets that were begun in a folder and not finished: where they lie, and their num and arguments."""
+    found = {}
+    for folder in sorted(out.glob(".unfinished-*")):
+        about = folder / _ABOUT
+        found[folder] = files.read_json(about) if about.is_file() else {}
+    return found
+
+
+def _check_begun(out: Path, own: Path, num: int, run: RunFolder) -> None:
+    """Raise UserError where finishing a set would remove another one, or a larger one, that was begun."""
+    for folder, about in begun_sets(out).items():
+        if folder != own or about.get("num", 0) > num:
+            if not about:  # of an earlier version
+                raise UserError("samples were begun in this folder and not finished", out, "Add --overwrite")
+            go_on = command("sample", *flags_of({"run": run.path, "out": out, **about["arguments"]}))
+            raise UserError(
+                f"{about['num']:,} samples were begun in this folder and not finished",
+                out,
+                f"Continue with {go_on}, or add --overwrite, which removes them",
+            )
+
+
 def draw_samples(
     out: Path,
     model: ImageDecoder,
@@ -106,6 +132,7 @@ def draw_samples(
     record: dict[str, Any],
     with_images: bool = True,
     rejection: "Rejection | None" = None,
+    overwrite: bool = False,
 ) -> None:
     """Sample a set into a folder, with a progress bar; what an interrupted call of equal settings made is kept.
 
@@ -117,13 +144,18 @@ def draw_samples(
         record: what samples.json says of them: num, seed, chunk_size, and all else that they depend on.
         with_images: write each as PNG.
         rejection: which of the samples are kept; None: all.
+        overwrite: whether other sets that were begun there may be removed.
 
     Raises:
-        UserError: the folder holds other files, or cannot be written.
+        UserError: the folder holds other files or another set that was begun, or cannot be written.
     """
     distributed.on_main(lambda: check_out(out))
     how = {name: value for name, value in record.items() if name not in _OF_THE_SET}
     kept = _Unfinished(out, {**how, **hashes_of(model, run)}, model, run)
+    if not overwrite:
+        distributed.on_main(lambda: _check_begun(out, kept.folder, int(record["num"]), run))
+    files.make_folder(kept.folder)
+    distributed.on_main(lambda: kept.describe({"num": record["num"], "arguments": record["arguments"]}))
     size, num = int(record["chunk_size"]), len(label)
     # As the main process finds it: others may have begun to write meanwhile.
     done = distributed.on_main(
@@ -204,7 +236,10 @@ class _Unfinished:
         self.folder, self.model = out / f".unfinished-{key}", model
         self.hashes = {name: value for name, value in how.items() if name in HASHES}
         self.value_range = run.value_range
-        files.make_folder(self.folder)
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Write down which set is made there."""
+        files.write_json(self.folder / _ABOUT, about)
 
     def has(self, first: int, label: Tensor) -> bool:
         """Tell whether the chunk that starts with this sample is there, drawn for these labels."""

@@ -131,8 +131,9 @@ class SharpeningTask(VQVAETask):
 
     def _encoded(self, images: ImageSet) -> list[Tensor]:
         """Encode the training images, whose codes do not change any more: (N, h, w) of each level, top first."""
-        parts = [self.model.encode(x.to(self.device)) for x in images.in_parts(32)]
-        return [torch.cat(level).to(torch.int32).cpu() for level in zip(*parts, strict=True)]
+        encoded = (self.model.encode(x.to(self.device)) for x in images.in_parts(32))
+        parts = [[level.to(torch.int32).cpu() for level in codes] for codes in encoded]
+        return [torch.cat(level) for level in zip(*parts, strict=True)]
 
     def after_step(self) -> None:
         self.steps += 1

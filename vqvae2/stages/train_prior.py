@@ -118,7 +118,7 @@ class PriorTask:
 
     def _naive(self, train: list[int]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The table of the training codes by position, and what tables of counts reach on held-out codes."""
-        (codes,), k = self.store.read(train, [self.prior.config.level]), self.prior.config.num_embeddings
+        codes, k = self.store.level(self.prior.config.level, train), self.prior.config.num_embeddings
         table, held_out = positionwise_log_table(codes, k), self.splits["val"]["codes"][self.index]
         return table, {
             "val/unigram_nll": unigram_nll(codes, held_out, k),

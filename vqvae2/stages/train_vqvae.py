@@ -370,11 +370,17 @@ def _sharpen(
     )
 
 
+def _columns(labels: str | None) -> str:
+    """The columns of --labels, whose table may have been moved."""
+    return (labels or "").rpartition(":")[2]
+
+
 def _settings(line: CommandLine[Arguments]) -> Arguments:
     """Return the settings: the command line over those of the run that is resumed, else over the preset's."""
     record = RunFolder(line.given["run"]).read() if line.given.get("resume") and "run" in line.given else None
     init = None if record else line.given.get("init")
-    given = record or (RunFolder(init).read() if init is not None else None)
+    started = None if init is None else RunFolder(init).read("Give --init a run folder, or exported models")
+    given = record or started
     name = given["preset"] if given else line.given.get("preset", "default")
     if line.given.get("preset", name) != name:
         if init is not None:
@@ -401,6 +407,13 @@ def _settings(line: CommandLine[Arguments]) -> Arguments:
     kept = record["train_vqvae"] if record else {}
     if kept:
         configs = resumed(configs, kept, line.given["run"])
+        began, now = (_columns(labels) for labels in (configs["data"].labels, line.given.get("labels")))
+        if now and now != began:
+            raise UserError(
+                f"the training began {f'with labels {began}' if began else 'without labels'}, now they are {now}",
+                line.given["run"],
+                "Leave --labels out, or start again with --overwrite",
+            )
     # Strides are checked against the data's size, not the preset's.
     configs["model"] = replace(configs["model"], height=0, width=0)
     usual = None if "evaluations" in kept.get("arguments", {}) else chosen.vqvae_training.evaluations
