@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from vqvae2.data import rules
-from vqvae2.data.levels import are_chunks, half, meaning, people_of, tells_no_person
+from vqvae2.data.folder_names import half
+from vqvae2.data.levels import are_chunks, meaning, people_of, tells_no_person
 from vqvae2.data.people import (
     Folders,
     ask_of_crossed,

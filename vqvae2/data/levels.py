@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vqvae2.data import rules
+from vqvae2.data.folder_names import are_counted, are_listed, differ_by, differ_by_size, differ_in, look_like_people
 from vqvae2.data.people import Folders, numbered
 from vqvae2.data.scans import is_person, under_heads, without_counters
 from vqvae2.data.selection import Layout
-from vqvae2.data.subjects import kind_of, known_subject, person_of, spaced, stem_of, words_of
+from vqvae2.data.subjects import kind_of, known_subject, person_of, stem_of, words_of
 
 _SERIES = re.compile(r"S\d{3}(?:_\d+)?")  # how `dicom` calls one
-_NUMBERED = re.compile(r"((?:site|cent(?:er|re)|hospital|scanner)s?)[\W_]*(?:\d+|[a-z])(?![^\W_])")
 
 
 def tells_no_person(name: str) -> bool:
@@ -36,9 +36,9 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return "class"
     bare = any(who == key for who, key in zip(by_name, layout.keys, strict=True))  # 01.Smith/1.png: a person's slices
     nameless = layout.volumes and _tell_nobody(by_name, layout.keys, names)
-    listed = len(distinct) > 1 and _are_listed(distinct, rules.LISTED_OR_PEOPLE)
+    listed = len(distinct) > 1 and are_listed(distinct, rules.LISTED_OR_PEOPLE)
     several = len(distinct) > 1 and not bare
-    if several and (_are_listed(distinct, rules.LISTED) or (listed and _hold_others(names, by_name))):
+    if several and (are_listed(distinct, rules.LISTED) or (listed and _hold_others(names, by_name))):
         layout.subject_doubts.append(
             f"folders like {min(distinct)} are read as classes; if they are people, give --layout subjects"
         )
@@ -50,11 +50,11 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     cohort: dict[str, set[str]] = {}
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
-    named = next((role for role in ("visit", "kind", "side") if _differ_by(distinct, role)), "")
+    named = next((role for role in ("visit", "kind", "side") if differ_by(distinct, role)), "")
     if all(map(rules.MODALITIES.fullmatch, distinct)):
         named = "kind"
-    named = named or next((name for name, pattern in rules.ATTRIBUTES if _differ_in(distinct, pattern)), "")
-    if not named and _differ_by_size(names, stems):
+    named = named or next((name for name, pattern in rules.ATTRIBUTES if differ_in(distinct, pattern)), "")
+    if not named and differ_by_size(names, stems):
         named = "size"
     attribute = named or "class"
     if any(len(people) > 1 for people in cohort.values()):  # several people in a folder, by a cohort's own names
@@ -63,7 +63,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         return "people"
     if named:
         return named
-    if _look_like_people(distinct):
+    if look_like_people(distinct):
         if reason := _why_classes(layout, names, stems):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} are read as classes, as held-out images lie in {reason}; if they are "
@@ -77,7 +77,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
             )
             return attribute
         few = len(distinct) <= 20
-        if (few and listed) or (_are_counted(distinct) and (few or all(map(str.isdecimal, distinct)))):
+        if (few and listed) or (are_counted(distinct) and (few or all(map(str.isdecimal, distinct)))):
             layout.subject_doubts.append(
                 f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
             )
@@ -160,7 +160,7 @@ def _why_classes(layout: Layout, names: Sequence[str], stems: Sequence[str]) -> 
     as training images, whose files no other folder counts anew (``train/1/image_06734.jpg``); "" if it does not.
     """
     training, held_out = _by_split(layout, names)
-    if layout.volumes or len(training) < 3 or not _are_counted(training) or 10 * len(set(stems)) < 9 * len(stems):
+    if layout.volumes or len(training) < 3 or not are_counted(training) or 10 * len(set(stems)) < 9 * len(stems):
         return ""
     if 2 * len(training & held_out) > len(held_out):
         return "folders of the same names"
@@ -179,46 +179,6 @@ def _are_lists(names: Sequence[str], stems: Sequence[str]) -> bool:
     words = {re.sub(r"\d+$", "", stem) for stem in stems}
     counted = all(re.search(r"\d$", stem) for stem in stems) and len(words) == 1 and min(Counter(names).values()) >= 5
     return counted and all(word.role in ("slice", "thing", "number") for word in words_of(stems[0]))  # no visits
-
-
-def _differ_by_size(names: Sequence[str], stems: Sequence[str]) -> bool:
-    """Whether folders are called alike but for a few sizes in pixels, and hold images of the same names.
-
-    Such as ``data128x128`` and ``data256x256``, or ``celeba_hq_128`` and ``celeba_hq_256``.
-    """
-    distinct = set(names)
-    sizes = {name: re.findall(r"(?<!\d)\d{2,4}(?!\d)", name) for name in distinct}
-    if not 1 < len(distinct) <= 6 or any(not found or int(found[-1]) % 16 for found in sizes.values()):
-        return False
-    words = ({word for word in re.split(r"[\W_]+|\d+x?\d*(?:px?)?", name.lower()) if word} for name in distinct)
-    if len({frozenset(word for word in own if not rules.NEUTRAL.fullmatch(word)) for own in words}) > 1:
-        return False
-    homes: dict[str, set[str]] = {}
-    for name, stem in zip(names, stems, strict=True):
-        homes.setdefault(stem, set()).add(name)
-    return 2 * sum(len(held) > 1 for held in homes.values()) >= len(homes)
-
-
-def _are_listed(names: set[str], pattern: re.Pattern[str]) -> bool:
-    """Whether names count a list of words, without a gap: ``001.ak47``, ``002.american-flag``."""
-    numbers = sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
-    return len(numbers) == len(names) and _without_gap(numbers)
-
-
-def _without_gap(numbers: list[int]) -> bool:
-    """Whether each of sorted numbers is the one after the number before it."""
-    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-
-
-def _are_counted(names: set[str]) -> bool:
-    """Whether names are 0 or 1 and the numbers after it, behind one word or none that tells no person: ``G1``."""
-    matches = [re.fullmatch(r"(\D*)(0|[1-9]\d*)", name) for name in names]
-    if not all(matches) or len({match[1].lower() for match in matches if match}) > 1:
-        return False
-    if any(is_person(re.split(r"[\W_]+", name)[-1]) for name in names):
-        return False
-    numbers = sorted(int(match[2]) for match in matches if match)
-    return numbers[0] in (0, 1) and _without_gap(numbers)
 
 
 def _hold_people(names: Sequence[str], by_name: Sequence[str], volumes: bool) -> bool:
@@ -251,33 +211,6 @@ def _hold_others(names: Sequence[str], by_name: Sequence[str]) -> bool:
     often = Counter(who for _, who in pairs)
     counted = len({re.sub(r"\d+", "#", who) for who in often}) <= 2  # CT000001 of each
     return not counted and len(often) > 2 * len(set(names)) and 2 * sum(n > 1 for n in often.values()) >= len(often)
-
-
-def half(names: set[str], pattern: re.Pattern[str]) -> bool:
-    """Whether a part of at least half of the names fits."""
-    parts = [re.split(r"[_\-. ]+", spaced(name).lower()) for name in names]
-    return 2 * sum(any(map(pattern.fullmatch, words)) for words in parts) >= len(names)
-
-
-def _differ_in(names: set[str], pattern: re.Pattern[str]) -> bool:
-    """Whether a part of at least half of the names fits, and the rest of these tells no more: not ``P01_axial``."""
-    parts = [re.split(r"[_\-. ]+", _NUMBERED.sub(r"\1", spaced(name).lower())) for name in names]
-    fitting = [
-        (tuple(filter(pattern.fullmatch, words)), words) for words in parts if any(map(pattern.fullmatch, words))
-    ]
-    rests = {tuple(word for word in words if word not in found) for found, words in fitting}
-    return 2 * len(fitting) >= len(names) and len(rests) <= len({found for found, _ in fitting})
-
-
-def _differ_by(names: set[str], role: str) -> bool:
-    """Whether all names have a word of a role, and only that tells them apart: ``IXI-T1``, ``IXI-T2``."""
-    words = [words_of(name) for name in names]
-    rest = {tuple(word.text for word in one if word.role != role) for one in words}
-    return (
-        len(rest) == 1
-        and all(len(one) > len(next(iter(rest))) for one in words)
-        and (not any(map(rules.NO_VISIT.match, names)))
-    )
 
 
 def _are_visits(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> bool:
@@ -369,18 +302,3 @@ def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[s
             "people"
         )
     return False
-
-
-def _look_like_people(names: set[str]) -> bool:
-    """Whether names are numbered as people are: padded with zeros, of three digits, above 20, or several of a stem."""
-    if not numbered(names):
-        return False
-    if len(names) > 20:
-        return True
-    if all(name.isdecimal() for name in names) and len({len(name) for name in names}) == 1 and len(min(names)) > 2:
-        return True  # 100206 of the Human Connectome Project
-    padded = any(re.search(r"(?<!\d)0\d", name) for name in names)
-    stems = Counter(re.sub(r"\d+", "", name).strip("_-. ").lower() for name in names)
-    if stems.keys() <= rules.CLASS_STEMS:
-        return padded and set(stems) == {""}
-    return padded or min(stems.values()) > 1
