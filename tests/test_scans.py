@@ -411,7 +411,11 @@ def test_maps_and_steps_of_processing_are_told_from_names_that_look_alike():
     assert found["a/mri", "y_P03"] == ("P03", True)
     assert ("a", "P01") not in found
     assert processed([("", f"{step}MCI{p:02}") for step in ("", "a") for p in P]) == {}
-    assert processed([("b" if step else "c", f"{step}P{p:02}") for step in ("", "wm") for p in P]) == {}
+    assert processed([(f"{step}TBI", f"{step}TBI{p:02}") for step in ("", "m") for p in P]) == {}
+    assert (
+        processed([("b" if step else "c", f"{step}P{p:02}") for step in ("", "wm") for p in P])["b", "wmP02"][0]
+        == "P02"
+    )
 
 
 def test_maps_and_other_volumes_of_freesurfer_are_left_out_and_said(tmp_path):

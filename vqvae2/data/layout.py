@@ -127,7 +127,7 @@ def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
         return True
     if either:
         return False
-    keys = [layout.keys[i] for i in here if len(folders[i]) == depth + 1]
+    keys = [layout.originals[i] for i in here if len(folders[i]) == depth + 1]
     return all(who != key for who, key in zip(guess_subjects(keys, layout.volumes), keys, strict=True))
 
 
@@ -156,7 +156,7 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         bare = next(key for key, parts in zip(layout.keys, folders, strict=True) if not parts)
         raise UserError(f"--layout {wanted} needs every image in a folder", bare, "Leave --layout out")
     doubts: list[str] = []
-    by_name = guess_subjects(layout.keys, layout.volumes, doubts)
+    by_name = guess_subjects(layout.originals, layout.volumes, doubts)
     people: list[str] | None = None
     if wanted != "flat":
         people = _read_levels(layout, folders, wanted, by_name)

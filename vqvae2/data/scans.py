@@ -191,31 +191,31 @@ def _without_sides(names: list[str]) -> list[str]:
 
 
 def processed(places: Sequence[Place]) -> dict[Place, tuple[str, bool]]:
-    """Find what SPM and CAT12 made of other volumes: ``wmP01`` and ``c1P01`` of ``P01``.
+    """Find what SPM and CAT12 made of other volumes: ``wmP01`` and ``c1P01`` of ``P01``, wherever that lies.
 
     Args:
         places: folder, with forward slashes, and name without suffix of each.
 
     Returns:
-        By place the name of that which it was made of, which lies beside it or, of a folder ``mri``, above it, and
-        whether it is a map of tissue or deformation. Empty where the names may be read otherwise: fewer than three of
-        them, or one letter in front of all (``aMCI01``).
+        By place the name of that which it was made of, and whether it is a map of tissue or deformation. Empty for
+        fewer than three of them. A name's first letters are no step where the folder is called by them, too
+        (``mTBI/mTBI01``), nor is a single "a" in front of all (``aMCI01``), but for names of a cohort.
     """
-    known = set(places)
+    stems = {stem for _, stem in places}
     found: dict[Place, tuple[str, bool]] = {}
-    steps = set()
-    for folder, stem in known:
-        above = re.sub(r"(?:^|/)mri$", "", folder)
+    for folder, stem in set(places):
+        word = folder.rpartition("/")[2]
         for end in range(1, 7):
             begin, base = stem[:end], stem[end:]
             is_map = _MAP.fullmatch(begin) is not None
-            if not (is_map or _STEP.fullmatch(begin)) or not {(folder, base), (above, base)} & known:
+            own = len(word) > end and word.isalpha() and stem.startswith(word)
+            if not (is_map or _STEP.fullmatch(begin)) or base not in stems or own:
                 continue
             if len(base) > 2 and re.search(r"[^\W\d_]", base):
                 found[folder, stem] = (base, is_map)
-                steps.add(begin)
-    several = len({(folder, base) for (folder, _), (base, _) in found.items()}) >= _LEAST
-    return found if several and (len(steps) > 1 or max(map(len, steps)) > 1) else {}
+    if {stem.removesuffix(base) for (_, stem), (base, _) in found.items()} == {"a"}:
+        found = {place: made for place, made in found.items() if rules.KNOWN.search(made[0])}
+    return found if len({(folder, base) for (folder, _), (base, _) in found.items()}) >= _LEAST else {}
 
 
 def under_heads(names: list[str], keys: Sequence[str], doubts: list[str] | None = None) -> list[str]:

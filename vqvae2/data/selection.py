@@ -36,6 +36,7 @@ class Layout:
     attributes: dict[str, list[str]] = field(default_factory=dict)  # by the folders; "" where a folder says nothing
     volumes: bool = False  # the files are volumes
     series: dict[Path, tuple[Path, ...]] = field(default_factory=dict)  # of a DICOM series' first file: all
+    made_of: dict[str, str] = field(default_factory=dict)  # of a key with a step of SPM's in front: without it
     told_by: str = "the names of the files"  # what says whom an image shows
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -46,6 +47,11 @@ class Layout:
     def unit(self) -> str:
         """What the files are."""
         return "volumes" if self.volumes else "images"
+
+    @property
+    def originals(self) -> list[str]:
+        """The keys, of what SPM made those of what it was made of: they tell whom it shows."""
+        return [self.made_of.get(key, key) for key in self.keys]
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,9 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     layout.subjects = [series[path].patient if path in series else "" for path in paths]
     if not choice.include_masks:
         _leave_out_masks(layout)
-        _leave_out_maps(layout)
         _of_freesurfer(layout)
+    if layout.volumes:
+        _read_processed(layout, choice.include_masks)
     if not layout.paths:
         raise UserError("only masks, maps and averages are here", folder, "--include-masks takes them")
     return layout
@@ -171,25 +178,39 @@ def _leave_out_masks(layout: Layout) -> None:
     keep(layout, [i for i, own in enumerate(what) if not own])
 
 
-def _leave_out_maps(layout: Layout) -> None:
-    """Leave out the maps that SPM and CAT12 made of the volumes that are there, and ask about their other volumes."""
-    if not layout.volumes:
-        return
+def _read_processed(layout: Layout, maps_too: bool) -> None:
+    """Tell of what SPM and CAT12 made volumes, leave out the maps among these, and ask about the others."""
     places = [(key.rpartition("/")[0], stem_of(key.rpartition("/")[2])) for key in layout.keys]
     made = processed(places)
+    begins = {place: place[1].removesuffix(base) for place, (base, _) in made.items()}
+    for key, place in zip(layout.keys, places, strict=True):
+        if place in made:
+            folder, slash, name = key.rpartition("/")
+            layout.made_of[key] = folder + slash + name.removeprefix(begins[place])
+    if maps_too:
+        return
     rows = [i for i, place in enumerate(places) if not made.get(place, ("", False))[1]]
     if left := [key for i, key in enumerate(layout.keys) if i not in set(rows)]:
         told = f"left out by their names, as SPM and CAT12 give them ({left[0]}); --include-masks takes them"
         layout.skipped.append((f"{len(left):,} maps of tissue or deformation", told))
         keep(layout, rows)
     steps = {place: base for place, (base, is_map) in made.items() if not is_map}
-    if steps:
-        (folder, stem), base = next(iter(sorted(steps.items())))
-        begins = sorted({f"'{own.removesuffix(base)}*'" for (_, own), base in steps.items()})
-        layout.doubts.append(
-            f"{len(steps):,} volumes such as {'/'.join(filter(None, (folder, stem)))} are steps of processing by their "
-            f"names, as SPM gives them, and lie beside what they were made of, {base}; all are taken together, in "
-            f"whatever space each is; --exclude {' '.join(begins)} takes the latter alone"
+    if not steps:
+        return
+    (folder, stem), base = next(iter(sorted(steps.items())))
+    patterns = " ".join(sorted({f"'{begins[place]}*'" for place in steps}))
+    layout.doubts.append(
+        f"{len(steps):,} volumes such as {'/'.join(filter(None, (folder, stem)))} are steps of processing by their "
+        f"names, as SPM gives them, and what they were made of, {base}, is there, too; all are taken together, in "
+        f"whatever space each is; --exclude {patterns} takes the latter alone"
+    )
+    unsure = [place for place, base in steps.items() if not known_subject(base)]
+    letters = set(begins.values())
+    if unsure and len(letters) == 1 == len(min(letters)):
+        own, base = min(unsure)[1], steps[min(unsure)]
+        layout.subject_doubts.append(
+            f"{own} and {base} are read as of one subject, as SPM would call what it made of the latter; if they are "
+            "two, give --subject-pattern"
         )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vqvae2.data import mask_rules, rules
-from vqvae2.data.scans import ask_of_beginnings, behind_slices, of_keras, processed, under_heads, without_counters
+from vqvae2.data.scans import ask_of_beginnings, behind_slices, of_keras, under_heads, without_counters
 from vqvae2.errors import UserError
 
 __all__ = [
@@ -249,13 +249,9 @@ def guess_subjects(keys: Sequence[str], volumes: bool = False, doubts: list[str]
     """
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
     made_of: dict[str, str] = {}
-    if volumes:
-        places = [(key.rpartition("/")[0], stem) for key, stem in zip(keys, stems, strict=True)]
-        made = processed(places)
-        stems = [made.get(place, (place[1],))[0] for place in places]
-    elif (people := behind_slices(stems, keys, doubts)) is not None:
-        return people
-    else:
+    if not volumes:
+        if (people := behind_slices(stems, keys, doubts)) is not None:
+            return people
         made_of = of_keras(stems)
     numbered = {stem: name for stem, name in made_of.items() if name.isdecimal()}
     if doubts is not None and numbered:
