@@ -25,7 +25,7 @@ from vqvae2.data.people import (
 from vqvae2.data.selection import Choice, Layout, LayoutChoice, choose_kind, gather, is_bids
 from vqvae2.data.sources import find_files
 from vqvae2.data.split_folders import read_splits
-from vqvae2.data.subjects import guess_subjects, known_subject, stem_of, uninformative
+from vqvae2.data.subjects import guess_subjects, known_subject, person_in, stem_of, uninformative
 from vqvae2.errors import UserError
 
 
@@ -48,6 +48,7 @@ def read_layout(source: Path, choice: Choice | None = None) -> Layout:
         folders = [()] * len(folders)
     else:
         folders = _telling(layout, _without_neutral(folders), choice.layout not in ("classes", "subjects"))
+        folders = _aligned(layout, folders)
     if tree:  # HC/sub-01; but what tells data sets apart is no class
         several = any(data_sets(layout))
         folders = [() if several else _above_person(parts) for parts in folders]
@@ -106,6 +107,32 @@ def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
         else:
             break
     return folders
+
+
+def _aligned(layout: Layout, folders: Folders) -> Folders:
+    """Leave levels empty above the last folders of held-out images where these are called as the last ones of training
+    images, which have more: ``train/HGG/P01`` and ``val/P02``."""
+    training, held_out = (
+        {parts for parts, split in zip(folders, layout.splits, strict=True) if (split in (None, "train")) == own}
+        for own in (True, False)
+    )
+    deep, low = {len(parts) for parts in training}, {len(parts) for parts in held_out}
+    if len(deep) != 1 or len(low) != 1 or not 0 < min(low) < min(deep):
+        return folders
+    first, last, others = (
+        {_form(parts[at]) for parts in own} for own, at in ((training, 0), (training, -1), (held_out, -1))
+    )
+    if not others <= last or others & first:
+        return folders
+    blank = ("",) * (min(deep) - min(low))
+    return [parts if len(parts) in deep else blank + parts for parts in folders]
+
+
+def _form(name: str) -> str:
+    """How a folder is called, but for its numbers and letters: ``a#a#`` of ``A1B2``; words are themselves."""
+    if person_in(name):
+        return "a cohort's"
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "#", name)) if re.search(r"\d", name) else name.lower()
 
 
 def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
@@ -181,21 +208,36 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
         whose = next(filter(rules.ONE_PERSON.fullmatch, sorted(shared)), "")  # all lie in the folder of one person
         if whose and not any(map(known_subject, layout.keys)):
             subjects = [whose] * len(subjects)
-        elif len(set(subjects)) == 1 < len(subjects) and not (
-            rules.ONE_PERSON.fullmatch(subjects[0]) or known_subject(subjects[0])
-        ):
-            subjects = list(layout.keys)
-        classes = layout.attributes.get("class")
+        else:
+            subjects = _without_series(layout, subjects)
+        classes = layout.attributes.get("subclass", layout.attributes.get("class"))
         if classes and all(map(rules.WORDNET.fullmatch, set(filter(None, classes)))):
             subjects = list(layout.keys)
         elif classes:
             for i in uninformative(subjects, classes, layout.splits):
-                subjects[i] = layout.keys[i]
+                subjects[i] = person_in(layout.keys[i]) or layout.keys[i]
     subjects = by_data_sets(layout, subjects)
     one: dict[str, str] = {}  # P01 and p01 are one person
     subjects = [one.setdefault(unicodedata.normalize("NFC", who).lower(), who) for who in subjects]
     subjects = by_numbers(layout, without_zeros(layout, subjects, folders), folders)
     layout.subjects = with_headers(layout, in_several_groups(layout, subjects))
+
+
+def _without_series(layout: Layout, subjects: list[str]) -> list[str]:
+    """Take for a subject each number behind a word that is no person's, if all files have it, ``Chest_0012.png``, or
+    most images while nearly all others go on from it: ``ISIC_0000012.jpg``, and ``ISIC_0000003_downsampled.jpg``."""
+    (who, count), *others = Counter(subjects).most_common()
+    odd = [number for other, number in others if not other.startswith(who)]
+    series = not (layout.volumes or re.search(r"\d", who)) and 2 * count >= len(subjects)
+    series &= max(odd, default=1) == 1 and 10 * len(odd) <= count
+    if len(subjects) == 1 or (others and not series) or rules.ONE_PERSON.fullmatch(who) or known_subject(who):
+        return subjects
+    firsts: dict[tuple[str, ...], str] = {}  # Chest_0012 and Chest_0012_b are one
+    for i in [i for i, own in enumerate(subjects) if own == who]:
+        folder, _, name = layout.keys[i].rpartition("/")
+        numbers = re.findall(r"\d+", stem_of(name)) or [name]
+        subjects[i] = firsts.setdefault((folder, *numbers), layout.keys[i])
+    return subjects
 
 
 def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name: list[str]) -> list[str] | None:
@@ -210,15 +252,15 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
         if depth == 0 and wanted in ("classes", "subjects"):
             told = {"classes": "class", "subjects": "people"}[wanted]
         else:
-            told = meaning(layout, folders, depth, by_name)
+            told = meaning(layout, folders, depth, by_name, wanted == "classes")
         if told == "people":
             _note_what_lies_below(layout, folders, depth)
             return people_of(layout, names)
-        if not told:
+        if not told or any(map(person_in, set(names))):  # HGG/P01, P02
             return None
         if told in layout.attributes:
             outer = layout.attributes[told]
-            within = len(set(names)) == len(set(zip(names, outer, strict=True)))
+            within = len(set(names) - {""}) == len({pair for pair in zip(names, outer, strict=True) if pair[0]})
             if told == "class" and within:  # benign/adenosis, malignant/lobular_carcinoma
                 told = "subclass"
             else:  # original/AD, augmented/AD: the class is the innermost

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from vqvae2.data import rules
 from vqvae2.data.folder_names import are_counted, are_listed, differ_by, differ_by_size, differ_in, look_like_people
-from vqvae2.data.people import Folders, numbered
+from vqvae2.data.people import Folders, numbered, pattern_of
 from vqvae2.data.scans import is_person, under_heads, without_counters
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import kind_of, known_subject, person_of, stem_of, words_of
@@ -20,7 +20,7 @@ def tells_no_person(name: str) -> bool:
     return not known_subject(name) and all(word.role not in ("", "number") for word in words_of(name))
 
 
-def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]) -> str:
+def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str], classes: bool = False) -> str:
     """What a level of folders tells: "people", an attribute's name, or nothing ("").
 
     Args:
@@ -28,11 +28,12 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
         folders: of each image, those that can tell something.
         depth: of the level, from 0.
         by_name: whom each image shows by its file's name alone.
+        classes: folders are said to be classes.
     """
     names, below = ([parts[at] if len(parts) > at else "" for parts in folders] for at in (depth, depth + 1))
     above = [parts[:depth] for parts in folders]
     distinct = set(names) - {""}
-    if all(map(rules.WORDNET.fullmatch, distinct)):
+    if any(all(map(pattern.fullmatch, distinct)) for pattern in (rules.WORDNET, rules.DATA_SETS)):
         return "class"
     bare = any(who == key for who, key in zip(by_name, layout.keys, strict=True))  # 01.Smith/1.png: a person's slices
     nameless = layout.volumes and _tell_nobody(by_name, layout.keys, names)
@@ -50,6 +51,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     cohort: dict[str, set[str]] = {}
     for name, who in zip(names, whom, strict=True):
         cohort.setdefault(name, set()).update({who} - {""})
+    cohort.pop("", None)  # of images in no such folder
     named = next((role for role in ("visit", "kind", "side") if differ_by(distinct, role)), "")
     if all(map(rules.MODALITIES.fullmatch, distinct)):
         named = "kind"
@@ -119,7 +121,7 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     ):
         return attribute  # adenosis/14-22549AB: words above people
     if above[0]:
-        return "" if layout.volumes else "people"
+        return "" if layout.volumes else _within_classes(layout, names, above, stems, classes)
     scans = all(
         any(word.role in ("kind", "visit") for part in key.split("/")[:-1] for word in words_of(part))
         for key in layout.keys
@@ -140,6 +142,37 @@ def meaning(layout: Layout, folders: Folders, depth: int, by_name: Sequence[str]
     training, held_out = _by_split(layout, names)
     # Classes of a held-out split are classes of the training split; subjects are not.
     return "people" if held_out and not held_out & training else attribute
+
+
+def _within_classes(
+    layout: Layout, names: Sequence[str], above: Sequence[tuple[str, ...]], stems: Sequence[str], classes: bool
+) -> str:
+    """What folders of images within those of classes tell: a class of its own (``Apple/scab``) or people (``AD/anna``).
+
+    They are classes if held-out images lie in folders of the same names; or, which the report asks about, if they have
+    no number, lie in one folder each, and hold files called by hashes or, where they are few, by their first word
+    (``Benign/cyst/cyst_1.jpg``).
+    """
+    distinct, parents = set(names) - {""}, set(above)
+    within = {(name, place) for name, place in zip(names, above, strict=True) if name}
+    training, held_out = _by_split(layout, names)
+    if not numbered(distinct) and (classes or 2 * len(training & held_out) > len(held_out) > 0):
+        return "class"
+    hashes = sum(rules.HASH.fullmatch(stem.replace("-", "")) is not None for stem in stems)
+    first = {name: re.split(r"[\W_]+", name.lower().strip("_ "))[0] for name in names}
+    called = all(stem.lower().startswith(first[name]) for name, stem in zip(names, stems, strict=True))
+    words = len(within) == len(distinct) and not any(re.search(r"\d", name) for name in distinct)
+    if words and (10 * hashes >= 9 * len(stems) or (called and len(distinct) <= 5 * len(parents))):
+        layout.subject_doubts.append(
+            f"folders like {'/'.join((*above[0], names[0]))} are read as classes within classes; if they are people, "
+            f"give --subject-pattern {pattern_of(layout.keys, list(names))}"
+        )
+        return "class"
+    if not numbered(distinct):
+        layout.subject_doubts.append(
+            f"folders like {min(distinct)} are read as people; if they are classes, give --layout classes"
+        )
+    return "people"
 
 
 def _tell_nobody(by_name: Sequence[str], keys: Sequence[str], names: Sequence[str]) -> bool:

@@ -240,7 +240,7 @@ CHANNEL = re.compile(r"(?:^|/)images(?:Tr|Ts|Va)/[^/]*\d[^/]*(_(?P<channel>00\d\
 NO_MASK = {"with", "without", "no", "non", "face"}
 """Words before a folder's ``mask`` that make it a class: ``with_mask``."""
 SPLITS = {
-    "train": re.compile(r"train(?:ing)?(?:20\d\d)?|tr"),
+    "train": re.compile(r"train(?:ing|val)?(?:20\d\d)?|tr"),
     "val": re.compile(r"val(?:id|idat(?:e|ion))?(?:20\d\d)?|va|dev"),
     "test": re.compile(r"test(?:ing)?(?:20\d\d)?|ts"),
 }
@@ -311,6 +311,8 @@ CLASS_STEMS = {
 """Folders of these words and a number are classes."""
 WORDNET = re.compile(r"n\d{8}(?:-.+)?")
 """Folders of ImageNet's classes, and what its images begin with."""
+DATA_SETS = re.compile(r"(?:Task\d{2,3}|Dataset\d{3})_.+")
+"""Folders of several data sets, each a class: ``Task02_Heart`` of the Decathlon, ``Dataset027_ACDC`` of nnU-Net."""
 LISTED = re.compile(r"(\d{2,4})\.[^\W\d_].*")
 """Folders of classes in a list: ``001.ak47`` of Caltech-256, ``001.Black_footed_Albatross`` of CUB-200."""
 LISTED_OR_PEOPLE = re.compile(r"(\d{1,5})[_\- ]+[^\W\d_].*")

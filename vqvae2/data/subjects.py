@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vqvae2.data import mask_rules, rules
 from vqvae2.data.scans import ask_of_beginnings, behind_slices, of_keras, under_heads, without_counters
+from vqvae2.data.split_words import said_split
 from vqvae2.errors import UserError
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "kind_of",
     "known_subject",
     "patients_of",
+    "person_in",
     "person_of",
     "pseudonym",
     "spaced",
@@ -110,6 +112,12 @@ def known_subject(text: str) -> str | None:
     """Find a cohort's own identifier in a name: ``sub-01`` of BIDS, ``OAS1_0028``, ADNI's ``002_S_0295``."""
     found = rules.KNOWN.search(text)
     return next(filter(None, found.groups())) if found else None
+
+
+def person_in(text: str) -> str:
+    """A cohort's own identifier; "" for none, or for a word behind ``sub-``, as ``sub-acute`` is a class."""
+    who = known_subject(text) or ""
+    return who if re.search(r"\d", who) else ""
 
 
 def stem_of(name: str) -> str:
@@ -325,9 +333,10 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
 
 
 def _is_part(folder: str) -> bool:
-    """Whether a folder is a split or holds all images, by all words of its name: ``imagesTr``, ``img``."""
+    """Whether a folder is a split or holds all images, by its name: ``imagesTr``, ``img``, ``Training Batch 1``."""
     words = _SEPARATOR.split(spaced(folder).lower())
-    return all(any(pattern.fullmatch(word) for pattern in rules.PLAIN) for word in words)
+    plain = all(any(pattern.fullmatch(word) for pattern in rules.PLAIN) for word in words)
+    return plain or bool(said_split(folder))
 
 
 def visit_of(key: str) -> str:
