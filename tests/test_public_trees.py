@@ -5,11 +5,16 @@ import hashlib
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from case_trees import head, volume
+from pictures import save, write
 
+from vqvae2.data import DataConfig, open_data
 from vqvae2.data.layout import read_layout
 from vqvae2.data.scans import processed
 from vqvae2.data.selection import Choice, Layout
+from vqvae2.errors import UserError
 
 P = range(1, 9)
 
@@ -294,6 +299,63 @@ def test_files_of_one_number_in_such_a_series_stay_together(tmp_path):
     assert alone(lay(tmp_path / "people", list(people)), people)
 
 
+DEPTHS = {
+    "nyu2_test/{:05}_colors.png": "nyu2_test/{:05}_depth.png",
+    "{:05}_rgb.png": "{:05}_disparity.png",
+    "chess/frame-{:06}.color.png": "chess/frame-{:06}.depth.png",
+    "rgb/{:05}.png": "depth/{:05}.png",
+    "color/{}.jpg": "depth/{}.png",
+    "training/image_2/{:06}_10.png": "training/disp_noc_0/{:06}_10.png",
+}
+
+
+def test_depth_maps_beside_images_are_left_out_and_said(tmp_path):
+    for i, (image, depth) in enumerate(DEPTHS.items()):
+        images = {image.format(p) for p in P}
+        layout = lay(tmp_path / str(i), [*images, *(depth.format(p) for p in P)])
+        assert set(layout.keys) == images
+        assert "8 depth maps" in dict(layout.skipped)
+    names = [f"{c}/{p}.png" for c in ("depth", "shallow") for p in P]
+    names += [f"P{p:02}_depth_{k}.png" for p in P for k in P]
+    assert len(lay(tmp_path / "none", names).keys) == len(names)
+
+
+def test_images_in_two_formats_are_asked_about(tmp_path):
+    both = [f"basement_{s:04}a_out/{p}.{end}" for s in (1, 2) for p in P for end in ("jpg", "png")]
+    layout = lay(tmp_path / "both", both)
+    assert len(layout.keys) == len(both)
+    assert "16 images are there in two formats, such as basement_0001a_out/1.jpg and" in doubts(layout)
+    assert "--exclude '*.png'" in doubts(layout)
+    few = [f"{p}.jpg" for p in range(90)] + ["1.png", "2.png", "3.png"]
+    assert "two formats" not in doubts(lay(tmp_path / "few", few))
+
+
+def test_label_maps_that_no_name_tells_are_asked_about_by_their_values(tmp_path):
+    people = [f"{'Training' if p < 7 else 'Testing'} Set/{p * 7919:07}ABC" for p in P]
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in head().shape), indexing="ij")
+    for seed, who in enumerate(people):
+        volume(tmp_path / "atria" / who / "lgemri.nii.gz", head(seed))
+        atrium = sum(axis**2 for axis in grid) < 0.3 + seed / 100
+        volume(tmp_path / "atria" / who / "laendo.nii.gz", atrium.astype(np.float32))
+    data = open_data(DataConfig(data=str(tmp_path / "atria"), size="16x16"))
+    (doubt,) = [doubt for doubt in data.doubts if "few values" in doubt]
+    assert doubt.startswith("8 volumes such as Testing Set/")
+    assert "--exclude '*laendo*'" in doubt
+    left = open_data(DataConfig(data=str(tmp_path / "atria"), size="16x16", exclude=("*laendo*",)))
+    assert not left.doubts
+    for p in P:
+        pixels = np.random.default_rng(p).integers(0, 256, (32, 32)).astype(np.uint8)
+        for k in range(3):
+            save(tmp_path / "bw" / f"P{p:02}_{k}.png", np.roll(pixels, k))
+            save(tmp_path / "bw" / f"P{p:02}_{k}_bw.png", np.where(np.roll(pixels, k) > 99, 255, 0).astype(np.uint8))
+    data = open_data(DataConfig(data=str(tmp_path / "bw")))
+    assert any("24 images such as P01_0_bw.png have few values" in doubt for doubt in data.doubts)
+    for p in P:
+        for kind in ("T1", "FLAIR"):
+            volume(tmp_path / "kinds" / f"P{p:02}_{kind}.nii.gz", head(p + 10 * (kind == "T1")))
+    assert not open_data(DataConfig(data=str(tmp_path / "kinds"), size="16x16")).doubts
+
+
 @pytest.mark.parametrize(
     "tasks", [("Task02_Heart", "Task04_Hippocampus", "Task09_Spleen"), ("Dataset002_Aorta", "Dataset027_Brain")]
 )
@@ -307,6 +369,24 @@ def test_data_sets_in_a_folder_are_classes(tmp_path, tasks):
     layout = lay(tmp_path, list(own))
     assert alone(layout, own)
     assert set(layout.attributes["class"]) == set(tasks)
+
+
+ANEW = {
+    "{s}/P{p:02}/{k}.png": " --subject-pattern '([^/]+)/[^/]+$'",
+    "{s}/P{p:02}/T1/{k}.png": " --subject-pattern '([^/]+)/[^/]+/[^/]+$'",
+    "{s}/P{p:02}_{k}.png": "",
+}
+
+
+def test_people_in_two_splits_are_split_anew_as_they_were_read(tmp_path):
+    for i, (form, pattern) in enumerate(ANEW.items()):
+        folder = write(tmp_path / str(i), [form.format(s=s, p=p, k=k) for s in ("train", "test") for p in P for k in P])
+        with pytest.raises(UserError, match="in more than one split") as caught:
+            open_data(DataConfig(data=str(folder)))
+        assert f"Give --layout flat{pattern}, which" in str(caught.value)
+        told = shlex.split(pattern)[1] if pattern else None
+        anew = open_data(DataConfig(data=str(folder), layout="flat", subject_pattern=told))
+        assert len({who for part in anew.splits.values() for who in part.subjects}) == 8
 
 
 WITHIN = {

@@ -53,6 +53,7 @@ BESIDE = (  # the first that fits decides
         ),
         ("P01_3.png", "P01_3_liver.png"),
     ),
+    Beside("depth maps", True, re.compile(r"depths?|disp(?:arit(?:y|ies))?"), ("00000_colors.png", "00000_depth.png")),
     Beside(
         "pictures made of others",
         True,
@@ -73,9 +74,11 @@ BESIDE = (  # the first that fits decides
     ),
     Beside("pictures made of others", False, re.compile(r"cams?|plots?|figures?"), ("P01_3.png", "P01_3_plot.png")),
 )
+COLOURS = re.compile(r"rgb|colou?rs?")
+"""What an image is called beside its depth map: ``00000_colors.png``."""
 IMAGES = re.compile(
-    r"(?:jpe?g|png|rgb)?ima?ge?s?(?:t[rsa]|va)?|imgs?|pictures?|photos?|originals?(?:[ _-]?images?)?|inputs?|slices?|"
-    r"scans?|full(?:[ _-]?(?:size|res(?:olution)?))?"
+    rf"(?:jpe?g|png|rgb)?ima?ge?s?(?:t[rsa]|va)?|{COLOURS.pattern}|imgs?|pictures?|photos?|"
+    r"originals?(?:[ _-]?images?)?|inputs?|slices?|scans?|full(?:[ _-]?(?:size|res(?:olution)?))?"
 )
 """Folders that hold the images where another holds what was made of them."""
 QUALIFIERS = {

@@ -1,7 +1,7 @@
 """Which files are masks, or pictures made of other images, by their names, folders and what lies beside them."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -25,6 +25,8 @@ def left_out(keys: Sequence[str], volumes: bool, doubts: list[str]) -> list[str]
     Returns:
         Of each file what it is: of `mask_rules.BESIDE`, "" for an image.
     """
+    if not volumes:
+        _ask_of_formats(keys, doubts)
     masks = _masks(keys, doubts)
     what = ["masks" if mask else "" for mask in masks]
     if all(masks):
@@ -42,6 +44,22 @@ def left_out(keys: Sequence[str], volumes: bool, doubts: list[str]) -> list[str]
             "give --include-masks"
         )
     return what
+
+
+def _ask_of_formats(keys: Sequence[str], doubts: list[str]) -> None:
+    """Ask about images most of which have a file of another format beside them, ``1.jpg`` and ``1.png``."""
+    formats: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        name, _, suffix = key.rpartition(".")
+        formats[name].add(suffix)
+    pairs = Counter(tuple(sorted(held)) for held in formats.values() if len(held) == 2)
+    for (one, other), count in pairs.most_common(1):
+        if count > 2 and 4 * count >= len(keys):
+            name = next(name for name, held in formats.items() if held == {one, other})
+            doubts.append(
+                f"{count:,} images are there in two formats, such as {name}.{one} and {name}.{other}; if those of one "
+                f"are masks or depth maps, --exclude '*.{other}' (or '*.{one}') leaves them out"
+            )
 
 
 def _masks(keys: Sequence[str], doubts: list[str]) -> list[bool]:
@@ -144,7 +162,8 @@ def _beside(keys: Sequence[str], masks: list[bool], volumes: bool) -> dict[int, 
             wanted[i] = (rule, places)
             aside[i] = above
         else:
-            held = [(here, rest), ((*here[:-1], "*"), rest)]
+            bare = tuple(part for part in rest if not mask_rules.COLOURS.fullmatch(part))  # 00000_colors
+            held = [(here, rest), (here, bare), ((*here[:-1], "*"), rest)]
             held += [((*here[:at], "*plain", *here[at + 1 :]), rest) for at in range(len(here)) if _is_plain(here[at])]
             for place in held:
                 images.setdefault(place, key)

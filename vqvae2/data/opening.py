@@ -12,6 +12,7 @@ from vqvae2 import distributed
 from vqvae2.data import rules
 from vqvae2.data.config import DataConfig
 from vqvae2.data.dataset import ImageData, ImageSet
+from vqvae2.data.label_maps import ask_of_label_maps
 from vqvae2.data.labels import encode, untrained_notes
 from vqvae2.data.layout import read_layout
 from vqvae2.data.people import pattern_of, warn_of_each_alone
@@ -27,8 +28,6 @@ from vqvae2.data.subjects import subjects_by_pattern
 from vqvae2.data.tables import Table, codes_for_missing, parse_labels, read_table
 from vqvae2.data.volumes import SliceConfig, slice_settings
 from vqvae2.errors import UserError
-
-_FEW = 16  # values of pixels; fewer are label maps or images that are nearly black
 
 
 def open_data(config: DataConfig, splits: Sequence[str] | None = None, like: dict[str, Any] | None = None) -> ImageData:
@@ -213,11 +212,8 @@ def _open_folder(config: DataConfig, splits: Sequence[str] | None, like: dict[st
     if like:
         value_range = (like["value_range"][0], like["value_range"][1])
         read.demand_range(value_range)
-    if like is None and read.highest < _FEW:
-        layout.doubts.append(
-            f"no pixel is above {read.highest}, of {value_range[1]:g}: images as dark as this may be label maps, "
-            f"such as {read.key((next(iter(read.files)), 0))}; if they are, --exclude leaves them out"
-        )
+    if like is None:
+        ask_of_label_maps(read, opened.rows, layout, subjects)
     channels = stored.get("channels") or config.channels or (3 if read.coloured else 1)
     notes += opened.notes
     slices = layout.volumes and all((file.index["place"] < 0).all() for file in read.files.values())
@@ -385,7 +381,8 @@ def _check_apart(subjects: list[str], place: list[str], layout: Layout) -> None:
     shared = overlap(subjects, place)
     if shared:
         example = min(shared)
-        anew = "--layout flat" + (" --subject-pattern '([^/]+)/[^/]+$'" if layout.told_by == "the folders" else "")
+        own = pattern_of(layout.keys, subjects) if layout.told_by == "the folders" else "REGEX"
+        anew = "--layout flat" + (f" --subject-pattern {own}" if own != "REGEX" else "")
         other = pattern_of(layout.keys, [f"{split}/{who}" for split, who in zip(layout.splits, subjects, strict=True)])
         raise UserError(
             f"{len(shared):,} subjects are in more than one split, such as {example} "

@@ -157,7 +157,7 @@ def key_of(path: Path, folder: Path) -> str:
 def select(
     paths: list[Path], folder: Path, exclude: tuple[str, ...], skipped: list[tuple[str, str]], matched: set[str]
 ) -> list[Path]:
-    """Leave out the files that one of the patterns names, by their whole path, name, or one of their folders.
+    """Leave out the files that one of the patterns names, as `fits` tells.
 
     Args:
         paths: files in the folder.
@@ -169,7 +169,7 @@ def select(
     taken = list(paths)
     for pattern in exclude:
         shape = pattern.strip("/").removeprefix("./")
-        fitting = {path for path in paths if _fits(path.relative_to(folder).as_posix(), shape)}
+        fitting = {path for path in paths if fits(path.relative_to(folder).as_posix(), shape)}
         matched |= {pattern} if fitting else set()
         kept = [path for path in taken if path not in fitting]
         if len(kept) < len(taken):
@@ -178,7 +178,8 @@ def select(
     return taken
 
 
-def _fits(key: str, pattern: str) -> bool:
+def fits(key: str, pattern: str) -> bool:
+    """Tell whether a pattern of --exclude names a file, by its whole path, name, or one of its folders."""
     parts = key.split("/")
     if "/" in pattern:  # a path, or a folder with all that it holds
         return any(fnmatchcase("/".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
