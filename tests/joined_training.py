@@ -33,6 +33,9 @@ class Wide:
         batch = self.images.__getitems__(rows)
         return {**batch, "image": batch["image"].double()}
 
+    def at(self, rows: list[int]) -> Tensor:
+        return self.images.at(rows).double()
+
 
 def main(folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
