@@ -241,6 +241,15 @@ def test_what_else_such_folders_tell_is_kept(tmp_path):
     layout = lay(tmp_path / "classes", list(own))
     labels = dict(zip(homes, ("AD", "CN", ""), strict=True))
     assert layout.attributes["class"] == [labels[own[key]] for key in layout.keys]
+    own = {
+        f"x_{s}_{kind}/P{p:02}_1.png": p
+        for s, o in (("training_data", 0), ("val_v2", 9))
+        for kind in ("T1", "T2")
+        for p in range(o, o + 8)
+    }
+    layout = lay(tmp_path / "kinds", list(own))
+    assert alone(layout, own)
+    assert set(layout.attributes["kind"]) == {"T1", "T2"}
     refuge = [f"REFUGE-Training400/Training400/{c}/{c[0]}{i:04}.jpg" for c in ("Glaucoma", "Non-Glaucoma") for i in P]
     layout = lay(tmp_path / "refuge", refuge + [f"REFUGE-Test400/T{i:04}.jpg" for i in P])
     assert set(layout.attributes["class"]) == {"Glaucoma", "Non-Glaucoma", ""}

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from vqvae2.data import rules
+from vqvae2.data.levels import tells_no_person
 from vqvae2.data.people import Folders
 from vqvae2.data.selection import Layout, LayoutChoice, is_bids, keep
 from vqvae2.data.split_words import said_split
@@ -156,22 +157,24 @@ def _sibling_splits(folders: Folders) -> Named:
         return {}
     named: Named = {}
     for split in set(found[0].values()):
-        words = {
-            name: [word for word in re.split(r"[_\-. ]+", spaced(name)) if not said_split(word)]
-            for name, own in found[0].items()
-            if own == split
-        }
+        words = {name: _rest(name) for name, own in found[0].items() if own == split}
+        shared = set.intersection(*map(set, words.values()))  # of BRATS_Training_HGG, BRATS_Training_LGG
+        shared = set() if any(shared.issuperset(rest) for rest in words.values()) else shared  # acute, sub-acute
+        rests = {name: "_".join(word for word in rest if word not in shared) for name, rest in words.items()}
         forms = {re.sub(r"[\W\d_]+", " ", " ".join(rest)).strip().lower() for rest in words.values()}
         counted = len(forms) == 1 and any(map(rules.GROUP_WORDS.fullmatch, min(forms).split()))
-        if len(words) == 1 or counted or all(map(rules.YEAR.fullmatch, map("_".join, words.values()))):
+        if len(words) == 1 or counted or all(map(rules.YEAR.fullmatch, rests.values())):
             rests = dict.fromkeys(words, "")
-        elif len(forms) < len(words):  # CHB_train_Case01, CHB_train_Case02: people
-            rests = {name: name for name in words}
-        else:  # BRATS_Training_HGG, BRATS_Training_LGG: without what all have
-            shared = set.intersection(*map(set, words.values()))
-            rests = {name: "_".join(word for word in rest if word not in shared) for name, rest in words.items()}
+        elif len(forms) < len(words) and not all(map(tells_no_person, rests.values())):
+            rests = {name: name for name in words}  # CHB_train_Case01, CHB_train_Case02: people
         named |= {name: (split, name if person_in(name) else rest) for name, rest in rests.items()}
     return named
+
+
+def _rest(name: str) -> list[str]:
+    """The words of a folder's name but for its split's: ``siteA`` of ``train_siteA``, ``A`` of ``trainA``."""
+    parts = (spaced(word).split("_") if said_split(word) else [word] for word in re.split(r"[_\-. ]+", name))
+    return [word for part in parts for word in part if not said_split(word)]
 
 
 def _originals(folders: Folders) -> Folders:

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from vqvae2.data import mask_rules, rules
@@ -326,17 +326,17 @@ def _by_name(stem: str, key: str, volume: bool) -> str:
         return who
     scans = [token for token in words_of(stem) if token.role == "visit"]
     scan = stem[scans[0].start : scans[-1].end] if scans else ""
-    above = (person_of(folder, volume=True) for folder in reversed(key.split("/")[:-1]) if not _is_part(folder))
+    folders = (folder for folder in reversed(key.split("/")[:-1]) if not _is_part(folder))
+    above = (person_of(folder, volume=True) for folder in takewhile(lambda folder: not said_split(folder), folders))
     if volume and not rules.NO_VISIT.match(scan) and (folder := next(filter(None, above), "")):
         return folder  # anna/T1.nii, anna/V2.nii
     return scan if re.search(r"\d", scan) else who or key  # scan_003_5.png
 
 
 def _is_part(folder: str) -> bool:
-    """Whether a folder is a split or holds all images, by its name: ``imagesTr``, ``img``, ``Training Batch 1``."""
+    """Whether a folder is a split or holds all images, by all words of its name: ``imagesTr``, ``img``."""
     words = _SEPARATOR.split(spaced(folder).lower())
-    plain = all(any(pattern.fullmatch(word) for pattern in rules.PLAIN) for word in words)
-    return plain or bool(said_split(folder))
+    return all(any(pattern.fullmatch(word) for pattern in rules.PLAIN) for word in words)
 
 
 def visit_of(key: str) -> str:
