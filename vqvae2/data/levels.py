@@ -149,20 +149,24 @@ def _within_classes(
 ) -> str:
     """What folders of images within those of classes tell: a class of its own (``Apple/scab``) or people (``AD/anna``).
 
-    They are classes if held-out images lie in folders of the same names; or, which the report asks about, if they have
-    no number, lie in one folder each, and hold files called by hashes or, where they are few, by their first word
-    (``Benign/cyst/cyst_1.jpg``).
+    They are classes, which the report asks about, if held-out images lie in folders of the same names, or if they have
+    no number, lie in one folder each, and hold files called by hashes or by a word that they share with the folder
+    above (``colon_image_sets/colon_aca/colonca1.jpeg``).
     """
-    distinct, parents = set(names) - {""}, set(above)
+    distinct = set(names) - {""}
     within = {(name, place) for name, place in zip(names, above, strict=True) if name}
     training, held_out = _by_split(layout, names)
-    if not numbered(distinct) and (classes or 2 * len(training & held_out) > len(held_out) > 0):
+    if classes and not numbered(distinct):
         return "class"
+    again = not numbered(distinct) and 2 * len(training & held_out) > len(held_out) > 0
     hashes = sum(rules.HASH.fullmatch(stem.replace("-", "")) is not None for stem in stems)
     first = {name: re.split(r"[\W_]+", name.lower().strip("_ "))[0] for name in names}
-    called = all(stem.lower().startswith(first[name]) for name, stem in zip(names, stems, strict=True))
+    called = all(
+        stem.lower().startswith(first[name]) and first[name] in re.split(r"[\W_]+", place[-1].lower())
+        for name, place, stem in zip(names, above, stems, strict=True)
+    )
     words = len(within) == len(distinct) and not any(re.search(r"\d", name) for name in distinct)
-    if words and (10 * hashes >= 9 * len(stems) or (called and len(distinct) <= 5 * len(parents))):
+    if again or (words and (10 * hashes >= 9 * len(stems) or called)):
         layout.subject_doubts.append(
             f"folders like {'/'.join((*above[0], names[0]))} are read as classes within classes; if they are people, "
             f"give --subject-pattern {pattern_of(layout.keys, list(names))}"
