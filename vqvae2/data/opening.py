@@ -66,7 +66,7 @@ def _refuse_of_folders(config: DataConfig) -> None:
 def _refuse_of_volumes(config: DataConfig) -> None:
     """Refuse choices of volumes and of their slices for images, rather than ignore them."""
     usual = DataConfig()
-    # The axis is told of slices that were cut beforehand, too: those from the side are not symmetric.
+    # --slice-axis may describe slices that were cut beforehand: presets do not mirror those from the side.
     names = {setting.name for setting in fields(SliceConfig)} - {"slice_axis"} | {"bids_suffix", "bids_entity"}
     for name in sorted(name for name in names if getattr(config, name) != getattr(usual, name)):
         flag = f"--{name.replace('_', '-')}"
