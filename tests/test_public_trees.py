@@ -444,3 +444,9 @@ def test_people_of_two_splits_within_classes_are_asked_about(tmp_path):
     folder = write(tmp_path / "data", names)
     with pytest.raises(UserError, match="in more than one split"):
         open_data(DataConfig(data=str(folder), subject_pattern="([^/]+)/[^/]+$"))
+
+
+def test_an_image_above_the_class_folders_is_no_reason_to_stop(tmp_path):
+    names = [f"{g}_sets/{g}_{c}/{g}{c}{i}.jpeg" for g in ("colon", "lung") for c in ("aca", "scc") for i in P]
+    layout = lay(tmp_path, [f"{s}/{name}" for s in ("train", "test") for name in names] + ["test/preview.png"])
+    assert set(layout.attributes["class"]) == {"", "colon_sets", "lung_sets"}

@@ -60,7 +60,7 @@ def ask_of_label_maps(
 
 
 def _word(key: str) -> str:
-    """The last word of a file's name, or where it has none, of its folders: ``laendo``."""
+    """The last word of a file's name, or of its folders where the name has none: ``laendo``."""
     return (re.findall(r"[^\W\d_]+", stem_of(key)) or [""])[-1]
 
 
@@ -75,8 +75,10 @@ def _some(read: Reading, held: list[tuple[Place, int]]) -> list[NDArray[Any]]:
 
 
 def _is_flat(pixels: NDArray[Any]) -> bool:
-    """Whether two values make a third of what is brighter than a tenth of white and no background, which has the most
-    frequent value. In slices of a head they make a tenth; in a mask that was scaled down its edges have other values.
+    """Whether the two most frequent values cover a third of the bright pixels, as in a mask; of a head about a tenth.
+
+    Bright: above a tenth of the range, without the most frequent value of all, which is the background. Not all pixels
+    are asked for, since the edges of a mask that was scaled down have values in between.
 
     >>> _is_flat(np.array([0, 0, 0, 255, 255, 128])), _is_flat(np.arange(99))
     (True, False)

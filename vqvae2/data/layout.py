@@ -110,8 +110,8 @@ def _telling(layout: Layout, folders: Folders, parts_too: bool) -> Folders:
 
 
 def _aligned(layout: Layout, folders: Folders) -> Folders:
-    """Leave levels empty above the last folders of held-out images where these are called as the last ones of training
-    images, which have more: ``train/HGG/P01`` and ``val/P02``."""
+    """Pad the folders of held-out images in front where training images have more levels above folders of the same
+    form: ``train/HGG/P01`` and ``val/P02``."""
     training, held_out = (
         {parts for parts, split in zip(folders, layout.splits, strict=True) if (split in (None, "train")) == own}
         for own in (True, False)
@@ -129,7 +129,7 @@ def _aligned(layout: Layout, folders: Folders) -> Folders:
 
 
 def _form(name: str) -> str:
-    """How a folder is called, but for its numbers and letters: ``a#a#`` of ``A1B2``; words are themselves."""
+    """The form of a folder's name: ``a#a#`` of ``A1B2``; a name without digits is its own."""
     if person_in(name):
         return "a cohort's"
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "#", name)) if re.search(r"\d", name) else name.lower()
@@ -224,8 +224,9 @@ def _read_people(layout: Layout, folders: Folders, wanted: LayoutChoice, tree: b
 
 
 def _without_series(layout: Layout, subjects: list[str]) -> list[str]:
-    """Take for a subject each number behind a word that is no person's, if all files have it, ``Chest_0012.png``, or
-    most images while nearly all others go on from it: ``ISIC_0000012.jpg``, and ``ISIC_0000003_downsampled.jpg``."""
+    """Count each number as a subject where the word before it names a series of images, not a person: all files have
+    it (``Chest_0012.png``), or most images have, and nearly all others a longer form (``ISIC_0000003_downsampled.jpg``
+    beside ``ISIC_0000012.jpg``)."""
     (who, count), *others = Counter(subjects).most_common()
     odd = [number for other, number in others if not other.startswith(who)]
     series = not (layout.volumes or re.search(r"\d", who)) and 2 * count >= len(subjects)

@@ -162,7 +162,7 @@ def _within_classes(
     hashes = sum(rules.HASH.fullmatch(stem.replace("-", "")) is not None for stem in stems)
     first = {name: re.split(r"[\W_]+", name.lower().strip("_ "))[0] for name in names}
     called = all(
-        stem.lower().startswith(first[name]) and first[name] in re.split(r"[\W_]+", place[-1].lower())
+        name and stem.lower().startswith(first[name]) and first[name] in re.split(r"[\W_]+", place[-1].lower())
         for name, place, stem in zip(names, above, stems, strict=True)
     )
     words = len(within) == len(distinct) and not any(re.search(r"\d", name) for name in distinct)

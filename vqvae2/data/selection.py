@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def originals(self) -> list[str]:
-        """The keys, of what SPM made those of what it was made of: they tell whom it shows."""
+        """The keys from which subjects are read: of a volume that SPM made, that of the scan it was made from."""
         return [self.made_of.get(key, key) for key in self.keys]
 
 
@@ -179,7 +179,7 @@ def _leave_out_masks(layout: Layout) -> None:
 
 
 def _read_processed(layout: Layout, maps_too: bool) -> None:
-    """Tell of what SPM and CAT12 made volumes, leave out the maps among these, and ask about the others."""
+    """Find the volumes that SPM and CAT12 made from others, leave out the maps among them, and ask about the rest."""
     places = [(key.rpartition("/")[0], stem_of(key.rpartition("/")[2])) for key in layout.keys]
     made = processed(places)
     begins = {place: place[1].removesuffix(base) for place, (base, _) in made.items()}

@@ -11,7 +11,7 @@ _GLUED = re.compile(r"(?<=.)(?:set|data|images?)$")  # testset
 
 @lru_cache(maxsize=100_000)
 def said_split(name: str) -> str:
-    """Tell the split whose word a name holds; "" for none. Images to train on and to choose by are trained on.
+    """Return the split whose word a name holds; "" for none. A name that says train and val is of training images.
 
     >>> [said_split(name) for name in ("dataset-03test", "PALM-Training400", "livecell_train_val_images", "contest")]
     ['test', 'train', 'train', '']

@@ -159,9 +159,7 @@ def unigram_nll(train_codes: Any, codes: Any, num_embeddings: int, smoothing: fl
     Returns:
         Mean NLL in nats per code; log K for a uniform histogram.
     """
-    table = np.log(_unigram(position_counts(train_codes, num_embeddings), smoothing))
-    counts = position_counts(codes, num_embeddings).sum(0)
-    return float(-(counts * table).sum() / counts.sum())
+    return table_nll(np.log(_unigram(position_counts(train_codes, num_embeddings), smoothing))[None], codes)
 
 
 def positionwise_unigram_nll(
@@ -188,7 +186,7 @@ def positionwise_unigram_nll(
 
 
 def table_nll(table: NDArray[np.float64], codes: Any) -> float:
-    """NLL of codes (M, h, w) under a table of :func:`positionwise_log_table`, in nats per code."""
+    """NLL of codes (M, h, w) under log-probabilities (h * w, K), or (1, K) for all positions, in nats per code."""
     counts = position_counts(codes, table.shape[1])
     return float(-(counts * table).sum() / counts.sum())
 
@@ -209,12 +207,31 @@ def positionwise_log_table(
     Returns:
         (h * w, K), raster order; each row's exponentials sum to 1.
     """
-    counts = position_counts(train_codes, num_embeddings)
+    return _position_table(position_counts(train_codes, num_embeddings), len(train_codes), strength, smoothing)
+
+
+def _position_table(
+    counts: NDArray[np.int64], images: int, strength: float | None, smoothing: float
+) -> NDArray[np.float64]:
     if strength is None:
-        strength = _best_strength(counts, len(train_codes), smoothing, _STRENGTHS)
+        strength = _best_strength(counts, images, smoothing, _STRENGTHS)
     table = np.log(counts + strength * _unigram(counts, smoothing))
-    table -= math.log(len(train_codes) + strength)
+    table -= math.log(images + strength)
     return table
+
+
+def naive_log_tables(train_codes: Any, num_embeddings: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-probabilities of the codes under the two most naive priors, from one pass over the training codes.
+
+    Args:
+        train_codes: (N, h, w) integers in [0, K): a tensor, an array, or what gives slices of one.
+        num_embeddings: codebook size K.
+
+    Returns:
+        Those of :func:`unigram_nll`, (1, K), and of :func:`positionwise_log_table`, (h * w, K); `table_nll` takes both.
+    """
+    counts = position_counts(train_codes, num_embeddings)
+    return np.log(_unigram(counts, 1.0))[None], _position_table(counts, len(train_codes), None, 1.0)
 
 
 def best_strength(

@@ -25,9 +25,9 @@ from vqvae2.metrics import (
     foreground,
     image_scores,
     least_perplexity,
+    naive_log_tables,
     position_counts,
-    positionwise_log_table,
-    unigram_nll,
+    table_nll,
     usage,
 )
 from vqvae2.prior import Prior
@@ -346,10 +346,10 @@ def table_figures(
         ``position_accuracy`` and ``position_perplexity`` = exp(position_nll), the number of codes left to choose among
         once the position is known; and the position-wise unigram's NLL at each position (h, w).
     """
-    table = positionwise_log_table(train_codes, num_embeddings)  # (h * w, K)
+    everywhere, table = naive_log_tables(train_codes, num_embeddings)
     counts = position_counts(codes, num_embeddings)
     position_map = -(counts * table).sum(1).reshape(codes.shape[1:]) / len(codes)
-    unigram, position = unigram_nll(train_codes, codes, num_embeddings), float(position_map.mean())
+    unigram, position = table_nll(everywhere, codes), float(position_map.mean())
     figures = {
         "unigram_nll": unigram,
         "unigram_nll_bits": unigram / math.log(2),

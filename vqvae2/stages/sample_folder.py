@@ -39,7 +39,7 @@ from vqvae2.progress import Progress
 from vqvae2.sampling import Samples, Sharpness, chunk_rows, sample_chunks
 from vqvae2.stages.commands import command, flags_of
 from vqvae2.stages.common import RunFolder
-from vqvae2.stages.output_folder import begin, finish
+from vqvae2.stages.output_folder import UNFINISHED, begin, finish
 
 _FLAT = 10_000  # images in one folder at most
 _SHOWN = 64
@@ -101,11 +101,8 @@ def hashes_of(model: ImageDecoder, run: RunFolder) -> dict[str, Any]:
 
 def begun_sets(out: Path) -> dict[Path, dict[str, Any]]:
     """Return the sets that were begun in a folder and not finished: where they lie, and their num and arguments."""
-    found = {}
-    for folder in sorted(out.glob(".unfinished-*")):
-        about = folder / _ABOUT
-        found[folder] = files.read_json(about) if about.is_file() else {}
-    return found
+    about = {folder: folder / _ABOUT for folder in sorted(out.glob(f"{UNFINISHED}-*"))}
+    return {folder: files.read_json(path) if path.is_file() else {} for folder, path in about.items()}
 
 
 def _check_begun(out: Path, own: Path, num: int, run: RunFolder) -> None:
@@ -233,7 +230,7 @@ class _Unfinished:
         if "detail_sha256" not in how:
             known.pop("levels", None)
         key = hashlib.sha256(json.dumps({"format": 3, **known}, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder, self.model = out / f".unfinished-{key}", model
+        self.folder, self.model = out / f"{UNFINISHED}-{key}", model
         self.hashes = {name: value for name, value in how.items() if name in HASHES}
         self.value_range = run.value_range
 
@@ -356,7 +353,7 @@ def _finish(
         "labels": label[list(rows)].tolist(),
     }
     finish(out, "samples.json", about)
-    for folder in out.glob(".unfinished-*"):
+    for folder in out.glob(f"{UNFINISHED}-*"):
         shutil.rmtree(folder)
 
 

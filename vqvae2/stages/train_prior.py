@@ -19,7 +19,7 @@ from vqvae2.budget import budget, table
 from vqvae2.codes import CodeStore
 from vqvae2.device import CompileChoice
 from vqvae2.errors import UserError
-from vqvae2.metrics import positionwise_log_table, table_nll, unigram_nll
+from vqvae2.metrics import naive_log_tables, table_nll
 from vqvae2.optim import TrainingConfig
 from vqvae2.pictures import Picture, code_map, grid, to_picture
 from vqvae2.presets import PRESETS
@@ -119,9 +119,9 @@ class PriorTask:
     def _naive(self, train: list[int]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The table of the training codes by position, and what tables of counts reach on held-out codes."""
         codes, k = self.store.level(self.prior.config.level, train), self.prior.config.num_embeddings
-        table, held_out = positionwise_log_table(codes, k), self.splits["val"]["codes"][self.index]
+        (everywhere, table), held_out = naive_log_tables(codes, k), self.splits["val"]["codes"][self.index]
         return table, {
-            "val/unigram_nll": unigram_nll(codes, held_out, k),
+            "val/unigram_nll": table_nll(everywhere, held_out),
             "val/position_nll": table_nll(table, held_out),
         }
 
