@@ -1,12 +1,14 @@
 """What a folder of images says by its shape: splits, classes and subjects."""
 
 import re
+import shlex
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from vqvae2.data import rules
-from vqvae2.data.folder_names import half
+from vqvae2.data.folder_names import half, look_like_people
 from vqvae2.data.levels import are_chunks, meaning, people_of, tells_no_person
 from vqvae2.data.people import (
     Folders,
@@ -23,7 +25,7 @@ from vqvae2.data.people import (
     without_zeros,
 )
 from vqvae2.data.selection import Choice, Layout, LayoutChoice, choose_kind, gather, is_bids
-from vqvae2.data.sources import find_files
+from vqvae2.data.sources import find_files, fits
 from vqvae2.data.split_folders import read_splits
 from vqvae2.data.subjects import guess_subjects, known_subject, person_in, stem_of, uninformative
 from vqvae2.errors import UserError
@@ -116,6 +118,7 @@ def _aligned(layout: Layout, folders: Folders) -> Folders:
         {parts for parts, split in zip(folders, layout.splits, strict=True) if (split in (None, "train")) == own}
         for own in (True, False)
     )
+    training.discard(())  # beside the folders of the others
     deep, low = {len(parts) for parts in training}, {len(parts) for parts in held_out}
     if len(deep) != 1 or len(low) != 1 or not 0 < min(low) < min(deep):
         return folders
@@ -171,9 +174,9 @@ def _are_of_hashes(layout: Layout, folders: Folders, depth: int) -> bool:
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in layout.keys]
     names = [parts[depth] if len(parts) > depth else "" for parts in folders]
     hashes = sum(rules.HASH.fullmatch(stem) is not None for stem in stems)
-    if not all(0 < len(name) <= 4 for name in names) or 10 * hashes < 9 * len(stems):
+    pairs = [(name, stem) for name, stem in zip(names, stems, strict=True) if name]
+    if any(len(name) > 4 for name in names) or 10 * min(hashes, len(pairs)) < 9 * len(stems):
         return False
-    pairs = list(zip(names, stems, strict=True))
     return len(pairs) > 8 and all(any(stem.startswith(name, at) for at in range(8)) for name, stem in pairs)
 
 
@@ -242,18 +245,30 @@ def _without_series(layout: Layout, subjects: list[str]) -> list[str]:
 
 
 def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name: list[str]) -> list[str] | None:
-    """Read the levels of folders from the first on as attributes, until one names the people, which it returns."""
+    """Read the levels of folders from the first on as attributes, until one names the people, which it returns.
+
+    A tenth of the training files at most may lie beside the folders of a level, which is then read without these.
+    """
     training = [i for i, split in enumerate(layout.splits) if split in (None, "train")]
+    asked: set[int] = set()
     for depth in range(3):
         names = [parts[depth] if len(parts) > depth else "" for parts in folders]
-        if not all(names[i] for i in training) or len(set(names) - {""}) < 2:
+        loose = {i for i in training if not names[i]}
+        if 10 * len(loose) > len(training) or len(set(names) - {""}) < 2:
             return None
-        if are_chunks(layout.keys, names):
+        rows = [i for i in range(len(names)) if i not in loose]
+        rest = layout.part(rows)
+        if are_chunks(rest.keys, [names[i] for i in rows]):
             return None
         if depth == 0 and wanted in ("classes", "subjects"):
             told = {"classes": "class", "subjects": "people"}[wanted]
         else:
-            told = meaning(layout, folders, depth, by_name, wanted == "classes")
+            told = _meaning_of_most(layout, folders, depth, rows, by_name) or meaning(
+                rest, [folders[i] for i in rows], depth, [by_name[i] for i in rows], wanted == "classes"
+            )
+        if told and loose - asked:
+            _ask_of_loose(layout, [layout.keys[i] for i in sorted(loose - asked)], min(set(names) - {""}))
+            asked |= loose
         if told == "people":
             _note_what_lies_below(layout, folders, depth)
             return people_of(layout, names)
@@ -267,10 +282,43 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
             else:  # original/AD, augmented/AD: the class is the innermost
                 layout.attributes["source"] = layout.attributes.pop(told)
         layout.attributes[told] = names
-        if lacking := Counter(split for split, name in zip(layout.splits, names, strict=True) if not name):
+        if lacking := Counter(layout.splits[i] for i in rows if not names[i]):
             shown = ", ".join(f"{count:,} of {split}" for split, count in lacking.items())
             layout.notes.append(f"{told}: {shown} lie in no such folder; their label counts as missing")
     return None
+
+
+def _meaning_of_most(layout: Layout, folders: Folders, depth: int, rows: list[int], by_name: list[str]) -> str:
+    """ "people" if these would be told by folders without a few that are a word alone, which are asked about; else "".
+
+    Such as ``overview`` beside ``P01`` to ``P40``: it holds a tenth of the files at most, and is one of ten folders.
+    """
+    own = [i for i in rows if re.search(r"\d", folders[i][depth] if len(folders[i]) > depth else "1")]
+    names, words = ({folders[i][depth] for i in at if len(folders[i]) > depth} for at in (own, set(rows) - set(own)))
+    few = 10 * len(words) <= len(names | words) and 10 * len(own) >= 9 * len(rows)
+    if not words or not few or not look_like_people(names):
+        return ""
+    part = replace(layout.part(own), subject_doubts=[])
+    told = meaning(part, [folders[i] for i in own], depth, [by_name[i] for i in own])
+    if told != "people":
+        return ""
+    layout.subject_doubts += part.subject_doubts
+    layout.doubts.append(
+        f"folders such as {min(words)} lie beside those of people, such as {min(names)}, and count as a person each; "
+        f"if they are no data, --exclude {shlex.join(sorted(words)[:3])} leaves them out"
+    )
+    return told
+
+
+def _ask_of_loose(layout: Layout, keys: list[str], name: str) -> None:
+    """Ask about a few files that lie beside the folders of all others, as an overview of them may: ``preview.png``."""
+    shown = keys[:3]
+    paths = [key if sum(fits(other, key) for other in layout.keys) == 1 else f"./{key}" for key in shown]
+    layout.doubts.append(
+        f"{len(keys):,} of {len(layout.keys):,} {layout.unit} lie beside folders such as {name} ({', '.join(shown)}), "
+        f"which tell neither their person nor their label; if they are no data, --exclude {shlex.join(paths)} leaves "
+        f"{'these' if len(keys) > 3 else 'them'} out"
+    )
 
 
 def _note_what_lies_below(layout: Layout, folders: Folders, depth: int) -> None:

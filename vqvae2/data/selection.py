@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,18 @@ class Layout:
     def originals(self) -> list[str]:
         """The keys from which subjects are read: of a volume that SPM made, that of the scan it was made from."""
         return [self.made_of.get(key, key) for key in self.keys]
+
+    def part(self, rows: Sequence[int]) -> "Layout":
+        """Some of the files; what is noted or asked of them is noted of all."""
+        attributes = {name: [values[i] for i in rows] for name, values in self.attributes.items()}
+        return replace(
+            self,
+            paths=[self.paths[i] for i in rows],
+            keys=[self.keys[i] for i in rows],
+            splits=[self.splits[i] for i in rows],
+            subjects=[self.subjects[i] for i in rows],
+            attributes=attributes,
+        )
 
 
 @dataclass(frozen=True)
@@ -230,20 +243,19 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
     if tree:
         layout.words = f"BIDS tree, {suffix}"
         kinds = Counter(stem.rsplit("_", 1)[-1] for stem in stems)
-        rows = [
-            i
-            for i, (stem, key) in enumerate(zip(stems, layout.keys, strict=True))
-            if stem.rsplit("_", 1)[-1] == suffix and not _DERIVED.search(key)
-        ]
+        own = [not _DERIVED.search(key) for key in layout.keys]
+        if choice.layout != "bids":  # a template beside the folders of people
+            own = [kept and bool(_PERSON_FOLDER.search(key)) for kept, key in zip(own, layout.keys, strict=True)]
+        rows = [i for i, stem in enumerate(stems) if own[i] and stem.rsplit("_", 1)[-1] == suffix]
         if not rows and choice.again:
             layout.skipped.append((f"..._{suffix}", "no volume is called so, as in the training; all are taken"))
-            rows = [i for i, key in enumerate(layout.keys) if not _DERIVED.search(key)]
+            rows = [i for i, kept in enumerate(own) if kept]
         if not rows:
             told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(5))
             raise UserError(
                 f"no volume of the BIDS tree is called ..._{suffix}", layout.folder, f"--bids-suffix: {told}"
             )
-        reason = f"derived, or not called ..._{suffix} (--bids-suffix)"
+        reason = f"derived, in no folder of a subject (sub-...), or not called ..._{suffix} (--bids-suffix)"
     else:
         rows = list(range(len(stems)))
         if choice.suffix:
@@ -335,8 +347,8 @@ def _with_those_who_lack_it(layout: Layout, name: str, parts: list[str], rows: l
 
 
 def is_bids(folder: Path, keys: list[str]) -> bool:
-    """Whether the volumes lie in folders of subjects as BIDS has them, or a file of BIDS lies beside those folders."""
+    """Whether nearly all volumes lie in folders of subjects as BIDS has them, or do and a file of BIDS lies beside."""
     raw = [key for key in keys if not _DERIVED.search(key)]
     described = any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv"))
     pattern = _PERSON_FOLDER if described else _ANATOMY_FOLDER
-    return bool(raw) and all(map(pattern.search, raw))
+    return 10 * sum(pattern.search(key) is not None for key in raw) >= 9 * len(raw) > 0

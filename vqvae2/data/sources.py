@@ -168,8 +168,7 @@ def select(
     """
     taken = list(paths)
     for pattern in exclude:
-        shape = pattern.strip("/").removeprefix("./")
-        fitting = {path for path in paths if fits(path.relative_to(folder).as_posix(), shape)}
+        fitting = {path for path in paths if fits(path.relative_to(folder).as_posix(), pattern)}
         matched |= {pattern} if fitting else set()
         kept = [path for path in taken if path not in fitting]
         if len(kept) < len(taken):
@@ -179,9 +178,14 @@ def select(
 
 
 def fits(key: str, pattern: str) -> bool:
-    """Tell whether a pattern of --exclude names a file, by its whole path, name, or one of its folders."""
+    """Tell whether a pattern of --exclude names a file, by its whole path, name, or one of its folders.
+
+    One that begins with ``./`` is a path: ``./0.png`` lies in the data's folder itself.
+    """
     parts = key.split("/")
-    if "/" in pattern:  # a path, or a folder with all that it holds
+    path = pattern.startswith("./")
+    pattern = pattern.strip("/").removeprefix("./")
+    if path or "/" in pattern:  # a path, or a folder with all that it holds
         return any(fnmatchcase("/".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
     return any(fnmatchcase(part, pattern) for part in parts)
 
