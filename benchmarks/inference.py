@@ -4,10 +4,11 @@
 
 The run must have held-out images and the priors of all levels. Completion: a quarter of the frame is removed, each in
 turn; the root of the mean squared error in it, in [-1, 1], beside the mean training image, the mirrored half,
-scikit-image's biharmonic inpainting and the nearest training image by the pixels that are left. Anomalies: discs of 3
-to 15 pixels, bright, dark, of another texture, without texture, or with the grey ribbon in them missing (as bright as
-white matter); the area under the ROC curve by pixel of the foreground, over all images, for `anomaly_map` beside
-simpler scores, one of which is given the height of the slice. *Faint* lesions have half the contrast or less."""
+scikit-image's biharmonic inpainting and the nearest training image by the pixels that are left; the models are told
+the labels unless a row says *no label*. Anomalies, on every second person, while the others tell what is usual:
+discs of 3 to 15 pixels, bright, dark, of another texture, without texture, or with the grey ribbon in them missing (as
+bright as white matter); the area under the ROC curve by pixel of the foreground, over all images, for `anomaly_map`
+beside simpler scores, one of which is given the height of the slice. *Faint* lesions have half the contrast or less."""
 
 import argparse
 import json
@@ -115,14 +116,15 @@ def completion(
     codes, known = known_codes(model, x, hole)
     count = arguments.completions
     made: Any = None
-    for particles, sweeps in ((1, 0), (16, 0), (16, 2)):
+    for particles, sweeps, told in ((1, 0, True), (16, 0, False), (16, 0, True), (16, 2, True)):
+        own_label = label if told else torch.full_like(label, -1)
         started, parts, accepted = time.monotonic(), [], []
         for i in range(len(x)):
             drawn = complete(
                 priors,
                 [level[i : i + 1].expand(count, -1, -1) for level in codes],
                 [level[i : i + 1].expand(count, -1, -1) for level in known],
-                label[i : i + 1].expand(count, -1),
+                own_label[i : i + 1].expand(count, -1),
                 particles,
                 sweeps,
                 numbers=range(i * count, (i + 1) * count),
@@ -132,7 +134,7 @@ def completion(
         made = torch.stack(parts)
         single = torch.stack([_rmse(made[:, k], x, hole) for k in range(count)], 1)
         mean_of = _rmse(made.mean(1), x, hole)
-        name = f"{particles} particles, {sweeps} sweeps"
+        name = f"{particles} particles, {sweeps} sweeps{'' if told else ', no label'}"
         found[name] = {
             "rmse_single": round(float(single.mean()), 4),
             "rmse_mean": round(float(mean_of.mean()), 4),
@@ -152,12 +154,18 @@ def completion(
     return found
 
 
+def _of_half(images: ImageSet, half: int) -> list[int]:
+    """The images of every second person: some get lesions, the others (1) tell what is usual."""
+    everyone = sorted(set(images.subjects))
+    people = set(everyone[half::2] if len(everyone) > 1 else everyone)
+    return [i for i, who in enumerate(images.subjects) if who in people]
+
+
 def usual_of(
     model: VQVAE, priors: list[Prior], images: ImageSet, background: float | None, arguments: argparse.Namespace
 ) -> tuple[Usual, list[float]]:
-    """What is usual, by 32 images that get no lesions, and the NLL above which a code is improbable."""
-    taken = set(spread_out(len(images), arguments.lesions))
-    free = [i for i in range(len(images)) if i not in taken]
+    """What is usual, by 32 images of people who get no lesions, and the NLL above which a code is improbable."""
+    free = _of_half(images, 1)
     x = images.at([free[i] for i in spread_out(len(free), 32)])
     drawn = redraw_blocks(model, priors, x, arguments.draws)
     surprised = [own for own, _ in surprise(priors, model.encode(x))]
@@ -178,8 +186,8 @@ def anomaly(
 ) -> dict[str, Any]:
     """Paint lesions, and look for them."""
     usual, threshold = normal
-    rows = spread_out(len(images), arguments.lesions)
-    batch = images.__getitems__(rows)
+    half = _of_half(images, 0)
+    batch = images.__getitems__([half[i] for i in spread_out(len(half), arguments.lesions)])
     clean, label = batch["image"], batch["label"]
     heads = foreground(clean, background)
     painted = [

@@ -139,9 +139,14 @@ class Judge:
                 aligned=aligned_nearest(images, self.train.images),
             )
             found = copy.deepcopy(self.base)
+            space, _ = report.nearest_features({**self.base, "distances": distances})
+            by_features = {"space": space} | report.feature_neighbours(
+                self.train, self.real, self.again, images, self.spaces[space]
+            )
             memory = report.memorisation_figures(own, as_set, self.train, self.train_codes, self.model)
             diversity = report.diversity_figures(images, self.real, self.again)
             found["samples"] = {"label": {}, "diversity": diversity, "memorisation": memory}
+            found["samples"]["feature_neighbours"] = by_features
             found["distances"] = {
                 space: {"samples": figures[name], **{other: figures[other] for other in figures if other not in sets}}
                 for space, figures in distances.items()
@@ -149,6 +154,7 @@ class Judge:
             _, looks, new = report.verdict(found)
             figures = {space: figures["samples"] for space, figures in found["distances"].items()}
             figures["memorisation"] = {key: value for key, value in memory.items() if key != "nearest"}
+            figures["feature_neighbours"] = by_features
             rows.append({"set": name, "looks": looks, "new": new, "figures": figures})
         return rows
 

@@ -122,7 +122,18 @@ def test_a_codebook_collapses_by_what_it_says_of_the_foreground():
         counts.update(codes, torch.tensor([False, True]).view(2, 1, 1).expand_as(codes))
         assert counts.collapsed == collapsed
         assert counts.perplexity > 4 - collapsed
-    assert metrics.CodeCounts(8).collapsed  # nothing was counted
+
+
+def test_few_cells_are_no_collapse_and_none_tells_nothing():
+    counts = metrics.CodeCounts(1024)
+    assert math.isnan(counts.perplexity_foreground)
+    assert not counts.collapsed
+    counts.update(torch.arange(16).view(1, 4, 4))  # of K / 50 = 20.48 codes 16 cells can have no more than 16
+    assert counts.least_perplexity == 4
+    assert not counts.collapsed
+    counts.update(torch.zeros(20, 4, 4, dtype=torch.int64))
+    assert counts.least_perplexity == 1024 / 50
+    assert counts.collapsed
 
 
 def test_constant_cells_equal_a_loop_over_blocks():

@@ -115,7 +115,7 @@ def test_what_does_not_belong_together_is_refused(run, refused, call):
 def test_a_collapsed_codebook_is_reported_and_stops_the_extraction(tmp_path, call, refused, monkeypatch):
     run = tmp_path / "run"
     flags = [*VQVAE_FLAGS, "--num-embeddings", "3", "3"]
-    for place in (metrics, codes, extract_codes):  # no codebook reaches more than the number of its codes
+    for place in (metrics, codes):  # no codebook reaches more than the number of its codes
         monkeypatch.setattr(place, "least_perplexity", lambda k: k + 1)
     ended = call(train_vqvae.main, "--run", run, *flags)
     assert ended.code == 0
@@ -343,3 +343,11 @@ def test_random_codebooks_are_not_extracted(tmp_path, call, refused):
     line = refused(extract_codes.main, "--run", tmp_path / "run", "--allow-collapse")
     assert told in line
     assert f"Continue with {again}." in line
+
+
+def test_labels_given_twice_are_refused_and_of_other_flags_the_last_counts(tmp_path, refused, call):
+    run = ("--run", tmp_path / "run", "--data", "phantom", "--dry-run")
+    assert "--labels is given twice" in refused(
+        train_vqvae.main, *run, "--labels", "a.csv:sex", "--labels", "a.csv:age"
+    )
+    assert call(train_vqvae.main, *run, "--max-steps", "5", "--max-steps", "7").code == 0

@@ -207,6 +207,7 @@ VERDICTS = [
     ("samples.diversity.pairwise_ssim", 0.75, 1, "fail", "too alike"),
     ("samples.diversity.pairwise_ssim", 0.3, 1, "fail", "too unlike"),
     ("samples.label", {"sex": "F"}, 1, "not measured", "chosen class"),
+    ("distances.MobileNetV2.samples.compared", 20, 1, "good", "need 30 images of each set, and were given 20"),
     ("samples.memorisation.copied", 2, 2, "fail", "2 of 64 samples are a copy"),
     ("samples.memorisation.copied", 1, 2, "fail", "1 of 64 samples is a copy"),
     ("samples.memorisation.closer_share_reconstructed", 0.5, 2, "weak", "50% by distance"),
@@ -241,6 +242,20 @@ def test_what_a_detail_decoder_loses_is_not_blamed_on_the_priors(kid, told):
     sets["samples"]["kid"], sets["painted"] = 0.31, {"kid": kid}
     reason = report.verdict(found)[1]["reason"]
     assert f"Painted from their own codes, held-out images have {kid:.3f}: {told}" in reason
+
+
+def test_a_band_is_of_the_figure_itself_and_few_samples_are_said_to_be_few():
+    found = plain_report()
+    sets = found["distances"]["MobileNetV2"]
+    sets["blurred_0.5"]["kid"], sets["blurred_1.0"]["kid"] = 0.22, 0.8
+    sets["samples"] |= {"kid": 0.4, "standard_error": 0.1}
+    assert report.verdict(found)[1]["band"] == "weak", "two standard errors do not make it good"
+    sets["samples"]["kid"] = 0.2
+    looks = report.verdict(found)[1]
+    assert looks["band"] == "good"
+    assert "0.400 (two standard errors more), which is weak" in looks["reason"]
+    sets["samples"]["standard_error"] = 0.001
+    assert "standard errors more" not in report.verdict(found)[1]["reason"]
 
 
 def test_few_images_and_faint_ones_are_judged_without_what_they_lack():
@@ -329,10 +344,18 @@ def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_p
     there["distances"]["MobileNetV2"]["samples"]["kid"] = 0.3
     found = report.comparison(here, there)
     rows = {row["name"]: row for row in found["rows"]}
-    assert rows["SSIM"] == {"name": "SSIM", "here": 0.95, "there": 0.97, "better": "there"}
+    assert rows["SSIM"] == {"name": "SSIM", "here": 0.95, "there": 0.97, "error": None, "better": "there"}
     assert rows["KID of samples, MobileNetV2"]["better"] == "here"
     assert rows["top: gain over the position-wise unigram (nats)"]["better"] == ""
     assert found["doubts"] == []
+    kid = here["distances"]["MobileNetV2"]["samples"]["kid"]
+    there["distances"]["MobileNetV2"]["samples"] |= {"kid": kid + 0.02, "standard_error": 0.01}  # here 0.01, too
+    again = {row["name"]: row for row in report.comparison(here, there)["rows"]}
+    assert again["KID of samples, MobileNetV2"]["error"] == pytest.approx(0.01 * 2**0.5)
+    assert again["KID of samples, MobileNetV2"]["better"] == ""
+    there["samples"]["temperature"] = [0.9, 0.9]
+    assert "another temperature" in "".join(report.comparison(here, there)["doubts"])
+    there["samples"]["temperature"] = here["samples"]["temperature"]
     there["split"]["images"], there["samples"]["count"], there["data"]["height"] = 10, 128, 64
     del there["levels"]["bottom"]
     found = report.comparison(here, there)

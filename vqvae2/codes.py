@@ -191,7 +191,7 @@ class CodeWriter:
             self._take_chunk()
         self._metadata |= {"count": len(self._digests), "fingerprint": _fingerprint(self._digests)}
         self._metadata |= {"splits": Counter(split for split, _ in self._digests)}
-        self._commit()  # before the metadata, which vouches for it
+        self._commit()  # before the metadata, which says that it is complete
         self._batch = [(_METADATA, json.dumps(self._metadata).encode())]
         self._commit()
         self._env.close()

@@ -66,7 +66,7 @@ def blend(made: Tensor, image: Tensor, hole: Tensor) -> Tensor:
     number = np.full(inside.shape, -1)
     number[inside] = np.arange(inside.sum())
     rows, columns = np.nonzero(inside)
-    difference = (image - made).double().cpu().numpy()  # (N, C, H, W)
+    difference = (image - made).cpu().double().numpy()  # (N, C, H, W)
     count = np.zeros(len(rows))
     edge = np.zeros((*difference.shape[:2], len(rows)))
     links: list[Any] = []

@@ -285,7 +285,7 @@ class VectorQuantizer(nn.Module):
         else:
             centres, counts = kmeans(rows, self.num_embeddings)
         centres, counts = distributed.tensor_from_main(centres), distributed.tensor_from_main(counts)
-        # Counts in the scale of one update, and nobody starts as dead.
+        # Counts in the scale of one update; no code starts as dead.
         counts = counts * (sum(len(rows) for rows in seen) / counts.sum())
         self.cluster_size.copy_(counts.clamp_min(float(self._revived_size(counts))))
         self.embedding.copy_(centres)
@@ -341,8 +341,9 @@ class VectorQuantizer(nn.Module):
         """Move dead codes to inputs that are badly served, (N, 1 + D); nothing here waits for the device."""
         dead = self.cluster_size < self.config.revival_threshold * self.cluster_size.mean()
         keys, order = candidates[:, 0].topk(min(self.num_embeddings, len(candidates)))
-        drawn = (keys >= 0).sum().clamp_min(1)
-        chosen = candidates[order[(dead.cumsum(0) - 1).clamp_min(0) % drawn], 1:]
+        place = dead.cumsum(0) - 1
+        dead &= place < (keys >= 0).sum()  # no input twice: the others wait for the next update
+        chosen = candidates[order[place.clamp(0, len(order) - 1)], 1:]
         size = self._revived_size(self.cluster_size)
         self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
         self.embedding.copy_(torch.where(dead[:, None], chosen, self.embedding))

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 from itertools import pairwise
@@ -102,6 +103,9 @@ class DataConfig(SliceConfig):
             raise UserError(
                 f"--bids-entity {wrong} is not an entity", how="Give NAME=VALUE, such as space=MNI152NLin2009cAsym"
             )
+        for name, count in Counter(name for name, *_ in set(entities)).items():
+            if count > 1:
+                raise UserError(f"--bids-entity gives {name} twice", how="Give one value of it")
         return Choice(
             self.layout,
             self.bids_suffix,
@@ -112,7 +116,7 @@ class DataConfig(SliceConfig):
 
     def edges(self) -> dict[str, list[float]]:
         """The stated edges by attribute; UserError if one is not ATTRIBUTE=NUMBER[,NUMBER] in order."""
-        stated = {}
+        stated: dict[str, list[float]] = {}
         for text in self.bins:
             name, equals, listed = text.partition("=")
             try:
@@ -124,7 +128,8 @@ class DataConfig(SliceConfig):
                 raise UserError(
                     f"--bins {text} names no edges", how="Give ATTRIBUTE=NUMBER[,NUMBER], such as age=40,60"
                 )
-            stated[name] = numbers
+            if stated.setdefault(name, numbers) != numbers:
+                raise UserError(f"--bins gives {name} twice, with other edges", how="Give its edges once")
         return stated
 
     def number_names(self, known: Container[str]) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def _are_parts(layout: Layout, folders: Folders, depth: int) -> bool:
 
 
 def _are_shards(folders: Folders, depth: int) -> bool:
-    """Whether folders hold what begins as they are called: ``p10/p10000032``."""
+    """Whether the names of the folders within begin with that of the folder: ``p10/p10000032``."""
     pairs = {(parts[depth], parts[depth + 1]) for parts in folders if len(parts) > depth + 1}
     here = {parts[depth] for parts in folders if len(parts) > depth}
     begins = all(below.startswith(name) and below[len(name) :].isdecimal() for name, below in pairs)
@@ -258,10 +258,10 @@ def _read_levels(layout: Layout, folders: Folders, wanted: LayoutChoice, by_name
             return None
         rows = [i for i in range(len(names)) if i not in loose]
         rest = layout.part(rows)
-        if are_chunks(rest.keys, [names[i] for i in rows]):
-            return None
         if depth == 0 and wanted in ("classes", "subjects"):
             told = {"classes": "class", "subjects": "people"}[wanted]
+        elif are_chunks(rest.keys, [names[i] for i in rows]):
+            return None
         else:
             told = _meaning_of_most(layout, folders, depth, rows, by_name) or meaning(
                 rest, [folders[i] for i in rows], depth, [by_name[i] for i in rows], wanted == "classes"

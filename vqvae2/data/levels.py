@@ -294,16 +294,29 @@ def people_of(layout: Layout, names: Sequence[str]) -> list[str]:
 
 
 def are_chunks(keys: list[str], names: list[str]) -> bool:
-    """Whether folders are nothing but blocks of one numbering: ``00000/00000.png`` to ``69000/69999.png``."""
+    """Whether folders are nothing but blocks of one numbering, as those of `rules.BLOCKS` or ``69000/69999.png``."""
     stems = [stem_of(key.rsplit("/", 1)[-1]) for key in keys]
+    if any(_are_blocks(block, names, stems) for block in rules.BLOCKS):
+        return True
     if not all(
         stem.isdecimal() and name.isdecimal() and len(stem) == len(name)
         for stem, name in zip(stems, names, strict=True)
     ):
         return False
     starts = sorted({int(name) for name in names})
-    step = min(b - a for a, b in pairwise(starts))
+    step = min((b - a for a, b in pairwise(starts)), default=0)
     return step >= 10 and all(int(stem) // step * step == int(name) for stem, name in zip(stems, names, strict=True))
+
+
+def _are_blocks(block: rules.Block, names: Sequence[str], stems: Sequence[str]) -> bool:
+    """Whether folders and files are called as those of a block, and are filled as it demands."""
+    last: dict[int, int] = {}  # by a folder's number, the last file's place in it
+    for name, stem in zip(names, stems, strict=True):
+        file = re.fullmatch(block.file, stem)
+        if file is None or not re.fullmatch(block.folder, name) or int(file[1]) // block.size != int(name):
+            return False
+        last[int(name)] = max(last.get(int(name), 0), int(file[1]) % block.size)
+    return all(place >= block.filled * (block.size - 1) for folder, place in last.items() if folder < max(last))
 
 
 def _are_called_by_names(layout: Layout, names: Sequence[str], stems: Sequence[str]) -> bool:

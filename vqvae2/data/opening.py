@@ -344,7 +344,7 @@ def _files_of(layout: Layout) -> list[str]:
 
 
 def _subjects(config: DataConfig, layout: Layout, tables: list[Table]) -> list[str]:
-    """Whom each image shows; says in a note what told it."""
+    """The subject of each image; a note names the source."""
     subjects, told_by = list(layout.subjects), layout.told_by
     if config.subject_pattern is not None:
         subjects, told_by = subjects_by_pattern(layout.keys, config.subject_pattern), "--subject-pattern"

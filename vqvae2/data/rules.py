@@ -280,6 +280,27 @@ MONTHS = MONTH_0 | {f"m{month:0{digits}}" for month in range(0, 241, 3) for digi
 """Those of them that are nothing else: ADNI's."""
 
 
+class Block(NamedTuple):
+    """Folders that hold ``size`` files each of one numbered list, so that they name no person.
+
+    The number in a file's name, divided by ``size``, is that of its folder. In all folders but the last, numbers must
+    reach ``filled`` of the size: a patient's number may stand before that of the slice, too (``012/012024.png``).
+    """
+
+    folder: str
+    file: str
+    size: int
+    filled: float
+    source: str
+
+
+BLOCKS = (
+    Block(r"\d{5}", r"img(\d{8})", 1_000, 0, "StyleGAN's dataset_tool: 00012/img00012345.png"),
+    Block(r"\d{5}", r"(\d{9})", 10_000, 0.5, "img2dataset, as of LAION: 00012/000120345.jpg"),
+    Block(r"\d{3}", r"(\d{5,})", 1_000, 0.5, "samples of this package, 10,000 and more: 012/12345.png"),
+)
+
+
 class Recurring(NamedTuple):
     """How a name is read that several folders of a level have.
 
@@ -356,14 +377,21 @@ VISIT_COLUMNS = re.compile(
 OTHER_OR_VISIT = {"ses", "event"}
 """Columns that may be a session, or OASIS's socioeconomic status or the end of a survival: visits only where their
 cells are words, or differ between a person's rows."""
+DATE_COLUMNS = re.compile(
+    r"(?:(?:scan|exam|visit|acq(?:uisition)?|study|mri?)[ _-]?)?date|year|day|scan|exam|follow[ _-]?up"
+)
+"""Columns that tell the visit where a person's rows differ in them: ``EXAMDATE`` of ADNI, ``year``; else they may be
+anything, such as IXI's ``STUDY_DATE``, of which each person has one."""
 REDCAP_EVENT = re.compile(r".+_arm_\d+", re.IGNORECASE)
 """Cells that name a visit as REDCap does: ``baseline_year_1_arm_1``, in BIDS ``ses-baselineYear1Arm1``."""
 ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "yes", "n": "no", "t": "true"}
 """Cells that may mean the same class as the word, which the report asks about."""
 MISSING = {
-    *("", "-", "--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "unknown"),
-    *("unk", "missing", "undefined", "not available", "not recorded", "not known", "no data", "empty"),
-    *("prefer not to answer", "prefer not to say"),
+    *("", "-", "--", "'--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "\\n"),
+    *("unknown", "unk", "missing", "undefined", "unspecified", "not specified", "not available", "not recorded"),
+    *("not known", "not reported", "not applicable", "not evaluated", "not assessed", "not done", "no data", "empty"),
+    *("[not available]", "[not applicable]", "[not evaluated]", "[unknown]", "[discrepancy]"),
+    *("prefer not to answer", "prefer not to say", "refused", "don't know", "do not know"),
     *("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#n/a n/a"),
 }
 """Cells that tell nothing, in any case."""

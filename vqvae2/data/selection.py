@@ -11,7 +11,7 @@ from vqvae2.data import decoding, rules, volume_files
 from vqvae2.data.dicom import read_series
 from vqvae2.data.masks import is_of_volume, left_out
 from vqvae2.data.scans import processed
-from vqvae2.data.sources import Found, key_of, nothing_found, select
+from vqvae2.data.sources import Found, ask_of_unread, key_of, nothing_found, select
 from vqvae2.data.subjects import is_mask, kind_of, known_subject, stem_of
 from vqvae2.errors import UserError
 
@@ -83,8 +83,9 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
     """Choose between images and volumes, and leave out masks and what --exclude names."""
     skipped = found.skipped
     matched: set[str] = set()
-    images, scans, dicom = (
-        select(paths, folder, choice.exclude, skipped, matched) for paths in (found.images, found.volumes, found.dicom)
+    images, scans, dicom, unread = (
+        select(paths, folder, choice.exclude, skipped, matched)
+        for paths in (found.images, found.volumes, found.dicom, found.unread)
     )
     doubts = [
         f"--exclude {pattern} matches no file; patterns are of a path relative to the data, a name, or a folder"
@@ -124,6 +125,7 @@ def gather(folder: Path, found: Found, choice: Choice) -> Layout:
             (f"{len(scans) + len(dicom):,} volumes", "left aside for the images; --layout volumes reads them")
         )
     paths = scans if cut else images
+    ask_of_unread(unread, len(paths), folder, doubts)
     keys = [series[path].key if path in series else key_of(path, folder) for path in paths]
     layout = Layout("volumes" if cut else "", paths, keys, [], [], folder, volumes=cut, skipped=skipped, doubts=doubts)
     layout.series = {path: one.files for path, one in series.items()}
@@ -244,9 +246,14 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
         layout.words = f"BIDS tree, {suffix}"
         kinds = Counter(stem.rsplit("_", 1)[-1] for stem in stems)
         own = [not _DERIVED.search(key) for key in layout.keys]
-        if choice.layout != "bids":  # a template beside the folders of people
-            own = [kept and bool(_PERSON_FOLDER.search(key)) for kept, key in zip(own, layout.keys, strict=True)]
         rows = [i for i, stem in enumerate(stems) if own[i] and stem.rsplit("_", 1)[-1] == suffix]
+        loose = [layout.keys[i] for i in rows if not _PERSON_FOLDER.search(layout.keys[i])]
+        if loose and choice.layout != "bids":  # a template beside the folders of people
+            rows = [i for i in rows if _PERSON_FOLDER.search(layout.keys[i])]
+            layout.doubts.append(
+                f"{len(loose):,} of {len(loose) + len(rows):,} volumes called ..._{suffix} lie in no folder of a "
+                f"subject ({', '.join(loose[:3])}) and are left out; --layout bids takes them"
+            )
         if not rows and choice.again:
             layout.skipped.append((f"..._{suffix}", "no volume is called so, as in the training; all are taken"))
             rows = [i for i, kept in enumerate(own) if kept]
@@ -255,7 +262,7 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
             raise UserError(
                 f"no volume of the BIDS tree is called ..._{suffix}", layout.folder, f"--bids-suffix: {told}"
             )
-        reason = f"derived, in no folder of a subject (sub-...), or not called ..._{suffix} (--bids-suffix)"
+        reason = f"derived, in no folder of a subject, or not called ..._{suffix} (--bids-suffix)"
     else:
         rows = list(range(len(stems)))
         if choice.suffix:

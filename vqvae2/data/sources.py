@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,6 +22,12 @@ OWN_FOLDERS = {
 """Files by which folders are known that this package wrote."""
 _LISTS = (".txt", ".lst", ".list")
 _PACKED = re.compile(r".*\.(?:zip|tar|tgz|tar\.\w+|gz|bz2|xz|7z|rar)", re.IGNORECASE)
+_NOT_READ = (
+    *(".gif", ".pnm", ".heic", ".heif", ".jxl", ".tga", ".exr", ".psd", ".svs", ".ndpi", ".mrxs", ".czi"),
+    *(".mnc", ".img", ".img.gz", ".par", ".rec", ".mif", ".npy", ".npz", ".h5", ".hdf5", ".parquet", ".tfrecord"),
+    *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar"),
+)
+"""Endings of images, volumes, arrays and archives that are not read; ``.img`` is a volume without its header."""
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", ".pkl", ".parquet", ".tfrecord", ".lmdb", ".mdb")
 
 
@@ -33,6 +40,7 @@ class Found:
     dicom: list[Path] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    unread: list[Path] = field(default_factory=list)  # of the others, those that may be data
 
     def add(self, path: Path) -> None:
         """Put a file where it belongs."""
@@ -45,6 +53,8 @@ class Found:
             self.dicom.append(path)
         else:
             self.others[os.path.splitext(name)[1] or "no suffix"] += 1
+            if name.endswith(_NOT_READ):
+                self.unread.append(path)
 
 
 def find_files(source: Path, alone: bool = False) -> tuple[Path, Found]:
@@ -188,6 +198,27 @@ def fits(key: str, pattern: str) -> bool:
     if path or "/" in pattern:  # a path, or a folder with all that it holds
         return any(fnmatchcase("/".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
     return any(fnmatchcase(part, pattern) for part in parts)
+
+
+def ask_of_unread(unread: list[Path], taken: int, folder: Path, doubts: list[str]) -> None:
+    """Ask about archives, and about files of formats that are not read if they are a third as many as those that are.
+
+    Args:
+        unread: files of such formats that --exclude does not name.
+        taken: how many files are read.
+        folder: the data's.
+        doubts: takes the question.
+    """
+    packed = [path for path in unread if _PACKED.fullmatch(path.name) and not path.name.lower().endswith(".img.gz")]
+    others = sorted(set(unread) - set(packed))
+    for paths, how in ((packed, "unpack them"), (others if 3 * len(others) >= taken else [], "convert them")):
+        if paths:
+            shown = ", ".join(key_of(path, folder) for path in sorted(paths)[:3])
+            ends = sorted({next(end for end in _NOT_READ[::-1] if path.name.lower().endswith(end)) for path in paths})
+            doubts.append(
+                f"{len(paths):,} {' and '.join(ends)} file{'s' * (len(paths) > 1)} cannot be read ({shown}): {how} if "
+                f"they are data; --exclude {shlex.join('*' + end for end in ends)} silences this"
+            )
 
 
 def nothing_found(folder: Path, found: Found, what: str, formats: tuple[str, ...]) -> UserError:

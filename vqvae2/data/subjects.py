@@ -376,6 +376,8 @@ def _visit(text: str) -> str:
         return "0"
     if re.search(r"arm\d+$", text):  # baselineyear1arm1 is not 1yearfollowupyarm1
         return text
+    if date := re.fullmatch(r"((?:19|20)\d\d)\D(\d\d)\D(\d\d)", text):
+        return "".join(date.groups())
     numbers = re.findall(r"\d+", text)
     return "-".join(str(int(number)) for number in numbers) or text
 

@@ -121,7 +121,8 @@ class Table:
         for row in self.rows:
             if subject := found.get(row[column]):
                 groups[subject].append(row)
-                if visit := visit_in(row[self.visit_column]) if self.visit_column else visit_of(row[column]):
+                stated = visit_in(row[self.visit_column]) if self.visit_column else ""
+                if visit := stated or visit_of(row[column]):
                     visits[f"{subject} at visit {visit}"].append(row)
         agreed, conflicts = self._merged(groups)
         exact, at_visit = self._merged(visits)
@@ -288,8 +289,11 @@ def read_table(path: Path, missing: Sequence[str] = ()) -> Table:
             file_column = None
     visits = [name for name in columns if rules.VISIT_COLUMNS.fullmatch(folded[name])]
     visits.sort(key=lambda name: folded[name] in rules.OTHER_OR_VISIT)
+    dates = [name for name in columns if rules.DATE_COLUMNS.fullmatch(folded[name])]
+    whom = [name for name in people if rules.PEOPLE_COLUMNS.fullmatch(folded[name])]  # no site_id
     visit_column = next(
-        (name for name in visits if folded[name] not in rules.OTHER_OR_VISIT or _tells_visits(rows, name, people)), None
+        (name for name in visits if folded[name] not in rules.OTHER_OR_VISIT or _tells_visits(rows, name, people)),
+        next((name for name in dates if _differ_for_one(rows, name, whom)), None),
     )
     people = [name for name in people if name != visit_column]
     if not people and path.name.endswith("_sessions.tsv") and (who := known_subject(path.name)):
@@ -320,9 +324,13 @@ def _are_of_images(rows: Sequence[Row], files: str, people: Sequence[str]) -> bo
 def _tells_visits(rows: Sequence[Row], column: str, people: Sequence[str]) -> bool:
     """Whether a column's cells are visits: words (``ses-01``), or numbers that differ between one person's rows."""
     told = {row[column] for row in rows if row[column].lower() not in rules.MISSING}
-    if any(re.search(r"[A-Za-z]", cell) for cell in told):
-        return True
-    pairs = ({(row[name], row[column]) for row in rows if row[name] and row[column] in told} for name in people)
+    return any(re.search(r"[A-Za-z]", cell) for cell in told) or _differ_for_one(rows, column, people)
+
+
+def _differ_for_one(rows: Sequence[Row], column: str, people: Sequence[str]) -> bool:
+    """Whether a column's cells that tell something differ between the rows of one person."""
+    told = [row for row in rows if row[column].lower() not in rules.MISSING]
+    pairs = ({(row[name], row[column]) for row in told if row[name]} for name in people)
     return any(len(pair) > len({who for who, _ in pair}) for pair in pairs)
 
 

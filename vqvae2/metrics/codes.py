@@ -117,9 +117,15 @@ class CodeCounts:
         return perplexity(self.counts_foreground)
 
     @property
+    def least_perplexity(self) -> float:
+        """Perplexity below which the level counts as collapsed: that of :func:`least_perplexity`, but at most a quarter
+        of the foreground cells."""
+        return min(least_perplexity(len(self.counts)), float(self.counts_foreground.sum()) / 4)
+
+    @property
     def collapsed(self) -> bool:
-        """Whether too few codes are used in the foreground, see :func:`least_perplexity`."""
-        return not self.perplexity_foreground >= least_perplexity(len(self.counts))  # nan: there is no foreground
+        """Whether too few codes are used in the foreground; False if there is none, which tells nothing."""
+        return self.perplexity_foreground < self.least_perplexity
 
     @property
     def usage(self) -> float:

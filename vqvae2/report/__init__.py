@@ -17,7 +17,7 @@
 from vqvae2.report.anatomy import anatomy_figures
 from vqvae2.report.comparison import comparison
 from vqvae2.report.describe import spread, spread_out, subject_interval
-from vqvae2.report.distances import Features, encoder_features, feature_spaces, set_distances
+from vqvae2.report.distances import Features, encoder_features, feature_neighbours, feature_spaces, set_distances
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
@@ -51,7 +51,7 @@ from vqvae2.report.samples import (
     ventricles,
 )
 from vqvae2.report.summary import sample_summary, summary
-from vqvae2.report.verdict import verdict
+from vqvae2.report.verdict import nearest_features, verdict
 from vqvae2.report.warnings import warnings
 
 __all__ = [
@@ -70,10 +70,12 @@ __all__ = [
     "decode",
     "diversity_figures",
     "encoder_features",
+    "feature_neighbours",
     "feature_spaces",
     "level_figures",
     "mean_image",
     "memorisation_figures",
+    "nearest_features",
     "nearest_training",
     "neighbours",
     "number_figures",

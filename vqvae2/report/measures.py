@@ -24,7 +24,6 @@ from vqvae2.metrics import (
     constant_cells,
     foreground,
     image_scores,
-    least_perplexity,
     naive_log_tables,
     position_counts,
     table_nll,
@@ -237,7 +236,7 @@ def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
     Returns:
         By level: ``num_embeddings``, ``shape``, ``perplexity`` and ``usage`` over all cells and, with
         ``_foreground``, without those whose image block is constant (``constant_share`` of them),
-        ``least_perplexity`` = max(4, K / 50) and whether it has ``collapsed``: that of the foreground is below it.
+        ``least_perplexity`` (of `metrics.CodeCounts`) and whether it has ``collapsed``.
     """
     config, figures = model.config, {}
     for level, shape, k, count in zip(config.levels, config.shapes, config.num_embeddings, found.counts, strict=True):
@@ -250,7 +249,7 @@ def level_figures(found: Scan, model: VQVAE) -> dict[str, dict[str, Any]]:
             "usage": count.usage,
             "usage_foreground": usage(count.counts_foreground),
             "constant_share": 1 - foreground / max(everywhere, 1),
-            "least_perplexity": least_perplexity(k),
+            "least_perplexity": count.least_perplexity,
             "collapsed": count.collapsed,
         }
     return figures

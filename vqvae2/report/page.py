@@ -128,7 +128,8 @@ def _summary(report: Report) -> str:
         count = len(report["warnings"])
         told = f'<div class="box warn"><h3>{count} warning{"s" * (count > 1)}</h3>{bullets(report["warnings"])}</div>'
     else:
-        told = '<div class="box"><h3>No warnings</h3></div>'
+        judged = any(line["band"] in ("weak", "fail") for line in report["verdict"])
+        told = f'<div class="box"><h3>No {"further " if judged else ""}warnings</h3></div>'
     missing = report["missing"]
     told += f'<div class="box"><h3>Not measured</h3>{bullets(missing)}</div>' if missing else ""
     bands = "".join(
@@ -288,7 +289,11 @@ def _codebooks(report: Report, known: Mapping[str, Figure]) -> str:
             num(f.get("position_perplexity"), 1),
             f"{f['usage']:.0%}",
             f"{f['constant_share']:.0%}",
-            "collapsed" if f["collapsed"] else f"alive (above {f['least_perplexity']:g})",
+            "–"
+            if f["constant_share"] == 1
+            else "collapsed"
+            if f["collapsed"]
+            else f"alive (above {f['least_perplexity']:g})",
         ]
         for level, f in report["levels"].items()
     ]
@@ -366,11 +371,20 @@ def _comparison(report: Report) -> str:
     found = report.get("comparison")
     if not found:
         return ""
-    names = {"here": report["run"], "there": found["run"], "": "equal"}
+    names = {"here": report["run"], "there": found["run"], "": "neither"}
     if names["here"] == names["there"]:
         names |= {"here": f"{report['run']} (this)", "there": f"{found['run']} (other)"}
-    rows = [[row["name"], num(row["here"], 3), num(row["there"], 3), names[row["better"]]] for row in found["rows"]]
-    head = ["figure", names["here"], names["there"], "better"]
+    rows = [
+        [row["name"], num(row["here"], 3), num(row["there"], 3), num(row["error"], 3), names[row["better"]]]
+        for row in found["rows"]
+    ]
+    head = [
+        "figure",
+        names["here"],
+        names["there"],
+        "standard error of the difference",
+        "better (by two standard errors, where known)",
+    ]
     caption = f"Two runs, each by its own report; {_how_many(report)} here"
     return table(caption, head, rows) + "".join(
         f'<p class="note">Beware: {escape(doubt)}.</p>' for doubt in found["doubts"]

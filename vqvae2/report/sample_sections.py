@@ -91,6 +91,7 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             f"have, and {found.get('aligned_copies', 0)} have enough to count as copies: nearer to 1 than to that "
             "bound. It finds copies that were shifted, re-lit, mirrored or blurred.</p>"
         )
+        text += _by_features(samples.get("feature_neighbours"))
         text += _regions(samples.get("regions")) + _subjects(found)
     found = samples.get("anatomy")
     if found:
@@ -117,6 +118,18 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
             "between the distributions over images, in standard deviations of the held-out images; 0 is equal.</p>"
         )
     return text + pictures(["neighbours", "distances", "sample_nll"], known)
+
+
+def _by_features(found: Mapping[str, Any] | None) -> str:
+    """How near samples are to training images in a network's features."""
+    if not found:
+        return ""
+    return (
+        f"<p>The same in {escape(space_words(found['space']))}, beside {found['train_count']:,} training images: "
+        f"median distance {num(found['median'], 2)} for {found['count']:,} samples, {num(found['real_median'], 2)} for "
+        f"{found['real_count']:,} held-out images, {num(found['decoded_median'], 2)} for these from their own codes. "
+        f"{found['closer_share']:.1%} of the samples lie nearer than 99% of the latter.</p>"
+    )
 
 
 def _regions(found: Mapping[str, Any] | None) -> str:

@@ -88,8 +88,10 @@ def _looks_real(report: Report) -> tuple[str, str]:
         told += f", training images {sets['training_images']['kid']:.3f}"
     if space in report.get("decoder_trained_by", []):
         told += " (the decoder was trained by these features, which flatter it)"
-    least = kid - 2 * error if known else kid
-    band = "good" if least <= low else "weak" if least <= high else "fail"
+    bands = ["good" if value <= low else "weak" if value <= high else "fail" for value in (kid, kid + 2 * (error or 0))]
+    band = bands[0]
+    if known and bands[1] != band:
+        told += f". It could be {kid + 2 * error:.3f} (two standard errors more), which is {bands[1]}"
     # What made the samples of codes, the VQ-VAE or its detail decoder, beside what drew the codes.
     ways = {"painted": ("Painted from their own codes, held-out images have", "detail decoder")}
     ways |= {"reconstructions": ("Reconstructions have", "VQ-VAE")}
@@ -103,7 +105,11 @@ def _looks_real(report: Report) -> tuple[str, str]:
         kind = f"{'alike' if excess > 0 else 'unlike'}: {pairs} {diversity['reconstructed_pairwise_ssim']:.2f}"
         band, told = "fail", f"Samples are too {kind}. {told}"
     known_people = sets.get("training_images", {})
-    if found.get("compared", 0) >= _ENOUGH and known_people:
+    if known_people and found.get("compared", 0) < _ENOUGH:
+        told += (
+            f". Coverage and nearest neighbours need {_ENOUGH} images of each set, and were given {found['compared']}"
+        )
+    elif known_people:
         apart, usual = found["two_sample"], known_people["two_sample"]
         if apart > max(_APART, usual):
             share = f"{apart:.0%} of them and of real ones have their nearest neighbour in their own set"
@@ -137,6 +143,9 @@ def _is_new(report: Report) -> tuple[str, str]:
         "shifts, mirrored or not"
     )
     near = any(more_than_chance(found, name) for name in ("closer_share_reconstructed", "correlated_share"))
+    if by_features := report["samples"].get("feature_neighbours"):
+        told += f", {by_features['closer_share']:.0%} in {space_words(by_features['space'])}"
+        near = near or more_than_chance(by_features, "closer_share")
     regions = report["samples"].get("regions")
     if regions:
         parts = regions["copied"]

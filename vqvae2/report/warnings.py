@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vqvae2.report.captions import space_words
 from vqvae2.report.followed import label_warnings
 from vqvae2.report.measures import upper_name
 from vqvae2.report.summary import beside_own
@@ -78,7 +79,7 @@ def _level_warnings(report: Report) -> Iterator[str]:
         if figures["collapsed"]:
             yield (
                 f"The codebook of level {level} has collapsed: perplexity without constant cells "
-                f"{figures['perplexity_foreground'] or 0:.1f} of {figures['num_embeddings']}, at least "
+                f"{figures['perplexity_foreground']:.1f} of {figures['num_embeddings']}, at least "
                 f"{figures['least_perplexity']:g} is needed."
             )
         elif figures["usage"] < 0.5:
@@ -145,8 +146,9 @@ def _sample_warnings(report: Report) -> Iterator[str]:
             ("copies", "as close to a training image as that image's reconstruction"),
             ("mirrored_copies", "as close to a mirrored training image as that image's reconstruction"),
             ("identical_codes", "made of exactly the codes of a training image"),
+            ("aligned_copies", "a training image that was shifted, mirrored or re-lit"),
         ):
-            if found[name]:
+            if found.get(name):
                 yield f"Memorisation: {found[name]} of {found['count']} samples {be(found[name])} {what}."
         for name, how in (
             ("closer_share_reconstructed", "lie closer to a training image"),
@@ -157,3 +159,13 @@ def _sample_warnings(report: Report) -> Iterator[str]:
                     f"Memorisation: {found[name]:.0%} of the samples {how} than 99% of held-out people's images "
                     "and reconstructions do."
                 )
+    by_features = samples.get("feature_neighbours")
+    if by_features and more_than_chance(by_features, "closer_share"):
+        yield (
+            f"Memorisation: in {space_words(by_features['space'])} {by_features['closer_share']:.0%} of the samples "
+            "lie closer to a training image than 99% of held-out people's images from their own codes do."
+        )
+    regions = samples.get("regions")
+    if regions and regions["copied"]:
+        copied = regions["copied"]
+        yield f"Memorisation: {copied} of {regions['count']} samples contain a region copied from a training image."

@@ -198,6 +198,12 @@ def measure_distances(
         return
     spaces = report.feature_spaces(models.vqvae, beside.real, models.missing) | further
     found["distances"] = report.set_distances(beside.real, made, spaces)
+    if "samples" in made and "training_images" in made and evaluated.train is not None:
+        space, _ = report.nearest_features(found)
+        decoded = made.get("painted", made["reconstructions"])
+        found["samples"]["feature_neighbours"] = {"space": space} | report.feature_neighbours(
+            evaluated.train, beside.real, decoded, made["samples"], spaces[space]
+        )
 
 
 def _draw(run: RunFolder, models: Models, num: int, seed: int) -> None:

@@ -15,7 +15,7 @@ from vqvae2.codes import CodeStore, CodeWriter
 from vqvae2.data import AugmentationConfig, AugmentedSet, DataConfig, ImageData, ImageSet, open_data
 from vqvae2.device import autocast
 from vqvae2.errors import UserError
-from vqvae2.metrics import CodeCounts, constant_cells, least_perplexity
+from vqvae2.metrics import CodeCounts, constant_cells
 from vqvae2.progress import Progress
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import Compute, RunFolder, initial_batches, locked, longer_training, record_of
@@ -239,7 +239,7 @@ def _refuse_collapse(model: VQVAE, counts: list[CodeCounts], run: RunFolder, all
         if count.collapsed and not allow:
             raise UserError(
                 f"the codebook of level {level} has collapsed: held-out perplexity without constant cells "
-                f"{count.perplexity_foreground:.1f} of {k}, at least {least_perplexity(k):g} is needed",
+                f"{count.perplexity_foreground:.1f} of {k}, at least {count.least_perplexity:g} is needed",
                 run.vqvae,
                 f"Train longer with {longer_training(run)}, or add --allow-collapse",
             )

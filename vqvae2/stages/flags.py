@@ -28,6 +28,8 @@ __all__ = ["CommandLine"]
 
 T = TypeVar("T")
 
+_ONCE = {"labels"}
+"""Flags that may be given once: a second value would silently replace the first."""
 _KINDS = {int: "an integer", float: "a number", Path: "a path", str: "a string"}
 
 
@@ -200,7 +202,12 @@ class CommandLine(Generic[T]):
                 # Texts add up, as in --label sex=F --label age=old; numbers are those of the last flag.
                 given[flag.name] = given.get(flag.name, ()) + read if flag.kind is str else read
             else:
-                given[flag.name] = flag.read(values[0])
+                value = flag.read(values[0])
+                if flag.name in _ONCE and given.get(flag.name, value) != value:
+                    raise UserError(
+                        f"{flag.text} is given twice", how="Give it once, with all columns: FILE:COLUMN,COLUMN"
+                    )
+                given[flag.name] = value
         return given
 
     def _file(self) -> dict[str, Any]:

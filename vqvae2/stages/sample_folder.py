@@ -261,7 +261,7 @@ class _Unfinished:
         return safetensors.torch.load_file(self._path(first))
 
     def write_images(self, indices: Sequence[int], images: Tensor, num: int, subfolder: str = "") -> None:
-        """Write images of a set under their numbers; a chunk that is written after them vouches for them, unsynced."""
+        """Write images of a set under their numbers, unsynced; the chunk written after them says that they are."""
         with files.told_as("cannot write the samples", self.folder, "Free the disk or choose another folder"):
             for index, image in zip(indices, from_unit(images[: len(indices)], self.value_range), strict=True):
                 path = self.folder / subfolder / image_path(index, num)

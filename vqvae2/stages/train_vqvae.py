@@ -265,7 +265,7 @@ def _next(arguments: Arguments, outcome: Outcome, run: RunFolder) -> str:
         return longer_training(run, 10 * batches)
     sizes = zip(model.levels, model.config.num_embeddings, strict=True)
     used = {level: outcome.best[f"{level}/perplexity_foreground"] for level in model.levels}
-    collapsed = [level for level, k in sizes if not used[level] >= metrics.least_perplexity(k)]
+    collapsed = [level for level, k in sizes if used[level] < metrics.least_perplexity(k)]
     for level in collapsed:
         print(f"warning: the codebook of level {level} has collapsed: extract-codes will refuse it")
     return longer_training(run) if collapsed else command("extract-codes", "--run", run.path)
