@@ -5,9 +5,10 @@
 RUN is a complete run with a report (`evaluate.py`). In place of its samples stand real images of the people that were
 set aside to choose the checkpoint, as they are (there must be no alarm) and with a fault: copies of training images
 among them, kinds of images missing, blur, noise, one image again and again, upside down. At last a codebook is made to
-collapse. For the search for copies it then plants each change of every chosen training image, and counts how many are
-found above the report's bound (half-way from the 99th percentile of half of the held-out people to 1), and how many
-images of the other half lie above it. Phantom slices are a fault only where RUN's own data are others.
+collapse, and the top's prior is trained on 32 training images alone for 150 steps. For the search for copies it then
+plants each change of every chosen training image, and counts how many are found above the report's bound (half-way from
+the 99th percentile of half of the held-out people to 1), and how many images of the other half lie above it. Phantom
+slices are a fault only where RUN's own data are others.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2 import VQVAE, CodeStore, checkpoint, files, report
+from vqvae2 import VQVAE, CodeStore, Prior, checkpoint, files, report
 from vqvae2.data import DataConfig, ImageSet, open_data
 from vqvae2.errors import UserError
 from vqvae2.metrics import aligned_nearest, features, gaussian_blur
@@ -52,6 +53,7 @@ def main() -> int:
     judge = Judge(model, splits["train"], splits[held_out], base, spaces, CodeStore(run.codes))
     rows = judge.samples(planted(splits, count))
     rows.append(judge.collapsed(count))
+    rows.append(judge.overfitted(run))
     found = search(splits["train"], splits[held_out])
     tell(rows, found)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +114,7 @@ class Judge:
         self.real = some(scored, 512)
         with torch.no_grad():
             self.again = report.decode(model, self._encode(self.real))
+        self.store = store
         self.train_codes = store.read(store.indices("train"))
 
     @torch.no_grad()
@@ -182,6 +185,36 @@ class Judge:
         found["levels"] = report.level_figures(seen, broken)
         return {"set": "finest codebook of one vector", "reconstructs": report.verdict(found)[0], "figures": {}}
 
+    def overfitted(self, run: RunFolder) -> dict[str, Any]:
+        """Judge the top's prior after it was trained on few images alone."""
+        level = self.model.levels[0]
+        prior = Prior.from_pretrained(run.prior(level))
+        parts = {}
+        for name, wanted in (("train", 32), (self.base["split"]["name"], 320)):
+            rows = self.store.indices(name)
+            batch = self.store.__getitems__([rows[i] for i in report.spread_out(len(rows), wanted)])
+            parts[name] = batch["codes"][:1], batch["label"]
+        (codes,), label = parts["train"]
+        optimizer = torch.optim.AdamW(prior.parameters(), 1e-3)
+        generator = torch.Generator().manual_seed(0)
+        prior.train()
+        for _ in range(150):
+            some_rows = torch.randint(len(codes), (8,), generator=generator)
+            own = codes[some_rows].long()
+            loss = torch.nn.functional.cross_entropy(prior(own, label=label[some_rows]), own)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        prior.eval()
+        seen, held_out = (report.score_codes(prior, *part) for part in parts.values())
+        found = copy.deepcopy(self.base)
+        own_figures = found["levels"][level]
+        figures = report.prior_figures(held_out, seen, own_figures["position_nll"], [""] * len(held_out.nll))
+        own_figures |= figures
+        new = sorted(set(report.warnings(found)) - set(report.warnings(self.base)))
+        told = {"band": "said" if new else "no", "question": "Does a prior overfit?", "reason": " ".join(new)}
+        return {"set": "top prior of 32 training images", "overfits": told, "figures": figures}
+
 
 def search(train: ImageSet, held_out: ImageSet) -> dict[str, Any]:
     """Measure how many planted copies are found, at which rate of false alarms on people never seen."""
@@ -208,7 +241,7 @@ def search(train: ImageSet, held_out: ImageSet) -> dict[str, Any]:
 def tell(rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
     """Print the bands and the figures."""
     for row in rows:
-        for name in ("looks", "new", "reconstructs"):
+        for name in ("looks", "new", "reconstructs", "overfits"):
             if name in row:
                 print(f"{row['set']:<34}{row[name]['band']:<6}{row[name]['question']} {row[name]['reason']}")
     print(f"\ncopies above a correlation of {found['bound']:.4f}: ", end="")

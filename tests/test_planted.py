@@ -17,9 +17,13 @@ def test_every_fault_gets_its_row_and_copies_are_found(chain, tmp_path, monkeypa
     )
     assert planted.main() == 0
     found = json.loads((tmp_path / "out.json").read_text())
-    copies = {row["set"]: row["figures"]["memorisation"]["copied"] for row in found["sets"][:-1]}
+    copies = {row["set"]: row["figures"]["memorisation"]["copied"] for row in found["sets"][:-2]}
     assert len(copies) >= 10
     assert copies["real"] == 0
     assert copies["half copies, shifted by 2 pixels"] > 0
-    assert found["sets"][-1]["reconstructs"]["band"] == "fail"
+    *_, collapsed, overfitted = found["sets"]
+    assert collapsed["reconstructs"]["band"] == "fail"
+    assert overfitted["figures"]["train_nll"] < overfitted["figures"]["nll"]
+    near = {row["set"]: row["figures"]["feature_neighbours"]["closer_share"] for row in found["sets"][:-2]}
+    assert near["half copies, shifted by 2 pixels"] >= near["real"]
     assert found["copies"]["found"]["exact"] == 1
