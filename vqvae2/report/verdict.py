@@ -106,9 +106,8 @@ def _looks_real(report: Report) -> tuple[str, str]:
         band, told = "fail", f"Samples are too {kind}. {told}"
     known_people = sets.get("training_images", {})
     if known_people and found.get("compared", 0) < _ENOUGH:
-        told += (
-            f". Coverage and nearest neighbours need {_ENOUGH} images of each set, and were given {found['compared']}"
-        )
+        given = found.get("compared", min(found["count"], found["real_count"]))
+        told += f". Coverage and nearest neighbours need {_ENOUGH} images of each set, and were given {given}"
     elif known_people:
         apart, usual = found["two_sample"], known_people["two_sample"]
         if apart > max(_APART, usual):
