@@ -1,5 +1,6 @@
 """The words of the report against its numbers, and its page."""
 
+import copy
 import re
 from base64 import b64decode
 
@@ -346,6 +347,9 @@ def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_p
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["SSIM"] == {"name": "SSIM", "here": 0.95, "there": 0.97, "error": None, "better": "there"}
     assert rows["KID of samples, MobileNetV2"]["better"] == "here"
+    near = copy.deepcopy(there)
+    near["reconstruction"]["ssim"]["mean"] = 0.95 * (1 + 1e-12)
+    assert report.comparison(here, near)["rows"][0]["better"] == ""
     assert rows["top: gain over the position-wise unigram (nats)"]["better"] == ""
     assert found["doubts"] == []
     kid = here["distances"]["MobileNetV2"]["samples"]["kid"]

@@ -37,7 +37,7 @@ def comparison(report: Report, other: Report) -> dict[str, Any]:
             continue
         ahead = (value - against) * upwards
         error = None if None in (own_error, other_error) else math.hypot(own_error or 0, other_error or 0)
-        if error is not None and abs(ahead) <= 2 * error:
+        if abs(ahead) <= 2 * (error or 0) or math.isclose(value, against, rel_tol=1e-6):  # sums in another order
             ahead = 0
         rows.append(
             {
