@@ -97,7 +97,7 @@ def test_what_is_loose_counts_without_a_label(tmp_path):
     layout = lay(tmp_path, [*tree(TREES["classes"], "P{:02}"), "overview.png"])
     assert set(layout.attributes["class"]) == {"AD", "CN", ""}
     assert dict(zip(layout.keys, layout.attributes["class"], strict=True))["overview.png"] == ""
-    assert "1 of 97 images lie beside folders such as AD (overview.png)" in asked(layout)
+    assert "1 of 97 images (overview.png) lie outside folders such as AD" in asked(layout)
 
 
 def test_many_files_beside_folders_are_not_loose(tmp_path):

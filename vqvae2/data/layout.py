@@ -315,8 +315,8 @@ def _ask_of_loose(layout: Layout, keys: list[str], name: str) -> None:
     shown = keys[:3]
     paths = [key if sum(fits(other, key) for other in layout.keys) == 1 else f"./{key}" for key in shown]
     layout.doubts.append(
-        f"{len(keys):,} of {len(layout.keys):,} {layout.unit} lie beside folders such as {name} ({', '.join(shown)}), "
-        f"which tell neither their person nor their label; if they are no data, --exclude {shlex.join(paths)} leaves "
+        f"{len(keys):,} of {len(layout.keys):,} {layout.unit} ({', '.join(shown)}) lie outside folders such as {name}, "
+        f"so that no folder tells their person or label; if they are no data, --exclude {shlex.join(paths)} leaves "
         f"{'these' if len(keys) > 3 else 'them'} out"
     )
 
