@@ -68,7 +68,7 @@ def test_a_loose_file_changes_nothing_for_the_others(tmp_path, name, person):
     before = told(lay(tmp_path, names), names)
     assert len({first for _, first, *_ in before}) == 24
     below = ["train/"] if name.startswith("splits") else ["CN/"] if name == "classes above people" else []
-    for loose in (f"{place}{word}{end}" for place in ("", *below) for word in ("preview", "0", "template_T1w")):
+    for loose in (f"{place}{word}{end}" for place in ("", *below) for word in ("preview[1]", "0", "template_T1w")):
         layout = lay(tmp_path, [loose])
         assert told(layout, names) == before, loose
         if loose in layout.keys:

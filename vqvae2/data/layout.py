@@ -1,5 +1,6 @@
 """What a folder of images says by its shape: splits, classes and subjects."""
 
+import glob
 import re
 import shlex
 import unicodedata
@@ -313,7 +314,8 @@ def _meaning_of_most(layout: Layout, folders: Folders, depth: int, rows: list[in
 def _ask_of_loose(layout: Layout, keys: list[str], name: str) -> None:
     """Ask about a few files that lie beside the folders of all others, as an overview of them may: ``preview.png``."""
     shown = keys[:3]
-    paths = [key if sum(fits(other, key) for other in layout.keys) == 1 else f"./{key}" for key in shown]
+    named = map(glob.escape, shown)
+    paths = [name if sum(fits(key, name) for key in layout.keys) == 1 else f"./{name}" for name in named]
     layout.doubts.append(
         f"{len(keys):,} of {len(layout.keys):,} {layout.unit} ({', '.join(shown)}) lie outside folders such as {name}, "
         f"so that no folder tells their person or label; if they are no data, --exclude {shlex.join(paths)} leaves "
