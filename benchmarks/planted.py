@@ -126,6 +126,10 @@ class Judge:
         beside = {"reconstructions": self.again, "training_images": some(self.train, 512)}
         distances = report.set_distances(self.real, {**beside, **sets}, self.spaces)
         near = report.neighbours(next(iter(sets.values())), self.real, self.again, self.train)
+        space, _ = report.nearest_features({**self.base, "distances": distances})
+        features_of = self.spaces[space]
+        known = report.training_features(self.train, features_of)
+        real, again = features_of(self.real), features_of(self.again)
         rows = []
         for name, images in sets.items():
             codes = self._encode(images)
@@ -142,10 +146,7 @@ class Judge:
                 aligned=aligned_nearest(images, self.train.images),
             )
             found = copy.deepcopy(self.base)
-            space, _ = report.nearest_features({**self.base, "distances": distances})
-            by_features = {"space": space} | report.feature_neighbours(
-                self.train, self.real, self.again, images, self.spaces[space]
-            )
+            by_features = {"space": space} | report.feature_neighbours(known, real, again, features_of(images))
             memory = report.memorisation_figures(own, as_set, self.train, self.train_codes, self.model)
             diversity = report.diversity_figures(images, self.real, self.again)
             found["samples"] = {"label": {}, "diversity": diversity, "memorisation": memory}

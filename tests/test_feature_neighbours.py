@@ -23,9 +23,13 @@ def mean_and_spread(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1)
 
 
+def neighbours(train: ImageSet, *sets: torch.Tensor) -> dict:
+    return report.feature_neighbours(report.training_features(train, mean_and_spread), *map(mean_and_spread, sets))
+
+
 def test_distances_equal_those_by_loops_over_all_pairs():
     train, real, decoded, samples = as_set(images(300, 0)), images(40, 1), images(40, 2), images(20, 3)
-    found = report.feature_neighbours(train, real, decoded, samples, mean_and_spread)
+    found = neighbours(train, real, decoded, samples)
     known = mean_and_spread(train.at(list(range(300))))
 
     def near(x):
@@ -42,10 +46,10 @@ def test_distances_equal_those_by_loops_over_all_pairs():
 def test_training_images_at_another_place_are_near_in_features_and_far_in_pixels():
     train, held_out = as_set(images(100, 0)), images(100, 1)
     moved = train.at(list(range(50))).roll(2, 3)
-    found = report.feature_neighbours(train, held_out, held_out, moved, mean_and_spread)
+    found = neighbours(train, held_out, held_out, moved)
     assert found["closer_share"] == 1
     assert found["median"] < 1e-3 < found["real_median"]
-    other = report.feature_neighbours(train, held_out, held_out, images(50, 2), mean_and_spread)
+    other = neighbours(train, held_out, held_out, images(50, 2))
     assert other["closer_share"] < 0.1
 
 

@@ -17,7 +17,14 @@
 from vqvae2.report.anatomy import anatomy_figures
 from vqvae2.report.comparison import comparison
 from vqvae2.report.describe import spread, spread_out, subject_interval
-from vqvae2.report.distances import Features, encoder_features, feature_neighbours, feature_spaces, set_distances
+from vqvae2.report.distances import (
+    Features,
+    encoder_features,
+    feature_neighbours,
+    feature_spaces,
+    set_distances,
+    training_features,
+)
 from vqvae2.report.measures import (
     CodeScores,
     Scan,
@@ -94,6 +101,7 @@ __all__ = [
     "subject_interval",
     "summary",
     "table_figures",
+    "training_features",
     "ventricle_figures",
     "ventricles",
     "verdict",

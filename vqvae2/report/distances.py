@@ -57,39 +57,39 @@ def feature_spaces(model: VQVAE, like: Tensor, missing: list[str] | None = None)
     return spaces
 
 
-def feature_neighbours(
-    train: ImageSet, real: Tensor, decoded: Tensor, samples: Tensor, features_of: Features
-) -> dict[str, float | int]:
+def training_features(train: ImageSet, features_of: Features) -> Tensor:
+    """Return the features (N, d) of training images, at most 4,096 evenly spread ones, for `feature_neighbours`."""
+    rows = spread_out(len(train), 4096)
+    return torch.cat([features_of(train.at(rows[i : i + 256])) for i in range(0, len(rows), 256)])
+
+
+def feature_neighbours(train: Tensor, real: Tensor, decoded: Tensor, samples: Tensor) -> dict[str, float | int]:
     """Compare how near samples and held-out images are to their nearest training images, in features.
 
     Pixels tell of copies, features also of images that show the same thing at another place or in another light.
 
     Args:
-        train: at most 4,096 of them are compared, evenly spread.
-        real: (N, C, H, W) held-out images in [-1, 1].
-        decoded: (N, C, H, W) the same from their own codes, by the decoder that made the samples.
-        samples: (M, C, H, W).
-        features_of: of images (N, C, H, W) the features (N, d).
+        train: (T, d) features of training images (`training_features`).
+        real: (N, d), of held-out images.
+        decoded: (N, d), of the same from their own codes, by the decoder that made the samples.
+        samples: (M, d).
 
     Returns:
         ``count``, ``real_count``, ``train_count``, and of the Euclidean distances to the nearest training image the
         ``median`` of samples, of ``real`` and of ``decoded`` ones, and ``closer_share``: of the samples, those that are
         nearer than 99% of the decoded held-out images.
     """
-    rows = spread_out(len(train), 4096)
-    known = torch.cat([features_of(train.at(rows[i : i + 256])) for i in range(0, len(rows), 256)])
-    near = {
-        name: torch.cdist(features_of(images).double(), known.double()).amin(1)
-        for name, images in (("samples", samples), ("real", real), ("decoded", decoded))
-    }
+    near, real_near, decoded_near = (
+        torch.cdist(own.double(), train.double()).amin(1) for own in (samples, real, decoded)
+    )
     return {
         "count": len(samples),
         "real_count": len(real),
-        "train_count": len(rows),
-        "median": float(near["samples"].median()),
-        "real_median": float(near["real"].median()),
-        "decoded_median": float(near["decoded"].median()),
-        "closer_share": float((near["samples"] < near["decoded"].quantile(0.01)).double().mean()),
+        "train_count": len(train),
+        "median": float(near.median()),
+        "real_median": float(real_near.median()),
+        "decoded_median": float(decoded_near.median()),
+        "closer_share": float((near < decoded_near.quantile(0.01)).double().mean()),
     }
 
 

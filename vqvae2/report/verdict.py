@@ -88,10 +88,10 @@ def _looks_real(report: Report) -> tuple[str, str]:
         told += f", training images {sets['training_images']['kid']:.3f}"
     if space in report.get("decoder_trained_by", []):
         told += " (the decoder was trained by these features, which flatter it)"
-    bands = ["good" if value <= low else "weak" if value <= high else "fail" for value in (kid, kid + 2 * (error or 0))]
-    band = bands[0]
-    if known and bands[1] != band:
-        told += f". It could be {kid + 2 * error:.3f} (two standard errors more), which is {bands[1]}"
+    most = kid + 2 * error if known else kid
+    band, worse = ("good" if value <= low else "weak" if value <= high else "fail" for value in (kid, most))
+    if worse != band:
+        told += f". It could be {most:.3f} (two standard errors more), which is {worse}"
     # What made the samples of codes, the VQ-VAE or its detail decoder, beside what drew the codes.
     ways = {"painted": ("Painted from their own codes, held-out images have", "detail decoder")}
     ways |= {"reconstructions": ("Reconstructions have", "VQ-VAE")}

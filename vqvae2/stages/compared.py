@@ -200,9 +200,10 @@ def measure_distances(
     found["distances"] = report.set_distances(beside.real, made, spaces)
     if "samples" in made and "training_images" in made and evaluated.train is not None:
         space, _ = report.nearest_features(found)
+        known = report.training_features(evaluated.train, spaces[space])
         decoded = made.get("painted", made["reconstructions"])
         found["samples"]["feature_neighbours"] = {"space": space} | report.feature_neighbours(
-            evaluated.train, beside.real, decoded, made["samples"], spaces[space]
+            known, *map(spaces[space], (beside.real, decoded, made["samples"]))
         )
 
 
