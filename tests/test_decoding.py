@@ -13,7 +13,6 @@ from PIL import Image
 
 from vqvae2.data import DataConfig, decoding, open_data
 from vqvae2.data.decoding import decode, fit
-from vqvae2.data.pools import processes_pay
 from vqvae2.errors import UserError
 from vqvae2.stages import train_vqvae
 
@@ -100,11 +99,6 @@ def test_scaling_up_does_not_leave_the_range_of_values():
     pixels = np.zeros((8, 8), np.uint16)
     pixels[2:6, 2:6] = 4095
     assert fit(pixels, (32, 32), "resize").max() == 4095
-
-
-def test_a_damaged_first_file_starts_no_processes(tmp_path):
-    (tmp_path / "bomb.ppm").write_bytes(b"P6 40000 40000 255\n")
-    assert not processes_pay(tmp_path / "bomb.ppm")
 
 
 def test_grey_stored_as_rgb_is_grey_unless_one_picture_has_colour(tmp_path):

@@ -8,6 +8,7 @@ import pickle
 import platform
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from pictures import every, picture, ten
 from PIL import Image
 from processes import Started
 
+from vqvae2 import files
 from vqvae2.__main__ import main as command
 from vqvae2.data import DataConfig, decoding, load_images, open_data, pixel_writer, pixels, storage
 from vqvae2.data.decoding import decode
 from vqvae2.data.duplicates import near_candidates, nearly_equal, pooled
-from vqvae2.data.pixel_file import Decoded, Mapped, PixelFile
+from vqvae2.data.pixel_file import Decoded, Mapped, PixelFile, Slots
 from vqvae2.data.pixels import Files, read_pixels
 from vqvae2.errors import UserError
 from vqvae2.stages.evaluated import _joined
@@ -247,22 +249,116 @@ def count_decoded(folder: Path) -> None:
     print(len(count))
 
 
-@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29)])
-def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad):
-    images = [*(picture(i, (12, 10)) for i in range(20)), *(picture(i, (12, 10, 3)) for i in range(20, 30))]
-    paths = paths_of(tmp_path / "data", images)
+def use_processes(monkeypatch) -> None:
+    monkeypatch.setattr(pixels, "_MANY", 10)
+    monkeypatch.setattr(pixels, "processes_pay", lambda: True)
+    monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("threads"))
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29), tuple(range(30))])
+@pytest.mark.parametrize("coloured", [range(0), range(20, 30), range(30), [8]])  # 8 is not among those looked at
+@pytest.mark.parametrize("room", [True, False])
+def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad, coloured, room):
+    paths = paths_of(tmp_path / "data", [picture(i, (12, 10, 3) if i in coloured else (12, 10)) for i in range(30)])
     for i in bad:
         paths[i].write_bytes(b"no image")
     by_threads = read(paths)
     shutil.rmtree(cache)
-    monkeypatch.setattr(pixels, "_MANY", 10)
-    monkeypatch.setattr(pixels, "processes_pay", lambda _: True)
-    monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("threads"))
+    use_processes(monkeypatch)
+    if not room:
+        monkeypatch.setattr(pixel_writer, "DISK_SHARE", 0.0)
     by_processes = read(paths)
-    assert_array_equal(by_processes.images[:], by_threads.images[:])
     assert by_processes.index.tobytes() == by_threads.index.tobytes()
     assert by_processes.skipped == by_threads.skipped
     assert [item for item, _ in by_threads.skipped] == list(bad)
+    if len(bad) == 30:
+        assert by_processes.images is by_threads.images is None
+        return
+    assert isinstance(by_processes.images, Mapped if room else Decoded)
+    assert_array_equal(by_processes.images[:], by_threads.images[:])
+    assert not list(cache.rglob(".*.tmp"))
+    monkeypatch.setattr(pixels, "read_by_processes", lambda *_: pytest.fail("decoded again"))
+    if room:
+        assert_array_equal(read(paths).images[:], by_threads.images[:])
+
+
+@pytest.mark.parametrize("other", [(12, 8), (12, 10, 3)])
+def test_processes_read_images_of_other_sizes_and_keep_no_pixels_of_them(tmp_path, monkeypatch, cache, other):
+    images = [picture(i, other if i == 8 else (9, 8)) for i in range(30)]
+    paths = paths_of(tmp_path / "data", images)
+    by_threads = read(paths)
+    use_processes(monkeypatch)
+    shutil.rmtree(cache)
+    by_processes = read(paths)
+    assert by_processes.images is by_threads.images is None
+    assert by_processes.index.tobytes() == by_threads.index.tobytes()
+
+
+def test_processes_that_meet_a_full_disk_go_on_without_pixels(tmp_path, monkeypatch, cache):
+    paths = paths_of(tmp_path / "data", [picture(i, (9, 8)) for i in range(30)])
+    use_processes(monkeypatch)
+    take = Slots.take
+
+    def full(self, item: int, pixels) -> bool:
+        if item == 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return take(self, item, pixels)
+
+    monkeypatch.setattr(Slots, "take", full)
+    found = read(paths)
+    assert isinstance(found.images, Decoded)
+    assert_array_equal(found.images[20][0], picture(20, (9, 8)))
+    assert not list(cache.rglob(".*.tmp"))
+    assert not list(cache.rglob("pixels/*/pixels"))
+
+
+def test_processes_do_without_a_cache_that_cannot_be_written(tmp_path, monkeypatch, cache):
+    cache.touch()
+    paths = paths_of(tmp_path / "data", [picture(i, (9, 8)) for i in range(30)])
+    use_processes(monkeypatch)
+    assert_array_equal(read(paths).images[29][0], picture(29, (9, 8)))
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["threads", "processes"])
+@pytest.mark.parametrize("moment", [*range(0, 30, 7), "index.npy", "about.json", "rename"])
+def test_a_reading_that_is_killed_at_any_moment_is_begun_anew(tmp_path, cache, moment, many):
+    paths = paths_of(tmp_path / "data", [picture(i, (12, 10, 3) if i == 8 else (12, 10)) for i in range(30)])
+    killed = Started(read_until_killed, paths, moment, many).wait()
+    assert killed.code == -signal.SIGKILL, killed.err
+    found = read(paths)
+    assert [path.suffix for path in (cache / "pixels").iterdir() if path.name.startswith(".")] == [".lock"]
+    shutil.rmtree(cache)
+    assert found.index.tobytes() == read(paths).index.tobytes()
+    assert_array_equal(found.images[:], read(paths).images[:])
+
+
+def read_until_killed(paths: list[Path], moment: int | str, many: bool) -> None:
+    """Read files, and die when so many are decoded or this part of the cache is to be written."""
+
+    def die(*_: object) -> None:
+        os.killpg(0, signal.SIGKILL)
+
+    if isinstance(moment, int):
+        inner, count = decoding._pixels, multiprocessing.Value("i", 0)
+
+        def counted(file):
+            with count:
+                count.value += 1
+                if count.value > moment:
+                    die()
+            return inner(file)
+
+        decoding._pixels = counted
+    elif moment == "rename":
+        pixel_writer.os.replace = die
+    else:
+        for name in ("write_atomic", "write_json"):
+            write = getattr(files, name)
+            setattr(files, name, lambda path, *rest, write=write: die() if path.name == moment else write(path, *rest))
+    if many:
+        multiprocessing.set_start_method("fork", force=True)
+        pixels._MANY, pixels.processes_pay = 10, lambda: True
+    read(paths)
 
 
 def test_sizes_that_differ_are_told_with_their_counts(tmp_path):

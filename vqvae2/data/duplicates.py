@@ -3,6 +3,7 @@
 Shapes: N and M images.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,21 +26,20 @@ Thumbnails = NDArray[np.float32]
 
 def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
     """Shrink an image (H, W) or (H, W, 3) to 32 x 32 grey values with mean 0 and norm 1; a constant one to zeros."""
-    if pixels.dtype == np.uint8 and min(pixels.shape[:2]) >= 4 * SIDE:  # means of blocks first, which is faster
-        pixels = _means(pixels, min(pixels.shape[:2]) // (2 * SIDE))
-    grey = pixels.astype(np.float32)
-    grey = grey if grey.ndim == 2 else grey @ np.full(3, 1 / 3, np.float32)
-    small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    first, *others = (pixels,) if pixels.ndim == 2 else (pixels[..., k] for k in range(3))
+    block = max(1, min(first.shape) // (2 * SIDE))  # summed first, which is faster, where that leaves no rest
+    block = block if not any(side % block for side in first.shape) else 1
+    # Sums rather than means, of integers that hold them; quick where each colour lies by itself.
+    grey: NDArray[Any] = first.astype(np.uint16 if pixels.dtype == np.uint8 and block < 10 else np.uint32)
+    for other in others:
+        grey += other
+    for _ in range(2):
+        grey = functools.reduce(np.add, (grey[i::block] for i in range(block))).T
+    image = Image.fromarray(grey.astype(np.float32))
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     small = small - small.mean()
     norm = np.linalg.norm(small)
-    return small / norm if norm > 1e-6 else np.zeros_like(small)
-
-
-def _means(pixels: NDArray[Any], side: int) -> NDArray[Any]:
-    """Means of blocks; colour by colour, which is quick where each lies by itself."""
-    if pixels.ndim == 2:
-        return np.asarray(Image.fromarray(pixels).reduce(side))
-    return np.stack([_means(pixels[..., k], side) for k in range(pixels.shape[2])], 2)
+    return small / norm if norm > 1e-5 * grey.max() else np.zeros_like(small)  # rounding
 
 
 def pooled(thumbnails: Thumbnails) -> Thumbnails:

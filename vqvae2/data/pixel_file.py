@@ -1,8 +1,9 @@
 """The images of a split as arrays, mapped from a file or decoded when they are asked for, and what is known of each."""
 
 import functools
+import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,20 +32,66 @@ INDEX = np.dtype(
 
 
 class Prepared(NamedTuple):
-    """One image: pixels (1, H, W) or (3, H, W) as they are stored, and its record but for ``item`` and ``place``."""
+    """One image: pixels (1, H, W) or (3, H, W) as they are stored, and its record but for ``item`` and ``place``.
 
-    pixels: NDArray[Any]
+    Pixels are None where they lie in a `Slots` already.
+    """
+
+    pixels: NDArray[Any] | None
     record: tuple[Any, ...]
 
 
 Prepare = Callable[[Picture], Prepared]
 
 
+@dataclass(frozen=True)
+class Slots:
+    """A file with room for an image of each item, into which whatever process has read an image writes it.
+
+    Attributes:
+        path: of the file, which exists; None: there is no room for it, so images go nowhere.
+        shape: (C, H, W) of the images.
+        dtype: of the images.
+    """
+
+    path: Path | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def each(self) -> int:
+        """Bytes of an image."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def take(self, item: int, pixels: NDArray[Any]) -> bool:
+        """Write an image in its place, if it is of this shape, or grey and the others RGB; raises OSError."""
+        if pixels.dtype != self.dtype or pixels.shape[1:] != self.shape[1:] or len(pixels) > self.shape[0]:
+            return False
+        if self.path is not None:
+            content = np.ascontiguousarray(np.broadcast_to(pixels, self.shape)).data.cast("B")
+            file = os.open(self.path, os.O_WRONLY)
+            try:
+                done = 0
+                while done < len(content):  # of a disk that is nearly full, less than all
+                    done += os.pwrite(file, content[done:], item * self.each + done)
+            finally:
+                os.close(file)
+        return True
+
+
 class Item(NamedTuple):
-    """What one file or volume holds: its images with their places (-1: no slice), and remarks as JSON values."""
+    """What one file or volume holds: its images with their places (-1: no slice), and remarks as JSON values.
+
+    With ``error`` its pixels could not be written.
+    """
 
     images: Sequence[tuple[int, Prepared]]
     about: dict[str, Any] | None = None
+    error: OSError | None = None
+
+
+Items = Generator[tuple[int, Item | UnreadableError], None, None]
+"""Items by their numbers, or why they cannot be read."""
 
 
 class Source(Protocol):
@@ -54,8 +101,13 @@ class Source(Protocol):
         """Tell in words everything that the pixels depend on; None if that cannot be told."""
         ...
 
-    def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
-        """Read them, in order, each prepared where it is read."""
+    def items(self, prepare: Prepare, slots: Slots | None = None) -> Items:
+        """Read them, in order, each prepared where it is read, and written into slots if there are any."""
+        ...
+
+    @property
+    def by_processes(self) -> bool:
+        """Whether processes read them, which had better write them, too."""
         ...
 
     @property

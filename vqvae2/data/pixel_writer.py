@@ -1,12 +1,13 @@
 """Writes the images of a split into a file, with an index beside it."""
 
 import io
+import math
 import os
 import platform
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,18 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae2 import files
-from vqvae2.data.decoding import Picture, UnreadableError, fit, recolour
+from vqvae2.data.decoding import Picture, UnreadableError, decode, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
-from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Source, on_demand
+from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Slots, Source, on_demand
 from vqvae2.data.storage import cache_folder, memory_limit
 from vqvae2.errors import UserError
 
 DISK_SHARE = 0.8  # of the free disk that the pixels of one split may take
 _CHUNK = 64  # images copied at once
+_LOOKED_AT = 16  # images that tell the shape of all
 
 
 class NoCacheError(Exception):
     """The cache cannot be written."""
+
+
+class _ColourError(Exception):
+    """An image has colour where the others are grey."""
 
 
 def has_room(need: int, folder: Path) -> bool:
@@ -71,13 +77,22 @@ class PixelWriter:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     count: int = 0  # images
     unequal: bool = False  # in size or bit depth
+    slots: Slots | None = None  # into which processes write
 
     def read(self) -> PixelFile:
         """Read all."""
         partial = self._begin()
         try:
-            self._items()
+            if self.folder is not None and self.source.by_processes:
+                self._look_at_some()
+            try:
+                self._items()
+            except _ColourError:  # those that were looked at had none: again, with room for it
+                self.records, self.skipped, self.count = [], [], 0
+                self._make_slots((3, *self.shape[1:]), self.dtype)
+                self._items()
             index = np.concatenate([*self.records, np.empty(0, INDEX)])
+            self._close_gaps(index["item"])
             images = None if self.unequal or not self.count else self._images(partial, index)
             return PixelFile(index, images, self.skipped, self.about, self.how)
         finally:
@@ -105,24 +120,65 @@ class PixelWriter:
             raise NoCacheError from error
         return partial
 
+    def _look_at_some(self) -> None:
+        """Make slots for images like some of these, if they are alike."""
+        assert self.source.paths is not None
+        prepare, shapes = Preparation(self.size, self.how, self.grey), set()
+        for number in np.linspace(0, len(self.source) - 1, _LOOKED_AT).astype(int):
+            with suppress(UnreadableError):
+                pixels = prepare(decode(self.source.paths[number])).pixels
+                assert pixels is not None
+                shapes.add((pixels.shape, pixels.dtype))
+        if len({(shape[1:], dtype) for shape, dtype in shapes}) == 1:
+            self._make_slots(*max(shapes, key=lambda one: one[0]))
+
+    def _make_slots(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Let processes write the images themselves, if there is room."""
+        self.shape, self.dtype = shape, dtype
+        self._check_room(math.prod(shape) * dtype.itemsize)
+        self.slots = Slots(None if self.out is None else Path(self.out.name), shape, dtype)
+
+    def _close_gaps(self, items: NDArray[np.int64]) -> None:
+        """Move images into the slots of those before them that could not be read."""
+        if self.slots is None or self.out is None or not self.skipped:
+            return
+        each, file, done = self.slots.each, self.out.fileno(), 0
+        for run in np.split(items, np.flatnonzero(np.diff(items) != 1) + 1):
+            for part in np.split(run, range(_CHUNK, len(run), _CHUNK)):
+                if len(part) and part[0] != done:
+                    os.pwrite(file, os.pread(file, len(part) * each, int(part[0]) * each), done * each)
+                done += len(part)
+        os.ftruncate(file, done * each)
+
     def _items(self) -> None:
         records = []
-        for item, result in self.source.items(Preparation(self.size, self.how, self.grey)):
-            if isinstance(result, UnreadableError):
-                self.skipped.append((item, str(result)))
-                continue
-            if result.about is not None:
-                self.about[item] = result.about
-            for place, image in result.images:
-                self._keep(image.pixels)
-                records.append((item, place, *image.record))
-            if len(records) >= 1024:
-                self.records.append(np.array(records, INDEX))
-                records = []
+        prepare = Preparation(self.size, self.how, self.grey)
+        with closing(self.source.items(prepare, self.slots)) as found:  # its processes end, whatever happens
+            for item, result in found:
+                if isinstance(result, UnreadableError):
+                    self.skipped.append((item, str(result)))
+                    continue
+                if result.error is not None:
+                    self._no_room(result.error)
+                if result.about is not None:
+                    self.about[item] = result.about
+                for place, image in result.images:
+                    self._keep(image.pixels)
+                    records.append((item, place, *image.record))
+                if len(records) >= 1024:
+                    self.records.append(np.array(records, INDEX))
+                    records = []
         self.records.append(np.array(records, INDEX))
 
-    def _keep(self, pixels: NDArray[Any]) -> None:
-        """Write one image, unless there is no room or not all are alike."""
+    def _keep(self, pixels: NDArray[Any] | None) -> None:
+        """Write one image, unless it is written, there is no room or not all are alike."""
+        if pixels is None or self.slots is not None:
+            self.count += 1
+            if pixels is not None:  # it did not fit
+                self.unequal |= pixels.shape[1:] != self.shape[1:] or pixels.dtype != self.dtype
+                if not self.unequal:
+                    raise _ColourError
+            return
         if not self.count:
             self.shape, self.dtype = pixels.shape, pixels.dtype
             self._check_room(pixels.nbytes)
@@ -167,6 +223,8 @@ class PixelWriter:
         """Go on with the index alone: images are decoded when they are asked for."""
         self._close()
         self.out = None
+        if self.slots is not None and self.slots.path is not None:
+            self.slots.path.unlink(missing_ok=True)  # what still writes finds nothing
 
     def _close(self) -> None:
         with suppress(OSError):  # of a full disk, which was met before

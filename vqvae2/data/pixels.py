@@ -20,21 +20,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from vqvae2 import files
 from vqvae2.data.decoding import UnreadableError, decode
-from vqvae2.data.pixel_file import INDEX, Decoded, Item, Mapped, PixelFile, Prepare, Prepared, Source, on_demand
+from vqvae2.data.pixel_file import (
+    INDEX,
+    Decoded,
+    Item,
+    Items,
+    Mapped,
+    PixelFile,
+    Prepare,
+    Prepared,
+    Slots,
+    Source,
+    on_demand,
+)
 from vqvae2.data.pixel_writer import NoCacheError, PixelWriter, has_room
 from vqvae2.data.pools import cores, processes_pay, read_all, read_by_processes
 from vqvae2.data.storage import cache_folder
 from vqvae2.errors import UserError
 
-FORMAT = 2  # of the cache
+FORMAT = 3  # of the cache
 _MANY = 2000  # files that are decoded by processes, whose start takes a moment
 
 
@@ -52,50 +61,52 @@ class Files:
         """Name each file with its size and time."""
         return (stamp(path) for path in self.paths)
 
-    def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
+    @property
+    def by_processes(self) -> bool:
+        """Whether there are so many that processes read them."""
+        return len(self.paths) >= _MANY and processes_pay()
+
+    def items(self, prepare: Prepare, slots: Slots | None = None) -> Items:
         """Decode them, in threads or, if there are many, in processes."""
-        if len(self.paths) < _MANY or not processes_pay(self.paths[0]):
+        if not self.by_processes:
             read = functools.partial(_item, prepare)
             yield from read_all(self.paths, read, "reading images", "images", 2 * cores())
             return
-        for first, (pixels, records) in read_by_processes(
-            self.paths, functools.partial(_chunk, prepare), "reading images", "images"
-        ):
-            if isinstance(pixels, str):
-                raise UserError(pixels)
-            rest = iter(pixels.numpy() if isinstance(pixels, torch.Tensor) else pixels)
-            for index, record in enumerate(records, first):
-                if isinstance(record, str):
-                    yield index, UnreadableError(record)
-                else:
-                    yield index, Item([(-1, Prepared(next(rest), record))])
+        read_some = functools.partial(_some_items, prepare, slots)
+        for first, found in read_by_processes(self.paths, read_some, "reading images", "images"):
+            if isinstance(found, UserError):
+                raise found
+            yield from enumerate(found, first)
 
 
 def _item(prepare: Prepare, path: Path) -> Item:
     return Item([(-1, prepare(decode(path)))])
 
 
-def _chunk(
-    prepare: Prepare, paths: Sequence[Path]
-) -> tuple[torch.Tensor | list[NDArray[Any]] | str, list[tuple[Any, ...] | str]]:
-    """Decode some files: the pixels of those that can be read, together where they are alike, and record or reason.
+def _some_items(
+    prepare: Prepare, slots: Slots | None, first: int, paths: Sequence[Path]
+) -> list[Item | UnreadableError] | UserError:
+    """Decode some files, of which the first has this number; what fits into the slots is written there.
 
-    An error of the user's is returned as its text: raised, it would reach the main process as a traceback.
+    An error of the user's is returned: raised, it would reach the main process as a traceback.
     """
-    pixels: list[NDArray[Any]] = []
-    records: list[tuple[Any, ...] | str] = []
-    for path in paths:
+    found: list[Item | UnreadableError] = []
+    for number, path in enumerate(paths, first):
+        error = None
         try:
-            image = prepare(decode(path))
+            pixels, record = prepare(decode(path))
         except UnreadableError as reason:
-            records.append(str(reason))
+            found.append(reason)
             continue
-        except UserError as error:
-            return str(error), []
-        pixels.append(image.pixels)
-        records.append(image.record)
-    alike = len({(image.shape, image.dtype) for image in pixels}) == 1
-    return torch.from_numpy(np.stack(pixels)) if alike else pixels, records
+        except UserError as refusal:
+            return refusal
+        assert pixels is not None
+        try:
+            written = slots is not None and slots.take(number, pixels)
+        except OSError as full:
+            written, error = True, full
+        found.append(Item([(-1, Prepared(None if written else pixels, record))], error=error))
+    return found
 
 
 def stamp(path: Path) -> str:

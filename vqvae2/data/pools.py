@@ -5,11 +5,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.batches import as_it_is, ignore_signals
@@ -24,21 +22,13 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def processes_pay(first: Path) -> bool:
-    """Tell whether images like this one are read faster by processes, which hand them over in shared memory.
+def processes_pay() -> bool:
+    """Tell whether processes read files faster than threads: where there are cores for them, and they can be forked.
 
-    They are started by a fork alone: any other start would run the user's script again.
+    Any other start of a process would run the user's script again.
     """
-    if cores() < 2 or multiprocessing.get_all_start_methods()[0] != "fork":
-        return False
-    try:
-        with Image.open(first) as image:
-            each = 3 * image.width * image.height
-        room = os.statvfs("/dev/shm")
-    except Exception:  # whatever Pillow makes of a damaged file
-        return False
-    under_way = 2 * min(16, cores()) * _AT_ONCE * each
-    return under_way < room.f_bavail * room.f_frsize / 2
+    way = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return cores() > 1 and way == "fork"
 
 
 def cores() -> int:
@@ -81,18 +71,19 @@ def read_all(
 class _Chunks(Dataset[Any]):
     """Parts of the files, read one after the other."""
 
-    def __init__(self, paths: Sequence[Any], read: Callable[[Sequence[Any]], Any], size: int) -> None:
+    def __init__(self, paths: Sequence[Any], read: Callable[[int, Sequence[Any]], Any], size: int) -> None:
         self.paths, self.read, self.size = paths, read, size
 
     def __len__(self) -> int:
         return -(-len(self.paths) // self.size)
 
     def __getitem__(self, number: int) -> Any:
-        return self.read(self.paths[number * self.size : (number + 1) * self.size])
+        first = number * self.size
+        return self.read(first, self.paths[first : first + self.size])
 
 
 def read_by_processes(
-    paths: Sequence[S], read: Callable[[Sequence[S]], T], doing: str, unit: str, size: int = _AT_ONCE
+    paths: Sequence[S], read: Callable[[int, Sequence[S]], T], doing: str, unit: str, size: int = _AT_ONCE
 ) -> Iterator[tuple[int, T]]:
     """Read files in processes, as many as there are cores, with a progress bar.
 
@@ -100,8 +91,8 @@ def read_by_processes(
 
     Args:
         paths: of the files.
-        read: reads ``size`` files; a function of a module, or made of one by `functools.partial`. Tensors that it
-            returns are handed over in shared memory.
+        read: reads ``size`` files, given the number of the first and their paths; a function of a module, or made of
+            one by `functools.partial`. What it returns is pickled, unless it is a tensor, which is shared.
         doing, unit: for the bar.
         size: files read at once.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqvae2.checkpoint import config_from
 from vqvae2.data.decoding import Picture, UnreadableError, digest_of
-from vqvae2.data.pixel_file import Item, Prepare
+from vqvae2.data.pixel_file import Item, Items, Prepare, Slots
 from vqvae2.data.pixels import stamp
 from vqvae2.data.selection import Layout
 from vqvae2.data.subjects import stem_of
@@ -29,6 +29,7 @@ class Volumes:
     config: SliceConfig
     whose: str
     paths: None = None  # no slice can be read alone
+    by_processes: bool = False
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -45,8 +46,8 @@ class Volumes:
         )
         return iter([*settings, *groups])
 
-    def items(self, prepare: Prepare) -> Iterator[tuple[int, Item | UnreadableError]]:
-        """Cut them in a pool of threads."""
+    def items(self, prepare: Prepare, slots: Slots | None = None) -> Items:
+        """Cut them in a pool of threads; how many slices there will be is not known, so there are no slots."""
         for index, found in cut_all(self.volumes, self.config):
             yield index, found if isinstance(found, UnreadableError) else _item(found, prepare)
 

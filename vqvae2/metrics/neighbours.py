@@ -49,7 +49,8 @@ def nearest(
         squares = _squares(others)
         for part, least, at in zip(q.split(chunk), best.split(chunk), index.split(chunk), strict=True):
             part = _signed(part) if in_bytes else part.float()
-            value, where = (squares - 2 * _products(part, others)).min(dim=1)  # but for |query|^2
+            # But for |query|^2; from the side of the references, which is faster.
+            value, where = torch.add(squares, _products(others, part).T, alpha=-2).min(dim=1)
             closer = value < least
             least[closer], at[closer] = value[closer].to(least.dtype), where[closer] + start
     bests, indices = (distributed.all_gather_rows(one[None].cpu()) for one in (best.cpu().double(), index))
@@ -61,8 +62,8 @@ def nearest(
     return index, distance
 
 
-_SUMMED = 1 << 16  # products of two bytes that a sum in 32 bits holds, and to spare
-_SQUARED = 16  # rows whose products with each other are made for the sake of their own squares
+_SUMMED = 1 << 15  # products of two bytes, of which 32 bits hold the sum, and three such sums
+_SQUARED = 32  # rows whose products with each other are made for the sake of their own squares
 
 
 def take(array: Any, rows: Any) -> Tensor:
@@ -101,15 +102,17 @@ def _signed(x: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply rows (n, d) by rows (m, d): (n, m), of bytes in int64, exactly."""
+    """Multiply rows (n, d) by rows (m, d): (n, m), of bytes exactly, in int32 or, where that is short, in int64."""
     if a.dtype != torch.int8:
         return a @ b.T
+    if a.shape[1] <= _SUMMED:
+        return torch._int_mm(a, b.T)
     summed = zip(a.split(_SUMMED, 1), b.split(_SUMMED, 1), strict=True)
     return torch.stack([torch._int_mm(x, y.T).long() for x, y in summed]).sum(0)
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Sum the squares of rows (n, d): (n,), of bytes in int64, exactly."""
+    """Sum the squares of rows (n, d): (n,), of bytes as `_products`."""
     if x.dtype != torch.int8:
         return x.square().sum(1)
     return torch.cat([_products(part, part).diagonal() for part in x.split(_SQUARED)])
