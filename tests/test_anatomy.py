@@ -33,6 +33,11 @@ def test_equal_sets_measure_alike_and_each_change_moves_its_own_measure():
     assert all(figures["distance"] < 0.5 and figures["train_distance"] < 0.5 for figures in same.values())
     assert same["area"]["real"] == pytest.approx(np.pi * 0.75**2 / 4, rel=0.05)
     assert same["symmetry"]["real"] > 0.95
+    low, high = same["dark"]["intervals"]["real"]
+    assert low < same["dark"]["real"] < high
+    people = [f"p{i % 4}" for i in range(60)]
+    few = anatomy_figures(heads(60, seed=2), real, train, -1.0, {"real": people, "train": people})
+    assert few["dark"]["intervals"] == {"samples": same["dark"]["intervals"]["samples"], "real": None, "train": None}
     # The rim left out, a disc of 0.8 of the radius is left, of which the fluid fills (0.3 / 0.8)^2.
     assert same["dark"]["real"] == pytest.approx((0.3 / 0.8) ** 2, rel=0.15)
     wet = anatomy_figures(heads(60, seed=2, fluid=0.45), real, train, -1.0)

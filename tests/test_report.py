@@ -284,8 +284,23 @@ def test_pairwise_ssim_is_the_mean_over_all_pairs():
         for i in range(5)
         for j in range(i)
     ]
-    assert report.pairwise_ssim(images, chunk=3) == pytest.approx(np.mean(pairs), abs=1e-5)
-    assert math.isnan(report.pairwise_ssim(images[:1]))
+    assert report.pairwise_ssim(images, chunk=3)[0] == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert math.isnan(report.pairwise_ssim(images[:1])[0])
+
+
+def test_the_interval_of_pairwise_ssim_is_that_of_a_bootstrap_in_loops():
+    images = torch.rand(9, 1, 12, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images[3:] = images[3:] * 0.1 + images[3]
+    subjects = list("aabbcdefg")
+    mean, (low, high) = report.pairwise_ssim(images, subjects)
+    alone = {(i, j): report.pairwise_ssim(images[[i, j]])[0] for i in range(9) for j in range(9) if i != j}
+    draw, means = np.random.default_rng(1), []
+    for _ in range(1000):
+        drawn = [i for name in draw.choice(sorted(set(subjects)), 7) for i in range(9) if subjects[i] == name]
+        means.append(np.mean([alone[i, j] for i in drawn for j in drawn if i != j]))
+    assert low < mean < high
+    assert [low, high] == pytest.approx(np.nanpercentile(means, [2.5, 97.5]), abs=0.03)
+    assert report.pairwise_ssim(images[:4], subjects[:4])[1] is None
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 4095)])
@@ -374,19 +389,26 @@ def test_every_level_count_and_both_colour_kinds_can_be_drawn(tmp_path, started)
 def test_samples_are_shown_by_class_where_two_classes_have_two_on_both_sides(tmp_path, monkeypatch):
     album, drawn = Album(tmp_path), []
     monkeypatch.setattr(figures, "rows_of_images", lambda rows, titles: drawn.append((rows, titles)) or Figure())
-    images = torch.arange(6.0)[:, None, None, None].expand(-1, 1, 8, 8)
+    images = 10 * torch.arange(6.0)[:, None, None, None].expand(-1, 1, 8, 8)
     attributes = {"site": ("a", "b"), "age": ("young", "middle", "old")}
     labels = np.array([[0, 2], [0, 0], [-1, 2], [0, 0], [0, 1], [0, -1]])
     real = np.array([[0, 0], [1, 2], [1, 2], [1, 0], [0, 1], [0, 1]])
     album.by_class(images, labels, images, real, attributes)
     ((rows, titles),) = drawn
-    assert titles == {"sample": ["age young", "age old"]}
-    assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == [[1, 0], [3, 2], [0, 1], [3, 2]]
+    blank = 1
+    assert titles == {"age\nyoung": 2 * ["sample"] + 2 * ["held-out image"]}
+    found = {name: row[:, 0, 0, 0].tolist() for name, row in rows.items()}
+    assert found == {"age\nyoung": [10, 30, 0, 30], "age\nold": [0, 20, 10, 20]}
     both = np.array([[0, 2], [0, 0], [1, 2], [0, 0], [1, 1], [0, -1]])
     album.by_class(images, both, images, both, attributes)
     rows, titles = drawn.pop()
-    assert titles == {"sample": ["site a", "site b", "age young", "age old"]}
-    assert [row[:, 0, 0, 0].tolist() for row in rows.values()] == 2 * [[0, 2, 1, 0], [1, 4, 3, 2]]
+    assert titles == {"site\na": 4 * ["sample"] + 3 * ["held-out image"]}
+    assert {name: row[:, 0, 0, 0].tolist() for name, row in rows.items()} == {
+        "site\na": [0, 10, 30, 50, 0, 10, 30],
+        "site\nb": [20, 40, blank, blank, 20, 40, blank],
+        "age\nyoung": [10, 30, blank, blank, 10, 30, blank],
+        "age\nold": [0, 20, blank, blank, 0, 20, blank],
+    }
     album.by_class(images, labels[:, :1], images, real[:, :1], {"site": ("a", "b")})
     assert len(drawn) == 1
 

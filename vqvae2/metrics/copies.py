@@ -62,21 +62,23 @@ def aligned_nearest(
             f"{tuple(queries.shape)} and {tuple(references.shape)}"
         )
     count, height, width = len(references), *queries.shape[2:]
-    own = distributed.own_part(range(count))
-    known = _thumbnails((rows for _, rows in own_chunks(references, chunk, progress)), (height, width))
-    known = torch.cat([known, known.flip(-1)]).flatten(1)
-    numbers = torch.cat([torch.arange(own.start, own.stop) + moved for moved in (0, count)])  # beyond M: mirrored
     # A shift of a few pixels changes a thumbnail: the query is shifted, too.
     moved = [(down, across) for down in {-(reach // 2), 0, reach // 2} for across in {-(reach // 2), 0, reach // 2}]
     shifted = (queries.roll(move, (2, 3)).split(chunk) for move in moved)
     small = torch.stack([_thumbnails(parts, (height, width)).flatten(1) for parts in shifted])
-    alike = (functools.reduce(torch.maximum, (part @ known.T for part in parts)) for parts in small.split(chunk, dim=1))
-    own_best = [rows.topk(min(candidates, len(known)), dim=1) for rows in alike]
-    values, places = (
-        distributed.all_gather_rows(torch.cat(parts).T)
-        for parts in ([rows.values for rows in own_best], [numbers[rows.indices] for rows in own_best])
-    )
-    chosen = places.gather(0, values.topk(min(candidates, len(values)), dim=0).indices).T
+    best = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    for start, rows in own_chunks(references, chunk, progress):
+        known = _thumbnails([rows], (height, width))
+        known = torch.cat([known, known.flip(-1)]).flatten(1)
+        numbers = torch.cat(
+            [torch.arange(start, start + len(rows)) + moved for moved in (0, count)]
+        )  # beyond M: mirrored
+        alike = functools.reduce(torch.maximum, (shift @ known.T for shift in small))
+        best = _largest(
+            torch.cat([best[0], alike], 1), torch.cat([best[1], numbers.expand(len(alike), -1)], 1), candidates
+        )
+    values, places = (distributed.all_gather_rows(part.T.contiguous()).T for part in best)
+    chosen = _largest(values, places, candidates)[1]
     rows = torch.arange(-min(reach, height // 2), min(reach, height // 2) + 1) % height
     columns = torch.arange(-min(reach, width // 2), min(reach, width // 2) + 1) % width
     found = []
@@ -95,6 +97,12 @@ def aligned_nearest(
         for column, dtype in zip(columns_found, (torch.int64, torch.float32, torch.uint8), strict=True)
     )
     return Aligned(index, correlation.clamp(-1, 1), flipped.bool())
+
+
+def _largest(values: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Keep of each row the largest values, (N, V) -> (N, min(count, V)), and their places."""
+    kept = values.topk(min(count, values.shape[1]), dim=1)
+    return kept.values, places.gather(1, kept.indices)
 
 
 def _standard(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -131,34 +132,39 @@ class Album:
         real_labels: NDArray[np.int64],
         attributes: Mapping[str, Sequence[str]],
     ) -> None:
-        """Show samples of some classes beside held-out images of the same classes.
+        """Show up to five samples of each class beside up to three held-out images of it, a row for each class.
 
-        It takes every attribute of which two classes have two images on both sides, and some classes of each.
+        It takes every attribute of which two classes have two images on both sides, and of many classes some.
 
         Args:
             images, labels: (N, C, H, W) samples and the classes (N, A) they were drawn for, -1 missing.
             real, real_labels: held-out images and their classes.
             attributes: name -> classes.
         """
-        both = (labels, real_labels)
-        suitable: dict[str, list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]] = {}
+        sides = ((images, labels, 5), (real, real_labels, 3))
+        suitable = []
         for column, (attribute, classes) in enumerate(attributes.items()):
-            made, true = ([np.flatnonzero(own[:, column] == k)[:2] for k in range(len(classes))] for own in both)
-            pairs = list(zip([f"{attribute} {name}" for name in classes], made, true, strict=True))
-            known = [pair for pair in pairs if len(pair[1]) == len(pair[2]) == 2]
+            made, true = (
+                [pictures[np.flatnonzero(own[:, column] == k)[:most]] for k in range(len(classes))]
+                for pictures, own, most in sides
+            )
+            pairs = zip([f"{attribute}\n{name}" for name in classes], made, true, strict=True)
+            known = [pair for pair in pairs if len(pair[1]) > 1 and len(pair[2]) > 1]
             if len(known) > 1:
-                suitable[attribute] = known
-        each = max(2, _SHOWN // max(1, len(suitable)))
-        chosen = [known[i] for known in suitable.values() for i in spread_out(len(known), each)]
+                suitable.append(known)
+        each = max(2, 2 * _SHOWN // max(1, len(suitable)))
+        chosen = [known[i] for known in suitable for i in spread_out(len(known), each)]
         if not chosen:
             return
-        rows = {
-            "sample": images[[made[0] for _, made, _ in chosen]],
-            "sample ": images[[made[1] for _, made, _ in chosen]],
-            "held-out image": real[[true[0] for *_, true in chosen]],
-            "held-out image ": real[[true[1] for *_, true in chosen]],
-        }
-        self.add("samples_by_class", figures.rows_of_images(rows, {"sample": [title for title, *_ in chosen]}))
+        widths = [max(len(row[side]) for row in chosen) for side in (1, 2)]
+
+        def filled(some: Tensor, count: int) -> Tensor:
+            """Blank places behind what there is."""
+            return torch.cat([some, some.new_ones(count - len(some), *some.shape[1:])])
+
+        rows = {name: torch.cat(list(map(filled, row, widths))) for name, *row in chosen}
+        titles = ["sample"] * widths[0] + ["held-out image"] * widths[1]
+        self.add("samples_by_class", figures.rows_of_images(rows, {next(iter(rows)): titles}))
 
     def ventricles(self, found: Ventricles) -> None:
         """Show the phantom's ventricle areas by label."""

@@ -3,12 +3,16 @@
 They need no atlas and no weights, only images of heads, or of other objects, before a background.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import scipy  # its parts are loaded where they are first used: all of them take a second
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae2.metrics import foreground
+from vqvae2.report.describe import subject_interval
 
 MEASURES = {
     "area": "area, share of the frame",
@@ -22,8 +26,12 @@ _BINS = 256
 
 
 def anatomy_figures(
-    samples: Tensor, real: Tensor, train: Tensor, background: float | None
-) -> dict[str, dict[str, float]] | None:
+    samples: Tensor,
+    real: Tensor,
+    train: Tensor,
+    background: float | None,
+    subjects: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, dict[str, Any]] | None:
     """Compare what samples of heads measure with held-out images.
 
     ``area``: share of the frame that is foreground. ``symmetry``: correlation of the foreground with its mirror image
@@ -36,10 +44,12 @@ def anatomy_figures(
         real: (M, 1, H, W) held-out images.
         train: (L, 1, H, W) some training images.
         background: of the training images, see `metrics.background_value`.
+        subjects: names of the images' subjects, of ``real`` and ``train``; where they are missing, each image is one.
 
     Returns:
-        By measure: ``samples``, ``real`` and ``train`` (means), ``distance`` of the samples from the held-out images
-        and ``train_distance`` of the training images (Wasserstein's, in standard deviations of the held-out images).
+        By measure: ``samples``, ``real`` and ``train`` (means), their 95% ``intervals`` by a bootstrap over subjects
+        (None for fewer than five), ``distance`` of the samples from the held-out images and ``train_distance`` of the
+        training images (Wasserstein's, in standard deviations of the held-out images).
         None for colour, for images without a background, and where nothing stands before it.
     """
     if background is None or samples.shape[1] != 1:
@@ -51,7 +61,9 @@ def anatomy_figures(
         name: measure(images, background, bounds)
         for name, images in (("samples", samples), ("real", real), ("train", train))
     }
-    found = {}
+    each_its_own = {kind: list(map(str, range(len(values["area"])))) for kind, values in measured.items()}
+    whose = each_its_own | dict(subjects or {})
+    found: dict[str, dict[str, Any]] = {}
     for name in MEASURES:
         sides = {kind: values[name][np.isfinite(values[name])] for kind, values in measured.items()}
         if min(map(len, sides.values())) < 2 or not sides["real"].std():
@@ -59,6 +71,7 @@ def anatomy_figures(
         unit = float(sides["real"].std())
         found[name] = {
             **{kind: float(values.mean()) for kind, values in sides.items()},
+            "intervals": {kind: subject_interval(values[name], whose[kind]) for kind, values in measured.items()},
             "distance": float(scipy.stats.wasserstein_distance(sides["samples"], sides["real"])) / unit,
             "train_distance": float(scipy.stats.wasserstein_distance(sides["train"], sides["real"])) / unit,
         }

@@ -48,14 +48,15 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "samples": ("Samples", "Drawn from the priors and decoded, in the order in which they were drawn."),
     "samples_by_class": (
         "Samples by class",
-        "The first two samples of some classes of each label, beside the first two held-out images of them: do samples "
-        "follow their labels?",
+        "The first samples of each class, beside held-out images of it: do samples follow their labels? Of a label "
+        "with many classes some are shown, evenly spaced.",
     ),
     "rejection": (
-        "Precision and recall where the surest samples are kept",
+        "Precision, recall and Fréchet distance where the surest samples are kept",
         "In each class, the samples the classifier is surest of are kept: all, three quarters, half, a quarter. "
         "Precision: share of samples that lie among held-out images; recall: share of held-out images that lie among "
-        "samples.",
+        "samples. The Fréchet distance is divided by that of all samples; below 1 the kept ones are nearer to held-out "
+        "images.",
     ),
     "sample_nll": (
         "Likelihood of samples and of held-out images",

@@ -197,17 +197,25 @@ def histograms(
 
 @_styled
 def precision_recall(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw precision against recall: name of the features -> points, each with its ``share`` of kept samples."""
-    figure, axes = _panels(1, width=6.5)
+    """Draw precision against recall, and the Fréchet distance, by the ``share`` of the samples that is kept.
+
+    Args:
+        curves: name of the features -> points, the first of all samples.
+    """
+    figure, (left, right) = _panels(2)
     for (name, points), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
-        recall, precision = ([point[key] for point in points] for key in ("recall", "precision"))
-        axes[0].plot(recall, precision, marker="o", color=colour, label=name)
-        for point in points:
-            place = (point["recall"], point["precision"])
-            axes[0].annotate(f"{point['share']:.0%}", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes[0].set(ylabel="precision")
-    axes[0].margins(0.15)  # the points lie close together
-    return _finish(figure, axes, "recall")
+        recall, precision, share, frechet = (
+            [point[key] for point in points] for key in ("recall", "precision", "share", "frechet")
+        )
+        left.plot(recall, precision, marker="o", color=colour, label=name)
+        for place, kept in zip(zip(recall, precision, strict=True), share, strict=True):
+            left.annotate(f"{kept:.0%}", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+        right.plot(share, np.array(frechet) / frechet[0], marker="o", color=colour, label=name)
+    left.set(title="precision and recall", ylabel="precision", xlabel="recall")
+    right.set(title="Fréchet distance", ylabel="divided by that of all samples", xlabel="share of the samples kept")
+    left.margins(0.15)  # the points lie close together
+    right.invert_xaxis()
+    return _finish(figure, (left, right))
 
 
 @_styled
@@ -327,9 +335,10 @@ def _panels(count: int, width: float = _WIDTH, height: float = 3.4) -> tuple[Fig
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _finish(figure: Figure, axes: Sequence[Axes], xlabel: str) -> Figure:
+def _finish(figure: Figure, axes: Sequence[Axes], xlabel: str | None = None) -> Figure:
     for axis in axes:
-        axis.set_xlabel(xlabel)
+        if xlabel is not None:
+            axis.set_xlabel(xlabel)
         if axis.get_legend_handles_labels()[0]:
             # Under the axes, where no curve can lie beneath it.
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1 if len(axes) > 2 else 2)

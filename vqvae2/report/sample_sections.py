@@ -46,11 +46,14 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
     if found:
         text += "<h3>Diversity</h3>" + table(
             f"Likeness of images of one set, over all pairs of {found['compared']:,} of each",
-            ["mean over pairs", "SSIM"],
+            ["mean over pairs", "SSIM (95%)"],
             [
-                ["samples", num(found["pairwise_ssim"], 3)],
-                ["held-out images", num(found["real_pairwise_ssim"], 3)],
-                ["their reconstructions", num(found["reconstructed_pairwise_ssim"], 3)],
+                [words, mean({"mean": found[name], "interval": found.get(f"{name}_interval")}, 3)]
+                for words, name in (
+                    ("samples", "pairwise_ssim"),
+                    ("held-out images", "real_pairwise_ssim"),
+                    ("their reconstructions", "reconstructed_pairwise_ssim"),
+                )
             ],
         )
     found = samples.get("memorisation")
@@ -98,13 +101,16 @@ def samples_section(report: Report, known: Mapping[str, Figure]) -> str:
         rows = [
             [
                 MEASURES[name],
-                *(num(f[kind], 3) for kind in ("samples", "real", "train")),
+                *(
+                    mean({"mean": f[kind], "interval": f.get("intervals", {}).get(kind)}, 3)
+                    for kind in ("samples", "real", "train")
+                ),
                 num(f["distance"], 2),
                 num(f["train_distance"], 2),
             ]
             for name, f in found.items()
         ]
-        head = ["mean of", "samples", "held-out images", "training images"]
+        head = ["mean of (95%)", "samples", "held-out images", "training images"]
         head += ["distance of samples", "distance of training images"]
         counts = samples["anatomy_counts"]
         text += "<h3>Anatomy</h3>" + table(

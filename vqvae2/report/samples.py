@@ -22,12 +22,11 @@ from vqvae2.data import ImageSet, from_unit
 from vqvae2.data.phantom import ventricle_area
 from vqvae2.detail import ImageDecoder
 from vqvae2.metrics import Aligned, aligned_nearest, nearest, ssim
-from vqvae2.report.describe import spread_out
+from vqvae2.report.describe import resampled_interval, spread_out
 from vqvae2.vqvae import VQVAE
 
-_ELEMENTS_AT_ONCE = 1 << 24
+_ELEMENTS_AT_ONCE = 1 << 24  # pixels compared: 64 MiB in fp32
 _ROWS_AT_ONCE = 4096
-"""Pixels compared at once: 64 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class SampleSet:
 
     Attributes:
         folder: where they lie.
-        codes: by level, top first, (N, h, w) int64.
+        codes: by level, top first, (N, h, w), the smallest signed integers that hold them.
         nll: (N, levels) nats per code.
         labels: (N, A) int64, those that the priors were given, -1 missing.
         how: samples.json.
@@ -120,7 +119,8 @@ def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping
             return None
         model = next(model for model in decoders if list(model.levels) == drawn)
         with np.load(folder / "codes.npz", allow_pickle=False) as arrays:
-            codes = [torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]
+            sizes = zip(model.levels, model.config.num_embeddings, strict=True)
+            codes = [torch.from_numpy(arrays[level].astype(np.min_scalar_type(-k))) for level, k in sizes]
         nll = np.array([how["nll_nats_per_code"][level] for level in model.levels], np.float64).T
         labels = np.array(how["labels"], np.int64).reshape(len(nll), -1)
         for level, shape, k in zip(codes, model.config.shapes, model.config.num_embeddings, strict=True):
@@ -134,41 +134,77 @@ def decode(model: ImageDecoder, codes: Sequence[Tensor], chunk: int = 32) -> Ten
     """Decode many images' codes: by level, top first, (N, h, w) -> (N, C, H, W) in [-1, 1] on the CPU."""
     device = model.device
     starts = range(0, len(codes[0]), chunk)
-    return torch.cat([model.decode([level[i : i + chunk].to(device) for level in codes]).cpu() for i in starts])
+    return torch.cat([model.decode([level[i : i + chunk].to(device).long() for level in codes]).cpu() for i in starts])
 
 
 @torch.no_grad()
-def pairwise_ssim(images: Tensor, chunk: int = 64) -> float:
-    """Average the SSIM over all pairs of images (N, C, H, W): near 1 where all are alike; NaN for fewer than two."""
+def pairwise_ssim(
+    images: Tensor, subjects: Sequence[str] | None = None, chunk: int = 64
+) -> tuple[float, list[float] | None]:
+    """Average the SSIM over all pairs of images: near 1 where all are alike.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1].
+        subjects: N names; None: each image is a subject.
+        chunk: pairs compared at once.
+
+    Returns:
+        The mean, NaN for fewer than two images, and its 95% interval by a bootstrap over subjects; None for fewer than
+        five subjects.
+    """
     first, second = torch.triu_indices(len(images), len(images), 1)
     if not len(first):
-        return math.nan
+        return math.nan, None
     starts = range(0, len(first), chunk)
     parts = [ssim(images[first[i : i + chunk]], images[second[i : i + chunk]]).double() for i in starts]
-    return float(torch.cat(parts).mean())
+    values = torch.cat(parts).numpy()
+    names, whose = np.unique(np.arange(len(images)) if subjects is None else np.asarray(subjects), return_inverse=True)
+    # Sums and numbers of the pairs of each two subjects' images, in both orders.
+    sums, numbers = np.zeros((2, len(names), len(names)))
+    one, other = whose[first.numpy()], whose[second.numpy()]
+    for a, b in ((one, other), (other, one)):
+        np.add.at(sums, (a, b), values)
+        np.add.at(numbers, (a, b), 1.0)
+
+    def mean(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of draws (D, subjects) that take each subject so many times."""
+        total, pairs = ((drawn * (drawn @ matrix)).sum(1) for matrix in (sums, numbers))
+        return np.divide(total, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+
+    return float(values.mean()), resampled_interval(np.eye(len(names)), names, mean)
 
 
-def diversity_figures(samples: Tensor, real: Tensor, reconstructed: Tensor, limit: int = 64) -> dict[str, float]:
+def diversity_figures(
+    samples: Tensor,
+    real: Tensor,
+    reconstructed: Tensor,
+    subjects: Sequence[str] | None = None,
+    limit: int = 64,
+) -> dict[str, Any]:
     """Compare how alike samples are with how alike as many real images are.
 
     Args:
         samples: (N, C, H, W) in [-1, 1].
         real: (M, C, H, W) held-out images.
         reconstructed: (M, C, H, W) their reconstructions, which are smooth as samples are.
+        subjects: M names; None: each held-out image is a subject.
         limit: images of each kind that are compared.
 
     Returns:
-        Mean pairwise SSIM: ``pairwise_ssim``, ``real_pairwise_ssim``, ``reconstructed_pairwise_ssim``, and
-        ``compared``, the number of images of each.
+        Mean pairwise SSIM: ``pairwise_ssim``, ``real_pairwise_ssim``, ``reconstructed_pairwise_ssim``; the 95% interval
+        of each, with ``_interval`` behind its name; and ``compared``, the number of images of each.
     """
     count = min(len(samples), len(real), limit)
     chosen = spread_out(len(real), count)
-    return {
-        "compared": count,
-        "pairwise_ssim": pairwise_ssim(samples[:count]),
-        "real_pairwise_ssim": pairwise_ssim(real[chosen]),
-        "reconstructed_pairwise_ssim": pairwise_ssim(reconstructed[chosen]),
-    }
+    whose = None if subjects is None else [subjects[i] for i in chosen]
+    found: dict[str, Any] = {"compared": count}
+    for name, images, people in (
+        ("pairwise_ssim", samples[:count], None),
+        ("real_pairwise_ssim", real[chosen], whose),
+        ("reconstructed_pairwise_ssim", reconstructed[chosen], whose),
+    ):
+        found[name], found[f"{name}_interval"] = pairwise_ssim(images, people)
+    return found
 
 
 def nearest_training(

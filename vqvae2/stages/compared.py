@@ -40,6 +40,11 @@ class Beside:
         self.model, self.images, self.codes = model, evaluated.images, codes
         self.rows = report.spread_out(len(evaluated.images), COMPARED)
 
+    @property
+    def subjects(self) -> list[str]:
+        """Whose images these are."""
+        return [self.images.subjects[i] for i in self.rows]
+
     @functools.cached_property
     def real(self) -> Tensor:
         """The images, (N, C, H, W)."""
@@ -126,11 +131,12 @@ def measure_samples(
             level: report.spread(column) for level, column in zip(found_set.decoder.levels, whole.nll.T, strict=True)
         },
         "nll_by_sample": dict(zip(found_set.decoder.levels, whole.nll.T.tolist(), strict=True)),
-        "diversity": report.diversity_figures(images, real, again),
+        "diversity": report.diversity_figures(images, real, again, beside.subjects),
         "memorisation": report.memorisation_figures(near, found_set, train, own_codes, model),
     }
-    known = train.at(report.spread_out(len(train), COMPARED))
-    anatomy = report.anatomy_figures(images, real, known, background_of(evaluated))
+    rows = report.spread_out(len(train), COMPARED)
+    known, subjects = train.at(rows), {"real": beside.subjects, "train": [train.subjects[i] for i in rows]}
+    anatomy = report.anatomy_figures(images, real, known, background_of(evaluated), subjects)
     if anatomy is not None and not found_set.how["label"]:
         found["samples"] |= {"anatomy": anatomy, "anatomy_counts": {"real": len(real), "train": len(known)}}
     found["samples"]["regions"] = regions
