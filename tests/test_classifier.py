@@ -40,6 +40,15 @@ def test_it_tells_classes_apart_that_it_has_not_seen_images_of_and_knows_how_sur
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
 
 
+def test_it_judges_alike_in_any_mode_and_learns_nothing_by_it():
+    images, model = pictures(40, 1)[0], trained(4)
+    first = probabilities(model, lambda rows: images[rows], len(images))
+    before = {name: value.clone() for name, value in model.train().state_dict().items()}
+    assert torch.equal(probabilities(model, lambda rows: images[rows], len(images)), first)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone():
     state = torch.get_rng_state()
     one, same, other = trained(4), trained(4), trained(4, seed=1)

@@ -364,8 +364,10 @@ def test_codes_are_drawn_without_dropout_and_the_modes_are_restored():
     """Also without the dropout of labels and of codes, whatever the mode of the prior or of its parts."""
     dropped = {"dropout": 0.5, "attention_dropout": 0.5, "input_dropout": 0.5, "label_dropout": 1.0}
     prior = tiny_prior((3, 4), ((1, 2),), labelled=True, attention_every=2, **dropped)
-    _, condition, label = tiny_inputs(prior.config, 3)
+    codes, condition, label = tiny_inputs(prior.config, 3)
     uniform = torch.zeros(3, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        predicted = prior.eval()(codes, condition, label).log_softmax(1)
 
     def draw(logits: Tensor, _uniform: Tensor) -> tuple[Tensor, Tensor]:
         return logits.argmax(-1), logits.log_softmax(-1).amax(-1)
@@ -376,4 +378,5 @@ def test_codes_are_drawn_without_dropout_and_the_modes_are_restored():
     modes = [part.training for part in prior.modules()]
     for _ in range(3):
         assert all(map(torch.equal, prior.generate(draw, uniform, condition, label), expected))
+        assert torch.equal(prior.log_probabilities(codes, condition, label), predicted)
     assert [part.training for part in prior.modules()] == modes

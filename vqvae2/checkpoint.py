@@ -12,7 +12,8 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
@@ -167,6 +168,17 @@ class Pretrained(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @contextmanager
+    def in_evaluation_mode(self) -> Iterator[None]:
+        """Run what is inside in evaluation mode; afterwards each part has its own mode back."""
+        training = [part for part in self.modules() if part.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
 
     def save_pretrained(self, folder: str | os.PathLike[str], origin: Mapping[str, Any] | None = None) -> str:
         """Write config.json and model.safetensors; return the SHA-256 of the weights file.

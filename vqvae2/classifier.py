@@ -148,7 +148,7 @@ def probabilities(classifier: Classifier, images: Any, count: int, batch_size: i
     """Let a classifier judge images.
 
     Args:
-        classifier: in evaluation mode.
+        classifier: nothing is dropped, and no statistics change, whatever its mode.
         images: images by ``images(rows)`` -> (B, C, H, W) in [-1, 1].
         count: N.
         batch_size: images judged at once.
@@ -158,7 +158,8 @@ def probabilities(classifier: Classifier, images: Any, count: int, batch_size: i
     """
     device = classifier.device
     parts = [torch.zeros(0, len(classifier.config.classes))]
-    for start in range(0, count, batch_size):
-        x = images(list(range(start, min(start + batch_size, count))))
-        parts.append(classifier(x.to(device)).float().softmax(1).cpu())
+    with classifier.in_evaluation_mode():
+        for start in range(0, count, batch_size):
+            x = images(list(range(start, min(start + batch_size, count))))
+            parts.append(classifier(x.to(device)).float().softmax(1).cpu())
     return torch.cat(parts)

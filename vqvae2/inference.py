@@ -44,14 +44,13 @@ class Completed:
     accepted: list[float]
 
 
-@torch.no_grad()
 def surprise(
     priors: Sequence[Prior], codes: Sequence[Tensor], label: Tensor | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """Tell how improbable each code is, given those before it and the coarser levels.
 
     Args:
-        priors: of the levels, top first, in evaluation mode.
+        priors: of the levels, top first.
         codes: by level, (N, h, w) integers.
         label: (N, A) int64, -1 missing; None: all missing.
 
@@ -61,7 +60,7 @@ def surprise(
     """
     found = []
     for i, prior in enumerate(priors):
-        log_p = prior(codes[i], list(codes[:i]), label).float().log_softmax(1)
+        log_p = prior.log_probabilities(codes[i], list(codes[:i]), label)
         entropy = -(log_p.exp() * log_p).sum(1)
         found.append((-log_p.gather(1, codes[i].long()[:, None])[:, 0], entropy))
     return found

@@ -49,19 +49,13 @@ def _maps(config: PriorConfig) -> tuple[Any, ...]:
 
 
 def _in_evaluation_mode(method: Callable[P, T]) -> Callable[P, T]:
-    """Let a module's method run in evaluation mode; each part is given its own mode back."""
+    """Let a model's method run in evaluation mode."""
 
     @wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        module = args[0]
-        assert isinstance(module, nn.Module)
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        try:
+        assert isinstance(args[0], checkpoint.Pretrained)
+        with args[0].in_evaluation_mode():
             return method(*args, **kwargs)
-        finally:
-            for part in training:
-                part.training = True
 
     return run
 
@@ -180,6 +174,17 @@ class Prior(checkpoint.Pretrained):
         if self.head is not None:
             h = unfold(self.head(h, x), self.config.patch, self.config.mirrored)
         return self._logits(h, self.position_table).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    @_in_evaluation_mode
+    def log_probabilities(
+        self, codes: Tensor, condition: list[Tensor] | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-probability of every code at every cell, given all earlier ones: (B, K, h, w) float32.
+
+        Arguments as of `forward`. Nothing is dropped, whatever the prior's mode.
+        """
+        return self(codes, condition, label).float().log_softmax(1)
 
     @torch.no_grad()
     @_in_evaluation_mode

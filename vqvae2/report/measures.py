@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -262,7 +263,7 @@ def score_codes(
     """Score code maps under a prior, in fp32.
 
     Args:
-        prior: in evaluation mode.
+        prior: of the finest of these levels.
         codes: of the coarser levels and the prior's own, top first, (N, h, w) integers, N >= 1.
         labels: (N, A) int64, -1 missing.
         batch_size: images at once.
@@ -277,11 +278,11 @@ def score_codes(
     for start in range(0, len(own_rows), batch_size):
         rows = list(own_rows[start : start + batch_size])
         *coarser, own = (level[rows].long().to(device) for level in codes)
-        logits = prior(own, condition=coarser, label=labels[rows].to(device)).float()
-        cells = torch.nn.functional.cross_entropy(logits, own, reduction="none").cpu().double()
+        log_p = prior.log_probabilities(own, coarser, labels[rows].to(device))
+        cells = F.nll_loss(log_p, own, reduction="none").cpu().double()
         nll.append(cells.mean((1, 2)))
         total += cells.sum(0)
-        right += (logits.argmax(1) == own).sum().cpu()
+        right += (log_p.argmax(1) == own).sum().cpu()
         if progress is not None:
             progress(len(own))
     count, total, right = len(labels), distributed.all_reduce_sum(total), distributed.all_reduce_sum(right)
@@ -296,7 +297,7 @@ def reliance(
     """Measure what a prior draws on: how much its NLL rises where one thing that it is told is another image's.
 
     Args:
-        prior: in evaluation mode.
+        prior: of the finest of these levels.
         codes: of the coarser levels and the prior's own, top first, (N, h, w) integers, N >= 1.
         labels: (N, A) int64, -1 missing.
         batch_size: images at once.
@@ -321,9 +322,8 @@ def reliance(
         for start in range(0, len(rows), batch_size):
             given = {name: tensor[start : start + batch_size] for name, tensor in inputs.items()}
             condition = [given[name] for name in prior.config.condition_levels]
-            logits = prior(given["own"], condition=condition, label=given.get("labels")).float()
-            target = own[start : start + batch_size]
-            total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+            log_p = prior.log_probabilities(given["own"], condition, given.get("labels"))
+            total += float(F.nll_loss(log_p, own[start : start + batch_size], reduction="sum"))
         return total / own.numel()
 
     usual = nll(told)
