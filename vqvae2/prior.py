@@ -180,11 +180,12 @@ class Prior(checkpoint.Pretrained):
     def log_probabilities(
         self, codes: Tensor, condition: list[Tensor] | None = None, label: Tensor | None = None
     ) -> Tensor:
-        """Return the log-probability of every code at every cell, given all earlier ones: (B, K, h, w) float32.
+        """Return the log-probability of every code at every cell, given all earlier ones: (B, K, h, w).
 
-        Arguments as of `forward`. Nothing is dropped, whatever the prior's mode.
+        Arguments as of `forward`. Nothing is dropped, whatever the prior's mode. In float32, or what is wider.
         """
-        return self(codes, condition, label).float().log_softmax(1)
+        logits = self(codes, condition, label)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
     @torch.no_grad()
     @_in_evaluation_mode
