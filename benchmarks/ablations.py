@@ -77,6 +77,18 @@ VQVAE_ROWS: dict[str, dict[str, Any]] = {
     "SimVQ, random start": {"model": {"codebook": "simvq", "init_vectors": 0}},
     "rotation": {"model": {"estimator": "rotation"}},
     "upper levels upsampled alone": {"model": {"upper_decoder": "upsample"}},
+    "without residual blocks": {"model": {"num_residual_layers": 0}},
+    "one level of 64x64, K 16": {
+        "model": {
+            "strides": (2,),
+            "num_embeddings": (16,),
+            "embedding_dim": (8,),
+            "rate_weight": 0.0,
+            "hidden_channels": 128,
+            "residual_channels": 64,
+            "level_dropout": 0.0,
+        }
+    },
 }
 PRIOR_ROWS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -207,7 +219,9 @@ class VQVAEBench:
     def figures(self, model: VQVAE) -> dict[str, float]:
         with torch.compiler.set_stance("force_eager"):
             figures = self.score(lambda x: model.decode(model.encode(x.to(self.device))).cpu())
-            coarse = self.score(lambda x: model.decode(model.encode(x.to(self.device))[:-1]).cpu())["whole"]
+            coarse = math.nan  # of a single level
+            if len(model.levels) > 1:
+                coarse = self.score(lambda x: model.decode(model.encode(x.to(self.device))[:-1]).cpu())["whole"]
             trained, held = (
                 [torch.cat(level).cpu() for level in zip(*map(model.encode, images.split(32)), strict=True)]
                 for images in (self.train_images.to(self.device), self.images.to(self.device))

@@ -28,7 +28,7 @@ def label_warnings(report: Report) -> Iterator[str]:
     """Say which labels samples do not follow."""
     for answer, told in _answers(report):
         if answer == "no":
-            yield f"{told} More samples give a clearer answer; sample.py --guidance strengthens a label."
+            yield f"{told} More samples give a clearer answer; sampling with --guidance strengthens a label."
         elif answer == "against":
             yield f"{told} Labels may be mixed up."
     found = report.get("phantom", {})

@@ -58,7 +58,7 @@ class Arguments:
     """Samples to draw if the run folder holds none; 0: none."""
     classifier: str | None = None
     """A label, by name: train a classifier of it on the training images (or take the run's), and measure whether
-    samples are recognised as their class, and the classification accuracy score. sample.py --reject needs it."""
+    samples are recognised as their class, and the classification accuracy score. Sampling with --reject needs it."""
     features: tuple[str, ...] = ()
     """Compare samples with real images in these features, too: a classifier of torchvision by name, such as resnet50;
     inception (the FID's, by torch-fidelity); or module:function, your own: images (N, C, H, W) in [-1, 1] -> (N, d).

@@ -42,10 +42,10 @@ _MAY_LIE_THERE = (_README, "LICENSE", "LICENSE.txt", "LICENSE.md")  # as in a ne
 class Arguments:
     """Copy the models of a run into a small folder of their own, from which others sample, evaluate and train on.
 
-    The folder is a run folder without codes, data and states of training: sample.py and evaluate.py --data take it as
-    --run, train_vqvae.py and train_prior.py as --init. It holds no image and no name, but the labels of the training
-    images, counted; numbers are rounded to tenths of their range. A model card, README.md, is written where there is
-    none.
+    The folder is a run folder without codes, data and states of training: sampling takes it as --run, as does an
+    evaluation with --data, and trainings take it as --init. It holds no image and no name, but the labels of the
+    training images, counted; numbers are rounded to tenths of their range. A model card, README.md, is written where
+    there is none.
     """
 
     run: Path

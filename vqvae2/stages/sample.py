@@ -86,13 +86,14 @@ class Arguments:
     """Share of the samples to leave out, in [0, 1): so many more are drawn, and of each class those are kept of which a
     classifier is surest (Razavi et al. 2019)."""
     classifier: Path | None = None
-    """Folder of the --reject classifier; default: the one in the run folder, which evaluate.py --classifier makes."""
+    """Folder of the --reject classifier; default: the one in the run folder, which an evaluation with --classifier
+    makes."""
     chunk_size: int = 16
     """Images sampled at once; sets of different chunk sizes differ by rounding."""
     out: Path | None = None
     """Folder of the images; default: samples in the run folder."""
     no_images: bool = False
-    """Write the codes and a grid of the first images alone; evaluate.py decodes them as it goes."""
+    """Write the codes and a grid of the first images alone; the evaluation decodes them as it goes."""
     overwrite: bool = False
     """Replace a set of other settings in that folder."""
     compute: Compute = field(default_factory=Compute)
