@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -158,6 +159,36 @@ def rate_at(curve: Sequence[Point], score: float, figure: str = "ssim_foreground
     if not scores[0] <= score <= scores[-1]:
         return math.nan
     return float(2 ** np.interp(score, scores, rates))
+
+
+def draw(curves: Mapping[str, Sequence[Point]], levels: Sequence[tuple[str, float, float]], path: Path) -> None:
+    """Draw SSIM in the foreground over bits a pixel, of the codecs and of a model decoded from more and more levels.
+
+    Args:
+        curves: of :func:`curves`.
+        levels: of the model ``(name, bits a pixel up to there, SSIM)``, top first.
+        path: of the PNG.
+    """
+    colours = dict(zip(CODECS, ("#767676", "#0072B2", "#D55E00", "#009E73"), strict=True))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, points in curves.items():
+        codec, _, mosaic = name.partition(" ")
+        line = [point["bits_per_pixel"] for point in points], [point["ssim_foreground"] for point in points]
+        words = f"{codec.replace('WEBP', 'WebP').replace('JXL', 'JPEG XL')}{', 16 slices a file' if mosaic else ''}"
+        axis.plot(*line, color=colours[codec], linestyle="--" if mosaic else "-", linewidth=1.4, label=words)
+    names, bits, scores = zip(*levels, strict=True)
+    axis.plot(bits, scores, color="black", marker="o", label="codes under the priors")
+    for i, place in enumerate(zip(bits, scores, strict=True)):
+        words = names[0] if i == 0 else f"and {names[i]}"
+        axis.annotate(words, place, textcoords="offset points", xytext=(-6, 5), ha="right", fontsize=8)
+    axis.set(xscale="log", xlabel="bits a pixel", ylabel="SSIM inside the head", xlim=(min(bits) / 1.6, None))
+    axis.set_xticks([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"])
+    axis.minorticks_off()
+    axis.grid(color="#e6e6e6")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def main() -> int:

@@ -74,6 +74,7 @@ def main() -> int:
     held_out = data[report["split"]["name"]]
     write_judgement(run, held_out)
     curves = codecs.curves(held_out, background_of(data["train"]))
+    codecs.draw(curves, by_level(report), run / "rate-curves.png")
     found = claims(report, curves)
     tell(found, report["split"])
     figures = {
@@ -88,6 +89,16 @@ def main() -> int:
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"wrote {arguments.json}")
     return 0
+
+
+def by_level(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return ``(name, bits a pixel under the priors so far, SSIM in the foreground)`` of the levels, top first."""
+    pixels, bits, found = report["data"]["height"] * report["data"]["width"], 0.0, []
+    for name, level in report["levels"].items():
+        bits += level["nll_bits"] * math.prod(level["shape"]) / pixels
+        scores = report["reconstruction"]["upper"].get(name, report["reconstruction"])
+        found.append((name, bits, scores["ssim_foreground"]["mean"]))
+    return found
 
 
 def claims(report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The words of the report: captions of its figures with their units, names of sets and features, a glossary."""
 
-__all__ = ["CAPTIONS", "SETS", "WORDS", "space_words"]
+__all__ = ["ALTERNATIVES", "CAPTIONS", "SETS", "WORDS", "space_words"]
 
 SETS = {
     "reconstructions": "reconstructions",
@@ -85,6 +85,52 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
 }
 """Title and caption by file name, in no order."""
+
+ALTERNATIVES = {
+    "reconstructions": (
+        "Three rows of pictures: originals, their reconstructions, and the difference in red and blue. Columns go "
+        "from the best SSIM over the median to the worst."
+    ),
+    "levels": (
+        "Rows of the same pictures: the originals, then what is decoded from the coarsest level alone, from more "
+        "levels, and from all. Detail appears with each level."
+    ),
+    "ssim": "Histograms of SSIM laid over each other, one for each set that the legend names.",
+    "code_maps": "A row of originals over a row of coloured mosaics for each level: the maps of their codes.",
+    "codebook_use": (
+        "A falling curve for each level: the share of cells that have each code, most used first, on a logarithmic "
+        "scale."
+    ),
+    "nll_maps": (
+        "Heat maps for each level, of the prior and of the position-wise unigram: bright cells have codes that are "
+        "hard to predict."
+    ),
+    "samples": "A grid of up to 64 samples.",
+    "samples_by_class": "A row of pictures for each class: samples at the left, held-out images at the right.",
+    "rejection": (
+        "Left, precision over recall, a point for each share of the samples that is kept. Right, the Fréchet distance "
+        "over that share."
+    ),
+    "sample_nll": "Histograms of NLL for each level: samples and held-out images, laid over each other.",
+    "neighbours": (
+        "Four rows of pictures: samples, the training images nearest to them, held-out images, and the training "
+        "images nearest to those."
+    ),
+    "distances": (
+        "Histograms of the distance to the nearest training image: samples, held-out images and their "
+        "reconstructions, with a line at the 1st percentile of held-out images."
+    ),
+    "ventricles": (
+        "Points for each label: ventricle areas of training images in grey, of samples in blue, with a bar at each "
+        "mean."
+    ),
+    "vqvae_curves": "Three panels of curves over training steps: the loss, SSIM, and the perplexity of each codebook.",
+    "prior_curves": (
+        "A panel for each level: the NLL of training and held-out codes over training steps, with lines at the "
+        "unigrams."
+    ),
+}
+"""What is seen in each, for those who do not see it."""
 
 WORDS = {
     "SSIM": "Structural similarity of two images (Wang et al. 2004); 1 is perfect. Over the whole frame it mostly "

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from vqvae2.report.captions import CAPTIONS
+from vqvae2.report.captions import ALTERNATIVES, CAPTIONS
 
 
 class Figure(NamedTuple):
@@ -22,10 +22,10 @@ def pictures(names: Sequence[str], known: Mapping[str, Figure]) -> str:
     for name in names:
         if name in known:
             title, caption = CAPTIONS[name]
-            seen = f"{title}. {caption.split('. ')[0].rstrip('.')}."
             source = f"data:image/png;base64,{b64encode(known[name].png).decode()}"
+            seen, width = escape(ALTERNATIVES[name]), 10 * known[name].width
             parts.append(
-                f'<figure><img src="{source}" alt="{escape(seen)}" style="width:{10 * known[name].width:.0f}%">'
+                f'<figure><img src="{source}" alt="{seen}" style="width:{width:.0f}%">'
                 f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
             )
     return "".join(parts)
