@@ -294,13 +294,24 @@ def test_the_interval_of_pairwise_ssim_is_that_of_a_bootstrap_in_loops():
     subjects = list("aabbcdefg")
     mean, (low, high) = report.pairwise_ssim(images, subjects)
     alone = {(i, j): report.pairwise_ssim(images[[i, j]])[0] for i in range(9) for j in range(9) if i != j}
-    draw, means = np.random.default_rng(1), []
+    names, draw, means = sorted(set(subjects)), np.random.default_rng(1), []
     for _ in range(1000):
-        drawn = [i for name in draw.choice(sorted(set(subjects)), 7) for i in range(9) if subjects[i] == name]
-        means.append(np.mean([alone[i, j] for i in drawn for j in drawn if i != j]))
+        drawn = [names.index(name) for name in draw.choice(names, len(names))]
+        own = [(i, j, 1) for k in drawn for i, j in alone if subjects[i] == subjects[j] == names[k]]
+        # Of 7 subjects two others are drawn together with 6/7 of the frequency with which each is drawn once.
+        pairs = [(a, b) for a in drawn for b in drawn if a != b]
+        two = [(i, j, 7 / 6) for a, b in pairs for i, j in alone if (subjects[i], subjects[j]) == (names[a], names[b])]
+        weights = np.array([w for *_, w in own + two])
+        means.append(np.average([alone[i, j] for i, j, _ in own + two], weights=weights))
     assert low < mean < high
     assert [low, high] == pytest.approx(np.nanpercentile(means, [2.5, 97.5]), abs=0.03)
     assert report.pairwise_ssim(images[:4], subjects[:4])[1] is None
+
+
+def test_the_interval_of_pairwise_ssim_holds_its_mean_where_one_person_s_images_are_alike():
+    people = torch.rand(6, 1, 12, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, (low, high) = report.pairwise_ssim(people.repeat_interleave(10, 0), [f"p{i // 10}" for i in range(60)])
+    assert low < mean < high
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 4095)])
@@ -411,6 +422,13 @@ def test_samples_are_shown_by_class_where_two_classes_have_two_on_both_sides(tmp
     }
     album.by_class(images, labels[:, :1], images, real[:, :1], {"site": ("a", "b")})
     assert len(drawn) == 1
+
+
+def test_dollars_in_names_of_rows_are_no_formula(tmp_path):
+    images = torch.zeros(2, 1, 8, 8)
+    figure = figures.rows_of_images({"income\n$_low_$": images, "income\n$0-$50k": images}, {})
+    figures.save(figure, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_labels_of_panels_do_not_lie_over_each_other(monkeypatch):

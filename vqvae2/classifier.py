@@ -148,7 +148,7 @@ def probabilities(classifier: Classifier, images: Any, count: int, batch_size: i
     """Let a classifier judge images.
 
     Args:
-        classifier: nothing is dropped, and no statistics change, whatever its mode.
+        classifier: in any mode; it judges in evaluation mode.
         images: images by ``images(rows)`` -> (B, C, H, W) in [-1, 1].
         count: N.
         batch_size: images judged at once.

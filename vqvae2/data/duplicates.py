@@ -27,7 +27,7 @@ Thumbnails = NDArray[np.float32]
 def thumbnail(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Thumbnails:
     """Shrink an image (H, W) or (H, W, 3) to 32 x 32 grey values with mean 0 and norm 1; a constant one to zeros."""
     first, *others = (pixels,) if pixels.ndim == 2 else (pixels[..., k] for k in range(3))
-    block = max(1, min(first.shape) // (2 * SIDE))  # summed first, which is faster, where that leaves no rest
+    block = max(1, min(first.shape) // (2 * SIDE))  # summed first, which is faster, where that leaves no remainder
     block = block if not any(side % block for side in first.shape) else 1
     # Sums rather than means, of integers that hold them; quick where each colour lies by itself.
     grey: NDArray[Any] = first.astype(np.uint16 if pixels.dtype == np.uint8 and block < 10 else np.uint32)

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ INDEX = np.dtype(
 class Prepared(NamedTuple):
     """One image: pixels (1, H, W) or (3, H, W) as they are stored, and its record but for ``item`` and ``place``.
 
-    Pixels are None where they lie in a `Slots` already.
+    With slots, pixels are None: they lie in their slot, or in none.
     """
 
     pixels: NDArray[Any] | None
@@ -42,6 +42,10 @@ class Prepared(NamedTuple):
 
 
 Prepare = Callable[[Picture], Prepared]
+
+
+Misfit = Literal["", "colour", "unequal"]
+"""Why an image does not fit into a slot: it has colour where the others are grey, or another size or bit depth."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +67,42 @@ class Slots:
         """Bytes of an image."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def take(self, item: int, pixels: NDArray[Any]) -> bool:
-        """Write an image in its place, if it is of this shape, or grey and the others RGB; raises OSError."""
-        if pixels.dtype != self.dtype or pixels.shape[1:] != self.shape[1:] or len(pixels) > self.shape[0]:
-            return False
+    def take(self, item: int, pixels: NDArray[Any]) -> Misfit:
+        """Write an image into its slot, unless it does not fit or there is no file; return why it does not fit.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        if pixels.dtype != self.dtype or pixels.shape[1:] != self.shape[1:]:
+            return "unequal"
+        if len(pixels) > self.shape[0]:
+            return "colour"
         if self.path is not None:
-            content = np.ascontiguousarray(np.broadcast_to(pixels, self.shape)).data.cast("B")
             file = os.open(self.path, os.O_WRONLY)
             try:
-                done = 0
-                while done < len(content):  # of a disk that is nearly full, less than all
-                    done += os.pwrite(file, content[done:], item * self.each + done)
+                content = np.ascontiguousarray(np.broadcast_to(pixels, self.shape))
+                write_at(file, content.data.cast("B"), item * self.each)
             finally:
                 os.close(file)
-        return True
+        return ""
+
+
+def write_at(file: int, content: bytes | memoryview, place: int) -> None:
+    """Write all of some bytes at a place of an open file; one call of the system may write fewer."""
+    done = 0
+    while done < len(content):
+        done += os.pwrite(file, content[done:], place + done)
 
 
 class Item(NamedTuple):
     """What one file or volume holds: its images with their places (-1: no slice), and remarks as JSON values.
 
-    With ``error`` its pixels could not be written.
+    ``misfit`` says why an image is not in its slot, or ``error`` why it could not be written there.
     """
 
     images: Sequence[tuple[int, Prepared]]
     about: dict[str, Any] | None = None
+    misfit: Misfit = ""
     error: OSError | None = None
 
 
@@ -102,12 +118,12 @@ class Source(Protocol):
         ...
 
     def items(self, prepare: Prepare, slots: Slots | None = None) -> Items:
-        """Read them, in order, each prepared where it is read, and written into slots if there are any."""
+        """Read them, in order, each prepared where it is read, and written into its slot if there are any."""
         ...
 
     @property
-    def by_processes(self) -> bool:
-        """Whether processes read them, which had better write them, too."""
+    def many(self) -> bool:
+        """Whether there are so many that processes should read them, and write each into its slot."""
         ...
 
     @property

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqvae2 import files
 from vqvae2.data.decoding import Picture, UnreadableError, decode, fit, recolour
 from vqvae2.data.duplicates import pooled, thumbnail
-from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Slots, Source, on_demand
+from vqvae2.data.pixel_file import INDEX, Images, Mapped, PixelFile, Prepared, Slots, Source, on_demand, write_at
 from vqvae2.data.storage import cache_folder, memory_limit
 from vqvae2.errors import UserError
 
@@ -29,10 +29,6 @@ _LOOKED_AT = 16  # images that tell the shape of all
 
 class NoCacheError(Exception):
     """The cache cannot be written."""
-
-
-class _ColourError(Exception):
-    """An image has colour where the others are grey."""
 
 
 def has_room(need: int, folder: Path) -> bool:
@@ -78,21 +74,19 @@ class PixelWriter:
     count: int = 0  # images
     unequal: bool = False  # in size or bit depth
     slots: Slots | None = None  # into which processes write
+    coloured: list[tuple[int, int]] = field(default_factory=list)  # image and item, where the slots are of grey ones
 
     def read(self) -> PixelFile:
         """Read all."""
         partial = self._begin()
         try:
-            if self.folder is not None and self.source.by_processes:
-                self._look_at_some()
-            try:
-                self._items()
-            except _ColourError:  # those that were looked at had none: again, with room for it
-                self.records, self.skipped, self.count = [], [], 0
-                self._make_slots((3, *self.shape[1:]), self.dtype)
-                self._items()
+            if self.folder is not None and self.source.many:
+                self._make_slots()
+            self._items()
             index = np.concatenate([*self.records, np.empty(0, INDEX)])
-            self._close_gaps(index["item"])
+            if self.slots is not None and not self.unequal:
+                self._close_gaps(index["item"])
+                self._add_colours()
             images = None if self.unequal or not self.count else self._images(partial, index)
             return PixelFile(index, images, self.skipped, self.about, self.how)
         finally:
@@ -120,8 +114,8 @@ class PixelWriter:
             raise NoCacheError from error
         return partial
 
-    def _look_at_some(self) -> None:
-        """Make slots for images like some of these, if they are alike."""
+    def _make_slots(self) -> None:
+        """Let processes write the images themselves, where a few that are looked at tell their shape."""
         assert self.source.paths is not None
         prepare, shapes = Preparation(self.size, self.how, self.grey), set()
         for number in np.linspace(0, len(self.source) - 1, _LOOKED_AT).astype(int):
@@ -129,26 +123,45 @@ class PixelWriter:
                 pixels = prepare(decode(self.source.paths[number])).pixels
                 assert pixels is not None
                 shapes.add((pixels.shape, pixels.dtype))
-        if len({(shape[1:], dtype) for shape, dtype in shapes}) == 1:
-            self._make_slots(*max(shapes, key=lambda one: one[0]))
-
-    def _make_slots(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Let processes write the images themselves, if there is room."""
-        self.shape, self.dtype = shape, dtype
-        self._check_room(math.prod(shape) * dtype.itemsize)
-        self.slots = Slots(None if self.out is None else Path(self.out.name), shape, dtype)
+        if not shapes:
+            return
+        self.shape, self.dtype = max(shapes, key=lambda one: one[0])
+        self.unequal = len({(shape[1:], dtype) for shape, dtype in shapes}) > 1
+        self._check_room(math.prod(self.shape) * self.dtype.itemsize)
+        path = None if self.out is None or self.unequal else Path(self.out.name)
+        self.slots = Slots(path, self.shape, self.dtype)
 
     def _close_gaps(self, items: NDArray[np.int64]) -> None:
         """Move images into the slots of those before them that could not be read."""
-        if self.slots is None or self.out is None or not self.skipped:
+        assert self.slots is not None
+        if self.out is None:
             return
-        each, file, done = self.slots.each, self.out.fileno(), 0
-        for run in np.split(items, np.flatnonzero(np.diff(items) != 1) + 1):
-            for part in np.split(run, range(_CHUNK, len(run), _CHUNK)):
-                if len(part) and part[0] != done:
-                    os.pwrite(file, os.pread(file, len(part) * each, int(part[0]) * each), done * each)
-                done += len(part)
-        os.ftruncate(file, done * each)
+        each, file = self.slots.each, self.out.fileno()
+        try:
+            for row, item in enumerate(items.tolist()):
+                if row != item:
+                    write_at(file, os.pread(file, each, item * each), row * each)
+            os.ftruncate(file, len(items) * each)
+        except OSError as error:
+            self._no_room(error)
+
+    def _add_colours(self) -> None:
+        """Turn grey images to RGB where some have colour, and decode those anew."""
+        if not self.coloured:
+            return
+        assert self.source.paths is not None
+        self._widen(self.count)
+        prepare, each = Preparation(self.size, self.how, self.grey), math.prod(self.shape) * self.dtype.itemsize
+        for row, item in self.coloured:
+            if self.out is None:
+                return
+            try:
+                pixels = prepare(decode(self.source.paths[item])).pixels
+            except UnreadableError as reason:
+                raise UserError(f"an image was changed while it was read ({reason})", self.source.paths[item]) from None
+            assert pixels is not None
+            self.out.seek(row * each)
+            self._write(np.broadcast_to(pixels, self.shape))
 
     def _items(self) -> None:
         records = []
@@ -160,6 +173,9 @@ class PixelWriter:
                     continue
                 if result.error is not None:
                     self._no_room(result.error)
+                if result.misfit == "colour":
+                    self.coloured.append((self.count, item))
+                self.unequal |= result.misfit == "unequal"
                 if result.about is not None:
                     self.about[item] = result.about
                 for place, image in result.images:
@@ -172,12 +188,8 @@ class PixelWriter:
 
     def _keep(self, pixels: NDArray[Any] | None) -> None:
         """Write one image, unless it is written, there is no room or not all are alike."""
-        if pixels is None or self.slots is not None:
+        if pixels is None:
             self.count += 1
-            if pixels is not None:  # it did not fit
-                self.unequal |= pixels.shape[1:] != self.shape[1:] or pixels.dtype != self.dtype
-                if not self.unequal:
-                    raise _ColourError
             return
         if not self.count:
             self.shape, self.dtype = pixels.shape, pixels.dtype
@@ -187,7 +199,7 @@ class PixelWriter:
         if self.unequal:
             return
         if len(pixels) > self.shape[0]:
-            self._widen()
+            self._widen(self.count - 1)
         self._write(np.broadcast_to(pixels, self.shape))
 
     def _check_room(self, each: int) -> None:
@@ -231,8 +243,8 @@ class PixelWriter:
             if self.out is not None:
                 self.out.close()
 
-    def _widen(self) -> None:
-        """Turn what was written so far from grey to RGB."""
+    def _widen(self, count: int) -> None:
+        """Turn the images that were written so far from grey to RGB."""
         shape, self.shape = self.shape, (3, *self.shape[1:])
         if self.out is None:
             return
@@ -246,8 +258,8 @@ class PixelWriter:
         except OSError as error:
             self._no_room(error)
             return
-        for start in range(0, self.count - 1, _CHUNK):
-            n = min(_CHUNK, self.count - 1 - start)
+        for start in range(0, count, _CHUNK):
+            n = min(_CHUNK, count - start)
             part = np.frombuffer(grey.read(n * each), self.dtype).reshape(n, *shape)
             self._write(np.broadcast_to(part, (n, *self.shape)))
         grey.close()

@@ -7,7 +7,8 @@ split of each data set, named by a hash of the files' paths, sizes and times and
     index.npy      one record an image, see `pixel_file.INDEX`
     about.json     shape, type, what could not be read, and for people: whose images these are
 
-It is written under another name, and renamed when it is whole. One process writes; the others of the machine wait.
+It is written under another name, and renamed when it is whole. One process writes, with others that it starts where
+there are many files; the other processes of the machine wait.
 Where the disk has no room for the pixels, the index alone is kept, and images are decoded whenever they are asked for.
 """
 
@@ -62,13 +63,13 @@ class Files:
         return (stamp(path) for path in self.paths)
 
     @property
-    def by_processes(self) -> bool:
-        """Whether there are so many that processes read them."""
+    def many(self) -> bool:
+        """Whether there are so many that processes should read them."""
         return len(self.paths) >= _MANY and processes_pay()
 
     def items(self, prepare: Prepare, slots: Slots | None = None) -> Items:
-        """Decode them, in threads or, if there are many, in processes."""
-        if not self.by_processes:
+        """Decode them: in threads, or, where there are slots to write into, in processes."""
+        if slots is None:
             read = functools.partial(_item, prepare)
             yield from read_all(self.paths, read, "reading images", "images", 2 * cores())
             return
@@ -84,15 +85,14 @@ def _item(prepare: Prepare, path: Path) -> Item:
 
 
 def _some_items(
-    prepare: Prepare, slots: Slots | None, first: int, paths: Sequence[Path]
+    prepare: Prepare, slots: Slots, first: int, paths: Sequence[Path]
 ) -> list[Item | UnreadableError] | UserError:
-    """Decode some files, of which the first has this number; what fits into the slots is written there.
+    """Decode some files, of which the first has this number, and write each image that fits into its slot.
 
     An error of the user's is returned: raised, it would reach the main process as a traceback.
     """
     found: list[Item | UnreadableError] = []
     for number, path in enumerate(paths, first):
-        error = None
         try:
             pixels, record = prepare(decode(path))
         except UnreadableError as reason:
@@ -101,11 +101,11 @@ def _some_items(
         except UserError as refusal:
             return refusal
         assert pixels is not None
+        images = [(-1, Prepared(None, record))]
         try:
-            written = slots is not None and slots.take(number, pixels)
-        except OSError as full:
-            written, error = True, full
-        found.append(Item([(-1, Prepared(None if written else pixels, record))], error=error))
+            found.append(Item(images, misfit=slots.take(number, pixels)))
+        except OSError as error:
+            found.append(Item(images, error=error))
     return found
 
 

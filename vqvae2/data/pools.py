@@ -28,7 +28,13 @@ def processes_pay() -> bool:
     Any other start of a process would run the user's script again.
     """
     way = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    return cores() > 1 and way == "fork"
+    if cores() < 2 or way != "fork":
+        return False
+    try:
+        multiprocessing.Lock()  # such as their queues need; some containers have none
+    except OSError:
+        return False
+    return True
 
 
 def cores() -> int:

@@ -29,7 +29,7 @@ class Volumes:
     config: SliceConfig
     whose: str
     paths: None = None  # no slice can be read alone
-    by_processes: bool = False
+    many: bool = False
 
     def __len__(self) -> int:
         return len(self.volumes)

@@ -62,7 +62,7 @@ def nearest(
     return index, distance
 
 
-_SUMMED = 1 << 15  # products of two bytes, of which 32 bits hold the sum, and three such sums
+_SUMMED = 1 << 15  # values a row of which 32 bits hold three sums of products of two bytes
 _SQUARED = 32  # rows whose products with each other are made for the sake of their own squares
 
 
@@ -102,7 +102,7 @@ def _signed(x: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply rows (n, d) by rows (m, d): (n, m), of bytes exactly, in int32 or, where that is short, in int64."""
+    """Multiply rows (n, d) by rows (m, d): (n, m); bytes exactly, in int32, or in int64 where that could overflow."""
     if a.dtype != torch.int8:
         return a @ b.T
     if a.shape[1] <= _SUMMED:

@@ -120,7 +120,7 @@ class Album:
         self.add("distances", figures.histograms({"": kinds}, "RMS difference, [−1, 1] scale", "share of images", mark))
 
     def rejection(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Show precision and recall by the share of the samples that is kept."""
+        """Show precision, recall and the Fréchet distance by the share of the samples that is kept."""
         if curves:
             self.add("rejection", figures.precision_recall(curves))
 
@@ -134,7 +134,8 @@ class Album:
     ) -> None:
         """Show up to five samples of each class beside up to three held-out images of it, a row for each class.
 
-        It takes every attribute of which two classes have two images on both sides, and of many classes some.
+        Attributes are shown of which at least two classes have two images on both sides; of many attributes, and of
+        many classes, only some.
 
         Args:
             images, labels: (N, C, H, W) samples and the classes (N, A) they were drawn for, -1 missing.
@@ -152,6 +153,7 @@ class Album:
             known = [pair for pair in pairs if len(pair[1]) > 1 and len(pair[2]) > 1]
             if len(known) > 1:
                 suitable.append(known)
+        suitable = [suitable[i] for i in spread_out(len(suitable), _SHOWN)]
         each = max(2, 2 * _SHOWN // max(1, len(suitable)))
         chosen = [known[i] for known in suitable for i in spread_out(len(known), each)]
         if not chosen:

@@ -48,8 +48,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "samples": ("Samples", "Drawn from the priors and decoded, in the order in which they were drawn."),
     "samples_by_class": (
         "Samples by class",
-        "The first samples of each class, beside held-out images of it: do samples follow their labels? Of a label "
-        "with many classes some are shown, evenly spaced.",
+        "The first samples of each class, beside held-out images of it: do samples follow their labels? Of many "
+        "labels, and of many classes, some are shown, evenly spaced.",
     ),
     "rejection": (
         "Precision, recall and Fréchet distance where the surest samples are kept",

@@ -316,7 +316,8 @@ def _sheet(
             for i, text in enumerate(titles[name]):  # $ in a file name is no formula
                 place = left + (i + 0.5) * cell, top - 0.02
                 axis.text(*place, text, fontsize=fontsize, ha="center", va="bottom", parse_math=False)
-        axis.text(left - 0.08, top + tall / 2, name, rotation=90, ha="right", va="center", color="#333333")
+        side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "color": "#333333", "parse_math": False}
+        axis.text(left - 0.08, top + tall / 2, name, **side)
         for i, picture in enumerate(pictures):
             x = left + i * cell
             extent = (x, x + cell - gap, top + tall - gap, top)

@@ -119,13 +119,14 @@ def read_samples(folder: Path, decoders: Sequence[ImageDecoder], hashes: Mapping
             return None
         model = next(model for model in decoders if list(model.levels) == drawn)
         with np.load(folder / "codes.npz", allow_pickle=False) as arrays:
-            sizes = zip(model.levels, model.config.num_embeddings, strict=True)
-            codes = [torch.from_numpy(arrays[level].astype(np.min_scalar_type(-k))) for level, k in sizes]
+            stored = [arrays[level] for level in model.levels]
         nll = np.array([how["nll_nats_per_code"][level] for level in model.levels], np.float64).T
         labels = np.array(how["labels"], np.int64).reshape(len(nll), -1)
-        for level, shape, k in zip(codes, model.config.shapes, model.config.num_embeddings, strict=True):
-            if tuple(level.shape) != (len(nll), *shape) or not 0 <= int(level.min()) <= int(level.max()) < k:
-                raise ValueError(f"codes {tuple(level.shape)} do not fit {len(nll)} samples of {shape} of {k}")
+        codes = []
+        for level, shape, k in zip(stored, model.config.shapes, model.config.num_embeddings, strict=True):
+            if level.shape != (len(nll), *shape) or not 0 <= level.min() <= level.max() < k:
+                raise ValueError(f"codes {level.shape} do not fit {len(nll)} samples of {shape} of {k}")
+            codes.append(torch.from_numpy(level.astype(np.min_scalar_type(-k))))
     return SampleSet(folder, codes, nll, labels, how, model)
 
 
@@ -159,16 +160,24 @@ def pairwise_ssim(
     parts = [ssim(images[first[i : i + chunk]], images[second[i : i + chunk]]).double() for i in starts]
     values = torch.cat(parts).numpy()
     names, whose = np.unique(np.arange(len(images)) if subjects is None else np.asarray(subjects), return_inverse=True)
-    # Sums and numbers of the pairs of each two subjects' images, in both orders.
+    # Sums and numbers of the pairs of two subjects' images, in both orders.
     sums, numbers = np.zeros((2, len(names), len(names)))
     one, other = whose[first.numpy()], whose[second.numpy()]
     for a, b in ((one, other), (other, one)):
         np.add.at(sums, (a, b), values)
         np.add.at(numbers, (a, b), 1.0)
 
+    together = len(names) / max(1, len(names) - 1)
+
     def mean(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of draws (D, subjects) that take each subject so many times."""
-        total, pairs = ((drawn * (drawn @ matrix)).sum(1) for matrix in (sums, numbers))
+        """Of draws (D, subjects), which say how often each subject was drawn.
+
+        Two subjects are drawn together a little less often than one alone: else pairs of one would count too much.
+        """
+        total, pairs = (
+            drawn @ np.diag(matrix) + together * (drawn * (drawn @ (matrix - np.diag(np.diag(matrix))))).sum(1)
+            for matrix in (sums, numbers)
+        )
         return np.divide(total, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
 
     return float(values.mean()), resampled_interval(np.eye(len(names)), names, mean)
