@@ -112,6 +112,15 @@ def test_what_does_not_belong_together_is_refused(run, refused, call):
     assert f"vqvae2 train-prior --run {run} --level top --overwrite" in line
 
 
+def test_training_and_extraction_call_the_same_codebooks_collapsed(tmp_path, call, monkeypatch):
+    # As if there were so few cells that even one code used is enough.
+    monkeypatch.setattr(metrics, "least_perplexity", lambda k: k + 1)
+    monkeypatch.setattr(metrics.CodeCounts, "least_perplexity", 0.5)
+    ended = call(train_vqvae.main, "--run", tmp_path / "run", *VQVAE_FLAGS)
+    assert "collapsed" not in ended.out
+    assert call(extract_codes.main, "--run", tmp_path / "run").code == 0
+
+
 def test_a_collapsed_codebook_is_reported_and_stops_the_extraction(tmp_path, call, refused, monkeypatch):
     run = tmp_path / "run"
     flags = [*VQVAE_FLAGS, "--num-embeddings", "3", "3"]

@@ -264,8 +264,13 @@ def _next(arguments: Arguments, outcome: Outcome, run: RunFolder) -> str:
         print(f"warning: training ended before the codebooks were initialised (after {batches} batches)")
         return longer_training(run, 10 * batches)
     sizes = zip(model.levels, model.config.num_embeddings, strict=True)
-    used = {level: outcome.best[f"{level}/perplexity_foreground"] for level in model.levels}
-    collapsed = [level for level, k in sizes if used[level] < metrics.least_perplexity(k)]
+    figures = outcome.best
+    collapsed = [
+        level
+        for level, k in sizes  # evaluations of earlier versions do not tell the least perplexity
+        if figures[f"{level}/perplexity_foreground"]
+        < figures.get(f"{level}/least_perplexity", metrics.least_perplexity(k))
+    ]
     for level in collapsed:
         print(f"warning: the codebook of level {level} has collapsed: extract-codes will refuse it")
     return longer_training(run) if collapsed else command("extract-codes", "--run", run.path)

@@ -185,6 +185,7 @@ def _code_figures(prefix: str, counts: CodeCounts) -> dict[str, float]:
     return {
         f"{prefix}/perplexity": counts.perplexity,
         f"{prefix}/perplexity_foreground": counts.perplexity_foreground,
+        f"{prefix}/least_perplexity": counts.least_perplexity,  # in the foreground; below it, the level has collapsed
         f"{prefix}/usage": counts.usage,
     }
 
