@@ -280,19 +280,19 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
         layout.skipped.append((f"{len(stems) - len(rows):,} volumes", reason))
     keep(layout, rows)
     _choose_entities(layout, choice)
-    channels = [rules.CHANNEL.search(key) for key in layout.keys]
-    kinds = Counter(
-        filter(
-            None,
-            (
-                found["channel"] if found else kind_of(stem_of(key.rsplit("/", 1)[-1]))
-                for key, found in zip(layout.keys, channels, strict=True)
-            ),
+    groups: dict[str, list[str]] = {}
+    for key in () if tree else layout.keys:
+        found = rules.CHANNEL.search(key)
+        if kind := found["channel"] if found else kind_of(stem_of(key.rsplit("/", 1)[-1])):
+            groups.setdefault(kind, []).append(key)
+    if len(groups) > 1:
+        common = sorted(groups.items(), key=lambda one: -len(one[1]))
+        told = ", ".join(f"{kind} ({len(keys):,})" for kind, keys in common[:6])
+        examples = ", ".join(keys[0] for _, keys in common[:3])
+        layout.doubts.append(
+            f"volumes of several kinds are read together: {told}, such as {examples}; --bids-suffix KIND reads one "
+            "alone"
         )
-    )
-    if not tree and len(kinds) > 1:
-        told = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(6))
-        layout.notes.append(f"volumes of several kinds are taken together: {told}; --bids-suffix KIND takes one alone")
 
 
 def _choose_entities(layout: Layout, choice: Choice) -> None:
