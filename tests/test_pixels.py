@@ -256,9 +256,18 @@ def use_processes(monkeypatch) -> None:
     monkeypatch.setattr(pixels, "read_all", lambda *_: pytest.fail("threads"))
 
 
-@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 29), tuple(range(30))])
-@pytest.mark.parametrize("coloured", [range(0), range(20, 30), range(30), [8]])  # 8 is not among those looked at
-@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize(
+    ("bad", "coloured", "room"),
+    [
+        ((), range(0), True),
+        ((0,), range(20, 30), True),
+        ((3, 4, 29), range(30), True),
+        ((0, 4, 29), [8], True),  # which is not among those looked at
+        (tuple(range(30)), range(0), True),
+        ((), [8], False),
+        ((3, 4, 29), range(20, 30), False),
+    ],
+)
 def test_many_files_are_decoded_by_processes_to_the_same(tmp_path, monkeypatch, cache, bad, coloured, room):
     paths = paths_of(tmp_path / "data", [picture(i, (12, 10, 3) if i in coloured else (12, 10)) for i in range(30)])
     for i in bad:
@@ -338,7 +347,7 @@ def test_many_files_are_read_by_threads_where_the_cache_cannot_be_written(tmp_pa
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["threads", "processes"])
-@pytest.mark.parametrize("moment", [*range(0, 30, 7), "index.npy", "about.json", "rename"])
+@pytest.mark.parametrize("moment", [0, 20, "index.npy", "rename"])
 def test_a_reading_that_is_killed_at_any_moment_is_begun_anew(tmp_path, cache, moment, many):
     paths = paths_of(tmp_path / "data", [picture(i, (12, 10, 3) if i == 8 else (12, 10)) for i in range(30)])
     killed = Started(read_until_killed, paths, moment, many).wait()
