@@ -94,6 +94,11 @@ class PixelWriter:
                 self._close()
                 shutil.rmtree(partial, ignore_errors=True)
 
+    @property
+    def _each(self) -> int:
+        """Bytes of an image."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def _begin(self) -> Path | None:
         """Open what is written to; return the folder in which it lies until it is whole."""
         if self.folder is None:
@@ -127,16 +132,15 @@ class PixelWriter:
             return
         self.shape, self.dtype = max(shapes, key=lambda one: one[0])
         self.unequal = len({(shape[1:], dtype) for shape, dtype in shapes}) > 1
-        self._check_room(math.prod(self.shape) * self.dtype.itemsize)
+        self._check_room(self._each)
         path = None if self.out is None or self.unequal else Path(self.out.name)
         self.slots = Slots(path, self.shape, self.dtype)
 
     def _close_gaps(self, items: NDArray[np.int64]) -> None:
         """Move images into the slots of those before them that could not be read."""
-        assert self.slots is not None
         if self.out is None:
             return
-        each, file = self.slots.each, self.out.fileno()
+        each, file = self._each, self.out.fileno()
         try:
             for row, item in enumerate(items.tolist()):
                 if row != item:
@@ -151,7 +155,7 @@ class PixelWriter:
             return
         assert self.source.paths is not None
         self._widen(self.count)
-        prepare, each = Preparation(self.size, self.how, self.grey), math.prod(self.shape) * self.dtype.itemsize
+        prepare = Preparation(self.size, self.how, self.grey)
         for row, item in self.coloured:
             if self.out is None:
                 return
@@ -160,7 +164,7 @@ class PixelWriter:
             except UnreadableError as reason:
                 raise UserError(f"an image was changed while it was read ({reason})", self.source.paths[item]) from None
             assert pixels is not None
-            self.out.seek(row * each)
+            self.out.seek(row * self._each)
             self._write(np.broadcast_to(pixels, self.shape))
 
     def _items(self) -> None:
@@ -245,10 +249,10 @@ class PixelWriter:
 
     def _widen(self, count: int) -> None:
         """Turn the images that were written so far from grey to RGB."""
-        shape, self.shape = self.shape, (3, *self.shape[1:])
+        shape, each, self.shape = self.shape, self._each, (3, *self.shape[1:])
         if self.out is None:
             return
-        grey, each = self.out, int(np.prod(shape)) * self.dtype.itemsize
+        grey = self.out
         self._check_room(4 * each)  # what is there, and three times that
         if self.out is None:
             return
