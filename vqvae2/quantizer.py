@@ -182,6 +182,11 @@ class VectorQuantizer(nn.Module):
         """Embed codes: (...) int64 in [0, K) -> (..., D)."""
         return F.embedding(codes, self.embedding.detach())
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return what is compared with the codes, in the codebook's type: ``x``, or ``x`` under layer norm."""
+        wide = x.to(self.embedding.dtype)
+        return F.layer_norm(wide, (self.embedding_dim,)) if self.config.normalize == "layer" else wide
+
     def mean_embedding(self) -> Tensor:
         """Return the usage-weighted mean code (D,), which stands for a level that is absent."""
         return (self.cluster_size[:, None] * self.embedding.detach()).sum(0) / self.cluster_size.sum()
@@ -202,9 +207,7 @@ class VectorQuantizer(nn.Module):
         if x.shape[-1] != self.embedding_dim:
             raise ValueError(f"expected vectors of {self.embedding_dim} dimensions, got shape {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
-            wide = x.to(self.embedding.dtype)
-            if self.config.normalize == "layer":
-                wide = F.layer_norm(wide, (self.embedding_dim,))
+            wide = self.normalized(x)
             flat = wide.detach().reshape(-1, self.embedding_dim)
             learning = self.training and torch.is_grad_enabled() and flat.numel() > 0
             if learning and not self.initialized:

@@ -17,7 +17,7 @@ Shapes: B images, C channels, H x W pixels, h x w cells of a level, D dimensions
 channels (F unless the config says otherwise).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2 import checkpoint, distributed
-from vqvae2.quantizer import Quantized, VectorQuantizer
+from vqvae2.quantizer import VectorQuantizer
 from vqvae2.stacks import Decoder, Encoder, Upsampler
 from vqvae2.vqvae_config import VQVAEConfig, level_names
 
@@ -150,7 +150,7 @@ class VQVAE(checkpoint.Pretrained):
         last = len(features) - 1
         codes, commitment = [], torch.zeros((), dtype=self.codebooks[0].embedding.dtype, device=images.device)
         for i, feature in enumerate(features):
-            quantized = self._quantize(i, feature, decoded)
+            quantized = self.codebooks[i](self._to_code(i, feature, decoded))
             codes.append(quantized.codes)
             commitment = commitment + quantized.loss
             vectors = left = quantized.vectors
@@ -206,24 +206,37 @@ class VQVAE(checkpoint.Pretrained):
             codebook.update()
 
     @torch.no_grad()
-    def encode(self, images: Tensor, coarser: list[Tensor] | None = None, levels: int | None = None) -> list[Tensor]:
+    def encode(
+        self,
+        images: Tensor,
+        coarser: list[Tensor] | None = None,
+        levels: int | None = None,
+        choose: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> list[Tensor]:
         """Encode images to codes, in any mode: without gradients nothing is noted for the codebooks.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
             coarser: codes as returned, by which each level's finer ones are conditioned in place of those found here.
             levels: how many of the coarsest levels are wanted; None: all.
+            choose: called with the number of each level, 0 the top, and the vectors (B, h, w, D) that are compared with
+                its codebook; returns their codes (B, h, w). None: the quantiser's choice.
 
         Returns:
             Codes by level, top first, (B, h, w) int64.
         """
         decoded, codes, wanted = None, [], levels or len(self.encoders)
         for i, feature in enumerate(self.features(images)[:wanted]):
-            quantized = self._quantize(i, feature, decoded)
-            codes.append(quantized.codes)
+            quantizer, x = self.codebooks[i], self._to_code(i, feature, decoded)
+            if choose is None:
+                vectors, found, _ = quantizer(x)
+            else:
+                found = choose(i, quantizer.normalized(x))
+                vectors = quantizer.lookup(found)
+            codes.append(found)
             if i + 1 < wanted:
-                vectors = quantized.vectors if coarser is None else self.codebooks[i].lookup(coarser[i])
-                decoded = self._condition(i, vectors, decoded)
+                told = vectors if coarser is None else quantizer.lookup(coarser[i])
+                decoded = self._condition(i, told.to(x.dtype), decoded)
         return codes
 
     @torch.no_grad()
@@ -306,9 +319,11 @@ class VQVAE(checkpoint.Pretrained):
             changed.append(torch.where(torch.rand(level.shape, device=level.device) < share, other, level.long()))
         return changed
 
-    def _quantize(self, i: int, feature: Tensor, decoded: Tensor | None) -> Quantized:
+    def _to_code(self, i: int, feature: Tensor, decoded: Tensor | None) -> Tensor:
+        """Map the features of level i, and what is decoded so far, to the vectors (B, h, w, D) to be quantised."""
         joined = feature if decoded is None else torch.cat([feature, decoded], 1)
-        return self.quantizers[i](self.to_code[i](joined).permute(0, 2, 3, 1))
+        vectors: Tensor = self.to_code[i](joined)
+        return vectors.permute(0, 2, 3, 1)
 
     def _condition(self, i: int, vectors: Tensor, decoded: Tensor | None) -> Tensor:
         """Tell the next finer level of level i: of its vectors (B, h, w, D) and what is decoded so far (B, J, h, w)."""

@@ -17,7 +17,10 @@ from vqvae2 import files, report
 from vqvae2.compression import Header, decode_codes, encode_codes, made_by, pack, unpack
 from vqvae2.data import ImageSet, from_unit
 from vqvae2.errors import UserError
+from vqvae2.metrics import foreground, foreground_scores
+from vqvae2.prior import Prior
 from vqvae2.progress import Progress
+from vqvae2.rate_distortion import choose_codes
 from vqvae2.residuals import ResidualModel
 from vqvae2.stages.commands import command
 from vqvae2.stages.common import RunFolder, refuse_torchrun
@@ -30,6 +33,7 @@ from vqvae2.stages.sampled import load_models
 from vqvae2.vqvae import VQVAE
 
 _CPU = torch.device("cpu")
+_BATCH = 32  # images encoded together
 _LEARNED_PIXELS = 2**23  # from which the law of what reconstructions lose is learned
 
 
@@ -54,11 +58,14 @@ class Arguments:
     """Images that are coded together; larger is faster, and each chunk costs 16 bytes."""
     lossless: bool = False
     """Keep what reconstructions lose, too: images come back pixel for pixel, as the run sees them, in its size."""
+    rate_weight: tuple[float, ...] = ()
+    """Fewer bytes for more error: lambda of each level, top first, or one for all. A code costs its squared distance
+    and lambda times what its prior makes it cost, in nats. 0 takes the nearest code. Default: the codes of the run."""
     overwrite: bool = False
     """Replace the file."""
 
 
-_GROUPS = {"images": ("data", "split"), "running": ("run", "out", "chunk_size", "lossless", "overwrite")}
+_GROUPS = {"images": ("data", "split"), "running": ("run", "out", "chunk_size", "lossless", "rate_weight", "overwrite")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,17 +85,16 @@ def _story(line: CommandLine[Arguments]) -> None:
     run = RunFolder(arguments.run)
     record = run.read()
     model, priors = load_models(run, _CPU)
+    weights = _weights(arguments.rate_weight, len(priors))
     split = "all" if arguments.data is not None and arguments.split is None else arguments.split
     evaluated = open_evaluated(run, record, arguments.data, split)
     images = evaluated.images
     attributes = len(priors[0].config.attributes)
     label = evaluated.labels() if evaluated.own else torch.full((len(images), attributes), -1)
-    parts = []
-    with Progress(len(images), "encoding", "images") as progress, torch.no_grad():
-        for x in images.in_parts(32):
-            parts.append(model.encode(x))
-            progress(len(x))
-    codes = [torch.cat(level) for level in zip(*parts, strict=True)]
+    codes = _encode(model, images)
+    if weights is not None:
+        dear, codes = codes, _choose(model, priors, images, label, weights)
+        _compare(model, images, codes, dear)
     positions = sum(level[0].numel() for level in codes)
     chunks = -(-len(images) // arguments.chunk_size)
     work = chunks * arguments.chunk_size * positions
@@ -123,6 +129,48 @@ def _story(line: CommandLine[Arguments]) -> None:
     if losses:
         print(f"lossless: what the reconstructions lose takes {lost:,} of the bytes ({lost / len(content):.0%})")
     print(f"next: {command('decompress', '--run', run.path, '--file', arguments.out, '--out', 'FOLDER')}")
+
+
+def _weights(given: tuple[float, ...], levels: int) -> list[float] | None:
+    weights = list(given) * levels if len(given) == 1 else list(given)
+    if weights and (len(weights) != levels or min(weights) < 0):
+        told = " ".join(f"{weight:g}" for weight in given)
+        raise UserError(
+            f"--rate-weight {told} does not fit the run's {levels} levels", how=f"Give one or {levels} numbers >= 0"
+        )
+    return weights or None
+
+
+def _encode(model: VQVAE, images: ImageSet) -> list[torch.Tensor]:
+    parts = []
+    with Progress(len(images), "encoding", "images") as progress:
+        for x in images.in_parts(_BATCH):
+            parts.append(model.encode(x))
+            progress(len(x))
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _choose(
+    model: VQVAE, priors: list[Prior], images: ImageSet, label: torch.Tensor, weights: list[float]
+) -> list[torch.Tensor]:
+    """Encode images to codes that are cheaper than the run's."""
+    parts, positions = [], sum(math.prod(prior.config.shape) for prior in priors)
+    with Progress(len(images) * positions, "choosing", "codes") as progress:
+        for rows, x in zip(label.split(_BATCH), images.in_parts(_BATCH), strict=True):
+            parts.append(choose_codes(model, priors, x, rows, weights, progress))
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _compare(model: VQVAE, images: ImageSet, codes: list[torch.Tensor], dear: list[torch.Tensor]) -> None:
+    """Print how well images come back from codes, beside those of the run."""
+    background, found = report.background_of(images), []
+    for kind in (codes, dear):
+        scores = []
+        for x, *part in zip(images.in_parts(_BATCH), *(level.split(_BATCH) for level in kind), strict=True):
+            scores.append(foreground_scores(model.decode(part), x, foreground(x, background))["ssim_foreground"])
+        found.append(float(torch.cat(scores).nanmean()))
+    where = "" if background is None else " in the foreground"
+    print(f"SSIM{where} {found[0]:.4f}, of the run's codes {found[1]:.4f}")
 
 
 @torch.no_grad()
@@ -160,8 +208,8 @@ def _tell(
     streams: list[bytes],
     codes: list[torch.Tensor],
     label: torch.Tensor,
-    priors: Any,
-    images: Any,
+    priors: list[Prior],
+    images: ImageSet,
     seconds: float,
 ) -> None:
     """Print the size beside what the priors promise; ``lost`` bytes of a lossless file are beyond that promise."""
