@@ -3,7 +3,7 @@
     python benchmarks/fluid_by_age.py --data DIR --run RUN --samples DIR [DIR ...] --json FILE
 
 DIR of the data holds axial T1 slices and a `slices.csv` with `file`, `subject`, `split`, `mm_below_vertex` and `age`;
-the run was trained on them with age in classes (`--labels slices.csv:mm_below_vertex,age,... --bins age=...`), and
+the run was trained on them with age as a number (`--numbers age`) or in classes (`--bins age=...`), and
 `sample.py` drew the samples with any labels. The share of dark voxels inside the head (fluid, roughly, see
 `vqvae2.report.anatomy`) is fitted by a slope in age, by the mean age of each class, and a constant for each height.
 Standard errors are by a bootstrap, over people where there are any. Beside it the same with the ages shuffled.
@@ -34,14 +34,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file for the figures")
     arguments = parser.parse_args()
     like = checkpoint.load_config(arguments.run / "vqvae", kind="vqvae")["data"]
-    names, edges = list(like["attributes"]), like["bins"]["age"]
+    names, edges = list(like["attributes"]), like["bins"].get("age")
     rows = list(csv.DictReader((arguments.data / "slices.csv").open()))
     aged = [row for row in rows if row["age"]]
-    in_class = [int(np.digitize(float(row["age"]), edges)) for row in aged]
-    ages = [
-        np.mean([float(r["age"]) for r, k in zip(aged, in_class, strict=True) if k == at])
-        for at in range(len(edges) + 1)
-    ]
+    if edges is None:  # a number
+        ages = [float(value) for value in like["attributes"]["age"]]
+        in_class = [int(np.abs(np.subtract(ages, float(row["age"]))).argmin()) for row in aged]
+    else:
+        in_class = [int(np.digitize(float(row["age"]), edges)) for row in aged]
+        ages = [
+            np.mean([float(r["age"]) for r, k in zip(aged, in_class, strict=True) if k == at])
+            for at in range(len(edges) + 1)
+        ]
     sets = {
         split: [(row, k) for row, k in zip(aged, in_class, strict=True) if (row["split"] == "val") == (split == "val")]
         for split in ("train", "val")
