@@ -1,9 +1,9 @@
 """Codes that cost fewer bits under the priors, for a little more error.
 
-The codes nearest to what the encoder found are the best for the image, and not the cheapest to write. Here each code is
-chosen by both, as its prior makes its prediction from the codes already chosen: rate-distortion optimised quantisation,
-as video encoders do it (Sullivan and Wiegand 1998, "Rate-distortion optimization for video compression"), one code
-after the other. The decoder needs to know nothing of it.
+The nearest codes give the best image, but are not the cheapest to write. Here each code is chosen by its distance from
+what the encoder found and by its cost under the prior, given the codes chosen before it: rate-distortion optimised
+quantisation, as in video encoders (Sullivan and Wiegand 1998, "Rate-distortion optimization for video compression").
+Decoding is unchanged.
 
 Shapes: N images, K codes, D dimensions.
 """

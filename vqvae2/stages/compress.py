@@ -142,6 +142,7 @@ def _weights(given: tuple[float, ...], levels: int) -> list[float] | None:
 
 
 def _encode(model: VQVAE, images: ImageSet) -> list[torch.Tensor]:
+    """Encode images to the codes of the run."""
     parts = []
     with Progress(len(images), "encoding", "images") as progress:
         for x in images.in_parts(_BATCH):
@@ -163,14 +164,14 @@ def _choose(
 
 def _compare(model: VQVAE, images: ImageSet, codes: list[torch.Tensor], dear: list[torch.Tensor]) -> None:
     """Print how well images come back from codes, beside those of the run."""
-    background, found = report.background_of(images), []
-    for kind in (codes, dear):
-        scores = []
-        for x, *part in zip(images.in_parts(_BATCH), *(level.split(_BATCH) for level in kind), strict=True):
-            scores.append(foreground_scores(model.decode(part), x, foreground(x, background))["ssim_foreground"])
-        found.append(float(torch.cat(scores).nanmean()))
+    background, scores = report.background_of(images), []
+    for start, x in zip(range(0, len(images), _BATCH), images.in_parts(_BATCH), strict=True):
+        mask, rows = foreground(x, background), slice(start, start + _BATCH)
+        made = [model.decode([level[rows] for level in kind]) for kind in (codes, dear)]
+        scores.append(torch.stack([foreground_scores(y, x, mask)["ssim_foreground"] for y in made]))
+    own, of_run = torch.cat(scores, 1).nanmean(1).tolist()
     where = "" if background is None else " in the foreground"
-    print(f"SSIM{where} {found[0]:.4f}, of the run's codes {found[1]:.4f}")
+    print(f"SSIM{where} {own:.4f}, of the run's codes {of_run:.4f}")
 
 
 @torch.no_grad()
