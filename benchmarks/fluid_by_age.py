@@ -43,7 +43,7 @@ def main() -> None:
     else:
         in_class = [int(np.digitize(float(row["age"]), edges)) for row in aged]
         ages = [
-            np.mean([float(r["age"]) for r, k in zip(aged, in_class, strict=True) if k == at])
+            float(np.mean([float(r["age"]) for r, k in zip(aged, in_class, strict=True) if k == at]))
             for at in range(len(edges) + 1)
         ]
     sets = {
