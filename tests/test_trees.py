@@ -101,3 +101,8 @@ def test_a_tree_goes_through_all_stages(tmp_path, call, monkeypatch, make):
     assert json.loads((run / "samples" / "samples.json").read_text())["labels"] is not None
     done(evaluate.main)
     assert (run / "report" / "index.html").is_file()
+    if "--numbers" in more:
+        done(sample.main, "--sweep", "age=35:75:20", "--num", 2, "--out", tmp_path / "ages")
+        swept = json.loads((tmp_path / "ages" / "sweep.json").read_text())["labels"]
+        ages = [store.attributes["age"][age] for _, age in swept]
+        assert ages == ["35", "55", "75"] * 2
