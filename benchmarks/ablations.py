@@ -18,6 +18,7 @@ Figures, on the `val` images:
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import statistics
@@ -78,10 +79,10 @@ VQVAE_ROWS: dict[str, dict[str, Any]] = {
     "rotation": {"model": {"estimator": "rotation"}},
     "upper levels upsampled alone": {"model": {"upper_decoder": "upsample"}},
     "without residual blocks": {"model": {"num_residual_layers": 0}},
-    "one level of 64x64, K 16": {
+    "one level of 64x64, K 128": {
         "model": {
             "strides": (2,),
-            "num_embeddings": (16,),
+            "num_embeddings": (128,),
             "embedding_dim": (8,),
             "rate_weight": 0.0,
             "hidden_channels": 128,
@@ -117,9 +118,9 @@ def main() -> int:
             if row not in steps:
                 fit_in = arguments.steps or int(arguments.seconds / bench.train(row, seed, None)[1])
                 steps[row] = max(2, fit_in)
-            figures, _ = bench.train(row, seed, steps[row])
-            runs[row].append({"seed": seed, "steps": steps[row], **figures})
-            print(f"{row}, seed {seed}, {steps[row]:,} steps: {told(figures)}", flush=True)
+            figures, step_s = bench.train(row, seed, steps[row])
+            runs[row].append({"seed": seed, "steps": steps[row], "step_s": step_s, **figures})
+            print(f"{row}, seed {seed}, {steps[row]:,} steps of {step_s:.3f} s: {told(figures)}", flush=True)
             write(arguments.json, [], naive=bench.naive, steps=steps, runs=runs, seconds=arguments.seconds)
     tell(runs, bench.naive)
     return 0
@@ -147,7 +148,7 @@ class Enough(Exception):  # noqa: N818 - no error
 
 
 def trained(task: Any, training: TrainingConfig, seed: int, arguments: argparse.Namespace, timed: bool) -> float:
-    """Train a task silently; return nan or, where ``timed``, the seconds of a step, ending when they are known."""
+    """Train a task silently, where ``timed`` only until the time of a step is known; return the seconds of a step."""
     times: list[float] = []
     after = task.after_step
 
@@ -171,8 +172,8 @@ def trained(task: Any, training: TrainingConfig, seed: int, arguments: argparse.
             seed=seed,
             say=lambda _: None,
         )
-    steps = [b - a for a, b in zip(times[WARM:], times[WARM + 1 :], strict=False)]
-    return statistics.median(steps) if timed else math.nan
+    times = times[min(WARM, len(times) - 2) :]
+    return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
 class VQVAEBench:
@@ -284,14 +285,15 @@ def told(figures: dict[str, float]) -> str:
 
 
 def tell(runs: dict[str, list[dict[str, Any]]], naive: dict[str, dict[str, float]]) -> None:
-    """Print the mean over the seeds, and the range."""
+    """Print the mean over the seeds, and the range; of the seconds a step the smallest, which nothing disturbed."""
     for name, figures in naive.items():
         print(f"{name:52} {told(figures)}")
     for row, found in runs.items():
-        names = [name for name in (found[0] if found else {}) if name not in ("seed", "steps")]
+        names = [name for name in (found[0] if found else {}) if name not in ("seed", "steps", "step_s")]
         values = {name: [run[name] for run in found] for name in names}
         words = ", ".join(f"{name} {sum(v) / len(v):.3f} ({min(v):.3f} to {max(v):.3f})" for name, v in values.items())
-        print(f"{row:52} {found[0]['steps'] if found else 0:5,} steps, {len(found)} seeds: {words}")
+        steps, step_s = found[0]["steps"] if found else 0, min((run["step_s"] for run in found), default=math.nan)
+        print(f"{row:52} {steps:5,} steps of {step_s:.3f} s, {len(found)} seeds: {words}")
 
 
 if __name__ == "__main__":
