@@ -21,6 +21,7 @@ from vqvae2.metrics import (
     features,
     foreground,
     foreground_scores,
+    frechet_distance,
     gaussian_blur,
     kernel_distance,
     positionwise_unigram_nll,
@@ -228,6 +229,28 @@ def test_sets_are_compared_in_features_where_the_weights_are(run, tmp_path, monk
     page = (run / "report" / "index.html").read_text()
     assert "real beside real" in page
     assert "Distances in my_network:rows&#x27;s features" in page
+
+
+def test_frechet_distance_in_named_features_is_over_all_samples_and_images(run, tmp_path, monkeypatch, call):
+    (tmp_path / "own_rows.py").write_text("def rows(images):\n    return images.mean(3).flatten(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(compared, "COMPARED", 4)
+    ended = call(evaluate.main, "--run", run, "--features", "own_rows:rows")
+    assert ended.code == 0, ended.err
+    found = report_of(run / "report")["distances"]
+    model, data = VQVAE.from_pretrained(run / "vqvae"), open_data(DataConfig(phantom_images=60, size="32x32"))
+    test = data.splits["test"].at(range(len(data.splits["test"])))
+    with np.load(run / "samples" / "codes.npz") as arrays:
+        codes = [torch.from_numpy(arrays[level].astype(np.int64)) for level in model.levels]
+    made = model.decode(codes).detach()
+    own = found["own_rows:rows"]["samples"]
+    assert (own["compared"], own["samples_of_all"], own["real_of_all"]) == (4, len(made), len(test))
+    distance = frechet_distance(*(images.mean(3).flatten(1) for images in (test, made)))
+    assert own["frechet_of_all"] == pytest.approx(distance, rel=1e-4)
+    assert "frechet_of_all" not in found["encoder"]["samples"]
+    told = f"{distance:.2f} over all {len(made)} samples and all {len(test)} scored images"
+    assert told in ended.out
+    assert f"Over all {len(made)} samples" in (run / "report" / "index.html").read_text()
 
 
 def test_features_that_there_are_not_are_told_before_the_work(run, refused):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
@@ -477,3 +478,38 @@ def test_samples_of_other_models_are_left_aside_and_damaged_ones_refused(tmp_pat
     np.savez(tmp_path / "codes.npz", **codes)
     with pytest.raises(UserError, match="the samples are damaged"):
         report.read_samples(tmp_path, [tiny_vqvae], how)
+
+
+def test_a_colour_means_one_thing_in_all_figures():
+    roles = [figures.SAMPLES, figures.HELD_OUT, figures.SELECTION, figures.RECONSTRUCTIONS, figures.TRAINING]
+    roles += [figures.NAIVE, *map(figures.level_colour, range(4))]
+    assert len(set(roles)) == len(roles)
+
+    def colours(figure):
+        found = {}
+        for axis in figure.axes:
+            handles, labels = axis.get_legend_handles_labels()
+            for handle, label in zip(handles, labels, strict=True):
+                own = handle.get_edgecolor() if hasattr(handle, "get_edgecolor") else handle.get_color()
+                found.setdefault(to_hex(own).upper(), set()).add(label.split(" (mean")[0])
+        return found
+
+    lines = [
+        {"step": step, "train/loss": 1.0, "selection/loss": 1.0, "val/ssim": 0.5, "top/ssim_alone": 0.4}
+        | {f"{level}/perplexity{part}": 3.0 for level in ("top", "bottom") for part in ("", "_foreground")}
+        for step in (1, 2)
+    ]
+    found = colours(figures.vqvae_curves(lines, ["top", "bottom"], [2, 2], 0.1))
+    assert found[figures.TRAINING] == {"train"}
+    assert found[figures.SELECTION] == {"selection subjects"}
+    assert found[figures.HELD_OUT] == {"val, all levels"}
+    assert {"top, without constant cells", "val, top only"} <= found[figures.level_colour(0).upper()]
+    priors = [{"step": step, "train/nll": 1.0, "selection/nll": 1.0, "val/nll": 1.0} for step in (1, 2)]
+    found = colours(figures.prior_curves({"top": priors}))
+    assert found[figures.SELECTION] == {"selection subjects"}
+    assert found[figures.HELD_OUT] == {"val"}
+    values = {"samples": np.arange(3.0), "held-out images": np.arange(3.0)}
+    shown = figures.histograms(
+        {"": values}, "x", "y", {"samples": figures.SAMPLES, "held-out images": figures.HELD_OUT}
+    )
+    assert colours(shown) == {figures.SAMPLES: {"samples"}, figures.HELD_OUT: {"held-out images"}}

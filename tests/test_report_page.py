@@ -1,9 +1,11 @@
 """The words of the report against its numbers, and its page."""
 
 import copy
+import math
 import re
 from base64 import b64decode
 
+import numpy as np
 import pytest
 
 from vqvae2 import report
@@ -345,7 +347,14 @@ def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_p
     there["distances"]["MobileNetV2"]["samples"]["kid"] = 0.3
     found = report.comparison(here, there)
     rows = {row["name"]: row for row in found["rows"]}
-    assert rows["SSIM"] == {"name": "SSIM", "here": 0.95, "there": 0.97, "error": None, "better": "there"}
+    error = 0.02 * 2**0.5 / (2 * 1.96)  # of two means whose 95% intervals are 0.02 wide
+    assert rows["SSIM"] == {
+        "name": "SSIM", "here": 0.95, "there": 0.97, "error": pytest.approx(error), "better": "there",
+    }  # fmt: skip
+    there["reconstruction"]["ssim"]["mean"] = 0.96  # within two standard errors
+    assert {row["name"]: row["better"] for row in report.comparison(here, there)["rows"]}["SSIM"] == ""
+    paired = report.comparison(here, there, {"SSIM": 0.002})["rows"][0]
+    assert (paired["name"], paired["error"], paired["better"]) == ("SSIM", 0.002, "there")
     assert rows["KID of samples, MobileNetV2"]["better"] == "here"
     near = copy.deepcopy(there)
     near["reconstruction"]["ssim"]["mean"] = 0.95 * (1 + 1e-12)
@@ -372,6 +381,43 @@ def test_two_runs_stand_side_by_side_and_what_differs_between_them_is_said(tmp_p
     page = (tmp_path / "index.html").read_text()
     assert "&lt;other&gt;" in page
     assert "other images were scored" in page
+
+
+def test_differences_of_the_same_images_are_known_better_than_means():
+    generator = np.random.default_rng(0)
+    people = [f"s{i // 4}" for i in range(80)]
+    hard = np.repeat(generator.normal(0.9, 0.05, 20), 4)
+    ahead = np.repeat(generator.normal(0.01, 0.002, 20), 4)
+
+    def scores(values):
+        rows = zip(people, values, strict=True)
+        return [{"file": str(i), "subject": who, "ssim": str(value)} for i, (who, value) in enumerate(rows)]
+
+    found = report.paired_errors(scores(hard + ahead), list(reversed(scores(hard))))
+    # Four images of a person say what one says; the bootstrap's deviation is that of a population.
+    assert found == {"SSIM": pytest.approx(ahead[::4].std() / 20**0.5, rel=0.05)}
+    assert report.paired_errors(scores(hard), scores(hard)[1:]) == {}
+    few = scores(hard)[:16]
+    assert report.paired_errors(few, few) == {}, "of four people an interval would promise too much"
+
+
+def test_where_no_error_is_known_no_run_is_called_better(tmp_path):
+    here, there = good_report(), good_report()
+    there["reconstruction"]["sharpness"]["blur_px"] = 0.1
+    row = next(row for row in report.comparison(here, there)["rows"] if row["name"].startswith("blur"))
+    assert (row["error"], row["better"]) == (None, "")
+
+
+def test_bits_are_as_uncertain_as_their_levels_together():
+    here, there = good_report(), good_report()
+    there["bits_per_dim"]["prior"] = 0.09
+    for found in (here, there):
+        for level in found["levels"].values():
+            level["nll_interval"] = [1.9, 2.1]
+    row = next(row for row in report.comparison(here, there)["rows"] if row["name"].startswith("bits"))
+    each = 2 * (0.2 / 3.92) * 16 / (32 * 32) / math.log(2)
+    assert row["error"] == pytest.approx(each * 2**0.5)
+    assert row["better"] == "there"
 
 
 def test_two_runs_are_compared_in_features_that_both_have(tmp_path):

@@ -15,13 +15,14 @@
 """
 
 from vqvae2.report.anatomy import anatomy_figures
-from vqvae2.report.comparison import comparison
+from vqvae2.report.comparison import comparison, paired_errors
 from vqvae2.report.describe import spread, spread_out, subject_interval
 from vqvae2.report.distances import (
     Features,
     encoder_features,
     feature_neighbours,
     feature_spaces,
+    frechet_of_all,
     set_distances,
     training_features,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "encoder_features",
     "feature_neighbours",
     "feature_spaces",
+    "frechet_of_all",
     "level_figures",
     "mean_image",
     "memorisation_figures",
@@ -86,6 +88,7 @@ __all__ = [
     "nearest_training",
     "neighbours",
     "number_figures",
+    "paired_errors",
     "pairwise_ssim",
     "prior_figures",
     "read_samples",

@@ -22,6 +22,11 @@ from vqvae2.vqvae import VQVAE
 __all__ = ["Album", "contact_sheet", "read_stats"]
 
 _SHOWN = 8
+_COLOURS = {
+    "samples": figures.SAMPLES,
+    "held-out images": figures.HELD_OUT,
+    "their reconstructions": figures.RECONSTRUCTIONS,
+}
 
 
 class Album:
@@ -70,7 +75,9 @@ class Album:
         kinds_of = {"all": "all levels", "mean_image": "mean training image"}
         kinds_of |= {f"upper.{name}": upper_name(names, name) for name in names[:-1]}
         shown = {kinds_of[name]: scores["ssim"] for name, scores in found.scores.items()}
-        self.add("ssim", figures.histograms({"": shown}, "SSIM", "share of images"))
+        colours = {"all levels": figures.RECONSTRUCTIONS, "mean training image": figures.NAIVE}
+        colours |= {upper_name(names, name): figures.level_colour(i) for i, name in enumerate(names[:-1])}
+        self.add("ssim", figures.histograms({"": shown}, "SSIM", "share of images", colours))
         self.add("code_maps", figures.code_maps(originals, codes, model.config.num_embeddings, names))
         counts = {level: count.counts.cpu().numpy() for level, count in zip(names, found.counts, strict=True)}
         foreground = {
@@ -100,7 +107,7 @@ class Album:
             for i, level in enumerate(samples.decoder.levels)
             if level in self._held_out
         }
-        self.add("sample_nll", figures.histograms(panels, "nats per code", "share of images"))
+        self.add("sample_nll", figures.histograms(panels, "nats per code", "share of images", _COLOURS))
         closest, real_closest = np.argsort(near.distance)[:_SHOWN], np.argsort(near.real)[:_SHOWN]
         shown = min(len(closest), len(real_closest))
         closest, real_closest = closest[:shown], real_closest[:shown]
@@ -117,7 +124,8 @@ class Album:
         self.add("neighbours", figures.rows_of_images(rows, titles))
         kinds = {"samples": near.distance, "held-out images": near.real, "their reconstructions": near.reconstructed}
         mark = {"1st percentile of held-out images": float(np.percentile(near.real, 1))}
-        self.add("distances", figures.histograms({"": kinds}, "RMS difference, [−1, 1] scale", "share of images", mark))
+        xlabel = "RMS difference, [−1, 1] scale"
+        self.add("distances", figures.histograms({"": kinds}, xlabel, "share of images", _COLOURS, mark))
 
     def rejection(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         """Show precision, recall and the Fréchet distance by the share of the samples that is kept."""

@@ -10,6 +10,7 @@ from vqvae2.data import ImageSet
 from vqvae2.errors import UserError
 from vqvae2.metrics import check_features, features, frechet_distance, gaussian_blur, kernel_distance, neighbourhoods
 from vqvae2.report.describe import spread_out
+from vqvae2.report.samples import SampleSet, decode
 from vqvae2.vqvae import VQVAE
 
 Features = Callable[[Tensor], Tensor]
@@ -61,6 +62,27 @@ def training_features(train: ImageSet, features_of: Features) -> Tensor:
     """Return the features (N, d) of training images, at most 4,096 evenly spread ones, for `feature_neighbours`."""
     rows = spread_out(len(train), 4096)
     return torch.cat([features_of(train.at(rows[i : i + 256])) for i in range(0, len(rows), 256)])
+
+
+def frechet_of_all(samples: SampleSet, real: ImageSet, features_of: Features) -> dict[str, float]:
+    """Measure the Fréchet distance of all samples to all scored images, decoded and read a part at a time.
+
+    In Inception's features this is the FID. It falls with the number of images, and papers take 50,000.
+
+    Args:
+        samples: N of them, N > 1.
+        real: M images, M > 1.
+        features_of: images -> features.
+
+    Returns:
+        ``frechet_of_all``, ``samples_of_all``, N, and ``real_of_all``, M.
+    """
+    made, parts = [], real.in_parts(256)
+    for start in range(0, len(samples), 256):
+        codes = [level[start : start + 256] for level in samples.codes]
+        made.append(features_of(decode(samples.decoder, codes)))
+    distance = frechet_distance(torch.cat([features_of(part) for part in parts]), torch.cat(made))
+    return {"frechet_of_all": distance, "samples_of_all": len(samples), "real_of_all": len(real)}
 
 
 def feature_neighbours(train: Tensor, real: Tensor, decoded: Tensor, samples: Tensor) -> dict[str, float | int]:

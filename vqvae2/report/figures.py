@@ -4,6 +4,7 @@ Images are (N, C, H, W) in [-1, 1].
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -24,9 +25,18 @@ from vqvae2.report.measures import upper_name
 P = ParamSpec("P")
 Stats = Sequence[Mapping[str, float]]
 
-# Colours that stay apart for colour-blind readers and in grey print (Okabe and Ito 2008).
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
-_LEVELS = (BLUE, ORANGE, GREEN, PINK)
+# One colour for each role that images play, the same in all figures; they stay apart for colour-blind readers and in
+# grey print (Okabe and Ito 2008). Levels have shades of their own, the coarsest the darkest.
+SAMPLES, HELD_OUT, SELECTION, RECONSTRUCTIONS, TRAINING = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+NAIVE = "#333333"
+_SHADES = ("#5C4508", "#A67C00", "#E0A900", "#F0CF65")
+
+
+def level_colour(place: int) -> str:
+    """The colour of a level by its place, the top's 0."""
+    return _SHADES[place % len(_SHADES)]
+
+
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -122,21 +132,19 @@ def sample_grid(images: Tensor, columns: int = 8) -> Figure:
 def vqvae_curves(stats: Stats, levels: Sequence[str], least: Sequence[float], naive_ssim: float | None) -> Figure:
     """Draw the VQ-VAE's learning curves: loss, SSIM and the perplexity of each level, over training steps."""
     figure, (loss, quality, use) = _panels(3, height=3.9)
-    _curve(loss, stats, "train/loss", "train", GREY, alpha=0.7)
-    _curve(loss, stats, "selection/loss", "selection subjects", BLUE, marker="o")
+    _curve(loss, stats, "train/loss", "train", TRAINING, alpha=0.7)
+    _curve(loss, stats, "selection/loss", "selection subjects", SELECTION, marker="o")
     loss.set(title="objective", ylabel="loss (commitment in train only)", yscale="log")
-    _curve(quality, stats, "train/ssim", "train", GREY, alpha=0.7)
-    _curve(quality, stats, "val/ssim", "val, all levels", BLUE, marker="o")
-    _curve(quality, stats, "val/ssim_foreground", "val, foreground", BLUE, linestyle="--", marker="o")
+    _curve(quality, stats, "train/ssim", "train", TRAINING, alpha=0.7)
+    _curve(quality, stats, "val/ssim", "val, all levels", HELD_OUT, marker="o")
+    _curve(quality, stats, "val/ssim_foreground", "val, foreground", HELD_OUT, linestyle="--", marker="o")
     for i, level in enumerate(levels[:-1]):
-        _curve(
-            quality, stats, f"{level}/ssim_alone", f"val, {upper_name(levels, level)}", _LEVELS[(i + 1) % 4], marker="o"
-        )
+        _curve(quality, stats, f"{level}/ssim_alone", f"val, {upper_name(levels, level)}", level_colour(i), marker="o")
     if naive_ssim is not None:
         _level_line(quality, naive_ssim, "mean training image")
     quality.set(title="SSIM", ylabel="SSIM (1 is perfect)")
     for i, (level, low) in enumerate(zip(levels, least, strict=True)):
-        colour = _LEVELS[i % 4]
+        colour = level_colour(i)
         _curve(use, stats, f"{level}/perplexity_foreground", f"{level}, without constant cells", colour, marker="o")
         _curve(use, stats, f"{level}/perplexity", f"{level}, all cells", colour, linestyle="--", alpha=0.6)
         _level_line(use, low, "collapsed below" if i == 0 else None)
@@ -150,9 +158,9 @@ def prior_curves(stats: Mapping[str, Stats]) -> Figure:
     """Draw each prior's NLL while training, beside the unigrams of the same codes, over training steps."""
     figure, axes = _panels(len(stats), width=min(_WIDTH, 5 * len(stats)))
     for axis, (level, lines) in zip(axes, stats.items(), strict=True):
-        _curve(axis, lines, "train/nll", "train", GREY, alpha=0.7)
-        _curve(axis, lines, "selection/nll", "selection subjects", BLUE, marker="o")
-        _curve(axis, lines, "val/nll", "val", ORANGE, marker="o")
+        _curve(axis, lines, "train/nll", "train", TRAINING, alpha=0.7)
+        _curve(axis, lines, "selection/nll", "selection subjects", SELECTION, marker="o")
+        _curve(axis, lines, "val/nll", "val", HELD_OUT, marker="o")
         for name, label, style in (
             ("val/position_nll", "position-wise unigram", "--"),
             ("val/unigram_nll", "unigram", ":"),
@@ -172,9 +180,17 @@ def histograms(
     panels: Mapping[str, Mapping[str, NDArray[Any]]],
     xlabel: str,
     ylabel: str,
+    colours: Mapping[str, str],
     lines: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw distributions over each other as shares: panel title -> name -> values; ``lines`` are marked vertically."""
+    """Draw distributions over each other as shares.
+
+    Args:
+        panels: title -> name -> values.
+        xlabel, ylabel: of the axes.
+        colours: by name.
+        lines: by name, what is marked vertically.
+    """
     figure, axes = _panels(len(panels), width=min(_WIDTH, 6.5 if len(panels) == 1 else _WIDTH))
     for axis, (title, kinds) in zip(axes, panels.items(), strict=True):
         finite = {name: values[np.isfinite(values)] for name, values in kinds.items()}
@@ -184,9 +200,9 @@ def histograms(
         # Few values would stand in forty bins one by one.
         count = int(np.clip(2 * np.sqrt(max(map(len, finite.values()))), 10, 40))
         bins = np.linspace(low - margin, high + margin, count + 1)
-        for (name, values), colour in zip(finite.items(), (BLUE, GREY, ORANGE, GREEN, PINK), strict=False):
+        for name, values in finite.items():
             weights = np.full(len(values), 1 / max(len(values), 1))
-            style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colour, 0.25), "edgecolor": colour}
+            style: dict[str, Any] = {"facecolor": mpl.colors.to_rgba(colours[name], 0.25), "edgecolor": colours[name]}
             style |= {"linewidth": 1.2, "label": f"{name} (mean {values.mean():.3g})"}
             axis.hist(values, bins.tolist(), weights=weights, histtype="stepfilled", **style)
         for name, value in (lines or {}).items():
@@ -203,14 +219,14 @@ def precision_recall(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
         curves: name of the features -> points, the first of all samples.
     """
     figure, (left, right) = _panels(2)
-    for (name, points), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+    for (name, points), dashes in zip(curves.items(), itertools.cycle(("-", "--", ":", "-."))):
         recall, precision, share, frechet = (
             [point[key] for point in points] for key in ("recall", "precision", "share", "frechet")
         )
-        left.plot(recall, precision, marker="o", color=colour, label=name)
+        left.plot(recall, precision, dashes, marker="o", color=SAMPLES, label=name)
         for place, kept in zip(zip(recall, precision, strict=True), share, strict=True):
             left.annotate(f"{kept:.0%}", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
-        right.plot(share, np.array(frechet) / frechet[0], marker="o", color=colour, label=name)
+        right.plot(share, np.array(frechet) / frechet[0], dashes, marker="o", color=SAMPLES, label=name)
     left.set(title="precision and recall", ylabel="precision", xlabel="recall")
     right.set(title="Fréchet distance", ylabel="divided by that of all samples", xlabel="share of the samples kept")
     left.margins(0.15)  # the points lie close together
@@ -226,8 +242,8 @@ def codebook_use(
     figure, axes = _panels(len(counts), width=min(_WIDTH, 5 * len(counts)))
     for i, (axis, level) in enumerate(zip(axes, counts, strict=True)):
         for values, label, style in (
-            (foreground[level], "without constant cells", {"color": _LEVELS[i % 4]}),
-            (counts[level], "all cells", {"color": _LEVELS[i % 4], "linestyle": "--", "alpha": 0.6}),
+            (foreground[level], "without constant cells", {"color": level_colour(i)}),
+            (counts[level], "all cells", {"color": level_colour(i), "linestyle": "--", "alpha": 0.6}),
         ):
             ordered = np.sort(values)[::-1].astype(float)
             ordered = ordered[ordered > 0] / max(ordered.sum(), 1)
@@ -265,15 +281,15 @@ def ventricle_areas(samples: Mapping[str, NDArray[Any]], true: Mapping[str, NDAr
     figure, (axis,) = _panels(1, width=6.5)
     noise = np.random.default_rng(0)
     for i, name in enumerate(names):
-        for kind, offset, colour in ((true, -0.17, GREY), (samples, 0.17, BLUE)):
+        for kind, offset, colour in ((true, -0.17, TRAINING), (samples, 0.17, SAMPLES)):
             values = kind.get(name, np.zeros(0))
             values = values[np.isfinite(values)]
             if len(values):
                 x = i + offset + noise.uniform(-0.1, 0.1, len(values))
                 axis.scatter(x, values, s=9, color=colour, alpha=0.45, linewidths=0)
                 axis.hlines(values.mean(), i + offset - 0.14, i + offset + 0.14, color="#111111", linewidth=2)
-    axis.scatter([], [], s=20, color=GREY, label="training images")
-    axis.scatter([], [], s=20, color=BLUE, label="samples asked for")
+    axis.scatter([], [], s=20, color=TRAINING, label="training images")
+    axis.scatter([], [], s=20, color=SAMPLES, label="samples asked for")
     axis.plot([], [], color="#111111", linewidth=2, label="mean")
     axis.set_xticks(range(len(names)), names)
     axis.set(ylabel="ventricle area / brain area")

@@ -25,7 +25,7 @@ def pictures(names: Sequence[str], known: Mapping[str, Figure]) -> str:
             source = f"data:image/png;base64,{b64encode(known[name].png).decode()}"
             seen, width = escape(ALTERNATIVES[name]), 10 * known[name].width
             parts.append(
-                f'<figure><img src="{source}" alt="{seen}" style="width:{width:.0f}%">'
+                f'<figure><div class="scroll"><img src="{source}" alt="{seen}" style="width:{width:.0f}%"></div>'
                 f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
             )
     return "".join(parts)

@@ -255,9 +255,17 @@ def _distances(report: Report) -> str:
         text += table(caption, head, rows, naive=[SETS[name] for name in SETS if name.startswith("blurred")])
         if space in report.get("decoder_trained_by", []):
             note += "The decoder was trained to match these features (--perceptual-weight), so they flatter it. "
+        note += _of_all(sets.get("samples", {}))
         if told := note + _SPACE_NOTES.get(space, ""):
             text += f'<p class="note">{told}</p>'
     return text
+
+
+def _of_all(figures: Mapping[str, Any]) -> str:
+    if "frechet_of_all" not in figures:
+        return ""
+    counts = f"all {figures['samples_of_all']:,} samples and all {figures['real_of_all']:,} scored images"
+    return f"Over {counts} the Fréchet distance of samples is {num(figures['frechet_of_all'], 2)}. "
 
 
 _NEIGHBOURHOODS = {
@@ -270,8 +278,9 @@ _NEIGHBOURHOODS = {
 _SPACE_NOTES = {
     "MobileNetV2": "The network was trained on the photographs of ImageNet and sees the images at their own size. It "
     "sees blur that SSIM hardly sees. It was not trained on brains: read it beside real images and the other figures.",
-    "inception": "Inception-v3 with TensorFlow's weights, by torch-fidelity; images scaled to 299 pixels as there. Its "
-    "Fréchet distance is the FID, which papers take over 50,000 images. Over fewer it is larger.",
+    "inception": "Inception-v3 with TensorFlow's weights, by torch-fidelity; images are scaled to 299 pixels "
+    "bilinearly, as there. Its Fréchet distance is the FID. Papers take it over 50,000 samples, often beside the "
+    "training images: name number and reference when you compare. Over fewer images it is larger.",
     "encoder": "The encoder was trained to find what it can reconstruct, so it cannot see what the codes leave out.",
 }
 
@@ -375,7 +384,13 @@ def _comparison(report: Report) -> str:
     if names["here"] == names["there"]:
         names |= {"here": f"{report['run']} (this)", "there": f"{found['run']} (other)"}
     rows = [
-        [row["name"], num(row["here"], 3), num(row["there"], 3), num(row["error"], 3), names[row["better"]]]
+        [
+            row["name"],
+            num(row["here"], 3),
+            num(row["there"], 3),
+            num(row["error"], 3),
+            "–" if row["error"] is None else names[row["better"]],
+        ]
         for row in found["rows"]
     ]
     head = [
@@ -383,7 +398,7 @@ def _comparison(report: Report) -> str:
         names["here"],
         names["there"],
         "standard error of the difference",
-        "better (by two standard errors, where known)",
+        "better, by two standard errors",
     ]
     caption = f"Two runs, each by its own report; {_how_many(report)} here"
     return table(caption, head, rows) + "".join(

@@ -60,6 +60,8 @@ th:first-child, td:first-child { padding-left: 0; }
 .hashes td:last-child { font: 12px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 figure { margin: 26px 0 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; }
+figure .scroll { margin: 0; }
+@media (max-width: 640px) { figure img { max-width: 720px; } }
 figcaption { margin-top: 8px; font-size: 13px; color: var(--soft); }
 figcaption b { color: var(--ink); font-weight: 600; }
 footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--line); font-size: 12.5px;
@@ -77,6 +79,10 @@ footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--l
   header, main, footer { max-width: none; padding: 0; }
   h2, h3 { break-after: avoid; }
   figure, .card, .box, tr, pre { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  table { font-size: 8.5pt; }
+  th { font-size: 8pt; }
+  th, td { padding: 4px 5px; white-space: normal; }
   .card, .box, pre { border: 1px solid var(--line); }
   a { color: inherit; }
 }

@@ -25,8 +25,8 @@ def summary(report: Report) -> list[str]:
 
 
 def sample_summary(report: Report) -> list[str]:
-    """Return the sentences of the summary on samples: diversity, memorisation, labels."""
-    return [*_diversity(report), *_privacy(report), *labels_followed(report)]
+    """Return the sentences of the summary on samples: Fréchet distance, diversity, memorisation, labels."""
+    return [*_of_all(report), *_diversity(report), *_privacy(report), *labels_followed(report)]
 
 
 def _quality(report: Report) -> Iterator[str]:
@@ -58,6 +58,16 @@ def _quality(report: Report) -> Iterator[str]:
     if found:
         told = [f"{words} {found[name]['kid']:.3f}" for name, words in SETS.items() if name in found]
         yield f"KID against the scored images in {space_words(space)}: {', '.join(told)}."
+
+
+def _of_all(report: Report) -> Iterator[str]:
+    for space, sets in report.get("distances", {}).items():
+        own = sets.get("samples", {})
+        if "frechet_of_all" in own:
+            yield (
+                f"Fréchet distance in {space_words(space)}: {own['frechet_of_all']:.2f} over all "
+                f"{own['samples_of_all']:,} samples and all {own['real_of_all']:,} scored images."
+            )
 
 
 def _other_data(report: Report) -> Iterator[str]:

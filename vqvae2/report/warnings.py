@@ -104,7 +104,7 @@ def _prior_warnings(report: Report) -> Iterator[str]:
             else:
                 told += ": train it longer." if own else "."
             yield (
-                f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:.3f} nats "
+                f"The prior of level {level} makes no use of its own earlier codes: its NLL rises by {rise:z.3f} nats "
                 f"if they come from another image. {told}"
             )
         # Other data than the run's may be harder without any overfitting.

@@ -189,7 +189,8 @@ def measure_distances(
 ) -> None:
     """Measure how far reconstructions and samples are from the scored images, in features of one network or several.
 
-    Where a detail decoder painted the samples, so are the scored images painted from their own codes.
+    Where a detail decoder painted the samples, so are the scored images painted from their own codes. In ``further``
+    features the Fréchet distance is also taken over all samples and all scored images, however many.
     """
     made = {"reconstructions": beside.again}
     if drawn is not None and isinstance(drawn.decoder, DetailDecoder):
@@ -204,6 +205,10 @@ def measure_distances(
         return
     spaces = report.feature_spaces(models.vqvae, beside.real, models.missing) | further
     found["distances"] = report.set_distances(beside.real, made, spaces)
+    whole = report.read_samples(drawn.folder, models.decoders, models.hashes) if drawn is not None else None
+    if whole is not None and max(len(whole), len(beside.images)) > COMPARED:
+        for space, features_of in further.items():
+            found["distances"][space]["samples"] |= report.frechet_of_all(whole, beside.images, features_of)
     if "samples" in made and "training_images" in made and evaluated.train is not None:
         space, _ = report.nearest_features(found)
         known = report.training_features(evaluated.train, spaces[space])

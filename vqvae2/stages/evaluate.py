@@ -177,7 +177,7 @@ def _measure(
     evaluated: Evaluated,
     arguments: Arguments,
     out: Path,
-    other: dict[str, Any] | None,
+    other: tuple[dict[str, Any], list[dict[str, str]]] | None,
     further: dict[str, report.Features],
 ) -> None:
     """Measure everything, and write the report."""
@@ -230,7 +230,8 @@ def _measure(
         models.hashes,
     )
     if other is not None:
-        found["comparison"] = report.comparison(found, other)
+        theirs, scores = other
+        found["comparison"] = report.comparison(found, theirs, report.paired_errors(_scores(out), scores))
     report.write_page(out / "index.html", found, album.widths)
     finish(out, "report.json", found)
     _print_figures(found)
@@ -248,8 +249,8 @@ def _begin(out: Path, with_images: bool) -> None:
     begin(out, "report.json", ["index.html"])
 
 
-def _other_report(folder: Path) -> dict[str, Any]:
-    """Read the report of another run, by its run folder or its report's."""
+def _other_report(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Read the report of another run and its scores of each image, by its run folder or its report's."""
     path = next((p for p in (folder / "report" / "report.json", folder / "report.json") if p.is_file()), None)
     if path is None:
         data = ("--data", "DATA") if exported(RunFolder(folder)) else ()
@@ -257,7 +258,13 @@ def _other_report(folder: Path) -> dict[str, Any]:
         raise UserError("there is no report of that run", folder, f"First run {first}")
     found: dict[str, Any] = files.read_json(path)
     checkpoint.check_format(found.get("format", 0), path, found.get("version"))
-    return found
+    return found, _scores(path.parent)
+
+
+def _scores(folder: Path) -> list[dict[str, str]]:
+    """Read a report's scores of each image; none where they are not there."""
+    path = folder / "scores.csv"
+    return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
 
 
 def _folder(arguments: Arguments, run: RunFolder, evaluated: Evaluated) -> Path:
