@@ -8,6 +8,9 @@ import scipy.linalg
 import torch
 from random_weights import WEIGHTS, random_weights
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
@@ -83,6 +86,21 @@ def test_the_frechet_distance_of_a_shift_is_its_square_and_of_a_scale_that_of_th
     assert frechet_distance(x, x + torch.tensor([1.0, 2.0, 0.0])) == pytest.approx(5)
     assert frechet_distance(x, 3 * x) == pytest.approx(4 * float(x.var(0).sum()))
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_equal_torch_fidelitys_of_the_same_features(seed):
+    rng = np.random.default_rng(seed)
+    real = torch.from_numpy(rng.normal(size=(200, 12)))
+    made = torch.from_numpy(rng.normal(0.3, 1.2, size=(200, 12)) @ (np.eye(12) + 0.1 * rng.normal(size=(12, 12))))
+    fid = fid_statistics_to_metric(*map(fid_features_to_statistics, (made, real)), verbose=False)
+    assert frechet_distance(real, made) == pytest.approx(fid["frechet_inception_distance"], rel=1e-6)
+    kid = kid_features_to_metric(made, real, kid_subsets=1, kid_subset_size=200, verbose=False)
+    assert kernel_distance(made, real)[0] == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-6)
+    shares = prc_features_to_metric(made, real, prc_neighborhood=3, verbose=False)
+    found = neighbourhoods(real, made, k=3)
+    assert 0.05 < found.precision < 0.95
+    assert (found.precision, found.recall) == pytest.approx((shares["precision"], shares["recall"]), abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -41,6 +41,7 @@ from vqvae2.stages.evaluated import Evaluated
 from vqvae2.stages.output_folder import begin, check_own, finish
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import exported
+from vqvae2.stages.unlike import nats_per_code, range_of, unlike
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["write_anomalies"]
@@ -59,12 +60,14 @@ class _Seen:
         parts: (N, P, H, W), of the map.
         masks: (N, H, W) bool, the foreground.
         residuals: (N, H, W), by `residual_map`.
+        nats: (N, levels) what a code costs on average under the priors.
         improbable: by level, the NLL above which a code was redrawn for the restorations.
     """
 
     parts: Tensor
     masks: Tensor
     residuals: Tensor
+    nats: NDArray[np.float64]
     improbable: list[float]
 
     def kept(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class _Seen:
             "parts": self.parts.half().numpy(),
             "masks": self.masks.numpy(),
             "residuals": self.residuals.half().numpy(),
+            "nats": self.nats,
             "improbable": np.array(self.improbable),
         }
 
@@ -80,7 +84,7 @@ class _Seen:
     def of(cls, kept: Mapping[str, Any]) -> "_Seen":
         """Take it up again."""
         parts, masks, residuals = (torch.from_numpy(kept[name]) for name in ("parts", "masks", "residuals"))
-        return cls(parts.float(), masks, residuals.float(), kept["improbable"].tolist())
+        return cls(parts.float(), masks, residuals.float(), kept["nats"], kept["improbable"].tolist())
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def write_anomalies(
     hashes = hashes_of(model, run)
     # Other images of the same names have another checksum.
     what = {"keys": normal.keys, "checksum": normal.checksum, "background": background}
-    how = {"format": 4, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
+    how = {"format": 5, **hashes, **what, "draws": draws, "seed": seed, "precision": precision}
     with Progress((len(images) + len(normal)) * each, "redrawing", "codes") as progress:
 
         def look(some: ImageSet, improbable: list[float] | None = None) -> tuple[_Seen, _Drawn]:
@@ -182,6 +186,7 @@ def write_anomalies(
         float(np.quantile(maps[normal_found.masks], 1 - false_positives))
         for maps in (normal_found.maps, normal_seen.residuals.numpy())
     )
+    usual_nats = range_of(normal_seen.nats)
     names = (*FEATURES, *(f"codes of {level}" for level in model.levels))
     about = {
         "source": source,
@@ -190,6 +195,8 @@ def write_anomalies(
         "improbable": {level: round(nll, 3) for level, nll in zip(model.levels, normal_seen.improbable, strict=True)},
         "false_positives": false_positives,
         "normal": {"split": evaluated.split, "images": len(normal), "subjects": len(set(normal.subjects))},
+        "nats_per_code": {key: own.round(3).tolist() for key, own in zip(images.keys, seen.nats, strict=True)},
+        "normal_nats_per_code": dict(zip(model.levels, np.round(usual_nats, 3).tolist(), strict=True)),
         "normal_scores": sorted(round(float(score), 3) for score in normal_found.scores()),
         "draws": draws,
         "block": [tall, wide],
@@ -204,6 +211,9 @@ def write_anomalies(
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
         print(f"{row['file']}: score {row['score']:.2f} ({part}), {row['share']:.1%} of it above the threshold")
+    count, words = unlike(seen.nats, usual_nats, model.levels)
+    if count:
+        print(f"note: {count:,} of {len(images):,} images are unlike the normal ones, so maps may mean little: {words}")
     print(f"wrote {out}/grid.png, scores.csv, maps.npz, anomaly.json and {len(rows)} pictures")
 
 
@@ -237,11 +247,12 @@ def _look(
     Labels are not used, so that normal ones and others are judged alike.
     """
     device = model.device
-    parts, masks, expected, codes, surprised = [], [], [], [], []
+    parts, masks, expected, codes, surprised, nats = [], [], [], [], [], []
     for x in (x.to(device) for x in images.in_parts(_BATCH)):
         drawn = redraw_blocks(model, priors, x, draws, seed=seed, progress=progress)
         codes.append(model.encode(x))
         surprised.append([own for own, _ in surprise(priors, codes[-1])])
+        nats.append(nats_per_code(surprised[-1]))
         parts.append(anomaly_parts(x, drawn, surprised[-1]).cpu())
         masks.append(foreground(x, background).cpu())
         expected.append(drawn.mean(1).cpu())
@@ -253,7 +264,7 @@ def _look(
         drawn = restore_images(model, priors, own, threshold, draws, seed, progress)
         residuals.append(residual_map(x.to(device), drawn).cpu())
         restored.append(drawn.mean(1).cpu())
-    seen = _Seen(torch.cat(parts), mask, torch.cat(residuals), threshold)
+    seen = _Seen(torch.cat(parts), mask, torch.cat(residuals), np.concatenate(nats), threshold)
     return seen, _Drawn(torch.cat(expected), torch.cat(restored))
 
 

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae2 import files, report
-from vqvae2.codes import CodeStore
+from vqvae2 import files
 from vqvae2.data import from_unit, load_images, to_unit
 from vqvae2.data.decoding import SUFFIXES, UnreadableError, decode, fit
 from vqvae2.errors import UserError
@@ -22,13 +21,12 @@ from vqvae2.progress import Progress
 from vqvae2.stages.common import RunFolder
 from vqvae2.stages.output_folder import begin, finish
 from vqvae2.stages.sample_folder import hashes_of
-from vqvae2.stages.sampled import exported
+from vqvae2.stages.unlike import nats_per_code, training_nats, unlike
 from vqvae2.vqvae import VQVAE
 
 __all__ = ["Completion", "complete_image", "open_completion"]
 
 _AT_ONCE = 64  # maps, particles counted
-_COMPARED = 64  # training images
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,19 @@ def complete_image(
     if sweeps:
         print(f"sweeps that changed a completion: {', '.join(f'{share:.0%}' for share in taken)}")
     usual: dict[str, Any] = {}
-    if not exported(run) and any(level.any() for level in known):  # exported models have no codes to compare with
-        own, others = _usual(run, priors, made_codes, known, label.to(device))
-        print(f"what is kept has {own:.2f} nats a code; training images have {others[0]:.2f} to {others[1]:.2f}")
-        if own > others[1] + 0.25 * (others[1] - others[0]):
+    others = training_nats(run, priors, known) if any(level.any() for level in known) else None
+    if others is not None:
+        drawn_first = surprise(priors, [level[:1] for level in made_codes], label[:1].to(device))
+        own = nats_per_code([nll for nll, _ in drawn_first], known)
+        kept = [(name, own[0, i], *others[i]) for i, name in enumerate(model.levels) if known[i].any()]
+        told = ", ".join(f"{name} {nats:.2f} ({low:.2f} to {high:.2f})" for name, nats, low, high in kept)
+        print(f"nats a code of what is kept, in brackets of training images: {told}")
+        if unlike(own, others, model.levels)[0]:
             print("note: the image is unlike the training images, and its completions may mean little")
-        usual = {"kept_nats_per_code": own, "training_nats_per_code": others}
+        usual = {
+            "kept_nats_per_code": {name: nats for name, nats, *_ in kept},
+            "training_nats_per_code": {name: [low, high] for name, _, low, high in kept},
+        }
     about = {
         **record,
         **hashes_of(model, run),
@@ -197,28 +202,6 @@ def _tell_cells(model: VQVAE, known: list[Tensor], hole: Tensor) -> None:
         )
         parts.append(f"{name} {int((~level).sum())} of {level.numel()} ({int(inside.sum())} in the hole)")
     print(f"codes to draw: {', '.join(parts)}; those outside the hole depend on pixels in it")
-
-
-def _usual(
-    run: RunFolder, priors: list[Prior], codes: list[Tensor], known: list[Tensor], label: Tensor
-) -> tuple[float, tuple[float, float]]:
-    """Nats a code of what is kept, in the first completion, and the range that 64 training images have there."""
-    device = codes[0].device
-    store = CodeStore(run.codes)
-    rows = store.indices("train")
-    batch = store.__getitems__([rows[i] for i in report.spread_out(len(rows), _COMPARED)])
-    training = surprise(priors, [level.to(device) for level in batch["codes"]], batch["label"].to(device))
-    own = surprise(priors, [level[:1] for level in codes], label[:1])
-    count = float(sum(level.sum() for level in known))
-
-    def mean(found: list[tuple[Tensor, Tensor]]) -> Tensor:
-        return (
-            torch.stack([(nll * level).sum((1, 2)) for (nll, _), level in zip(found, known, strict=True)]).sum(0)
-            / count
-        )
-
-    others = mean(training)
-    return float(mean(own)), (float(others.min()), float(others.max()))
 
 
 def _write(out: Path, completion: Completion, made: Tensor, about: dict[str, Any]) -> None:

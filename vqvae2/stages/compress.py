@@ -30,6 +30,7 @@ from vqvae2.stages.flags import CommandLine
 from vqvae2.stages.launch import run_stage
 from vqvae2.stages.sample_folder import hashes_of
 from vqvae2.stages.sampled import load_models
+from vqvae2.stages.unlike import training_nats, unlike
 from vqvae2.vqvae import VQVAE
 
 _CPU = torch.device("cpu")
@@ -125,7 +126,14 @@ def _story(line: CommandLine[Arguments]) -> None:
     files.make_folder(arguments.out.parent)
     files.write_atomic(arguments.out, content)
     lost = sum(map(len, more))
-    _tell(arguments.out, content, lost, streams, codes, label, priors, images, seconds)
+    nats = np.stack([report.score_codes(prior, codes[: i + 1], label).nll for i, prior in enumerate(priors)], 1)
+    each = [level[0].numel() for level in codes]
+    _tell(arguments.out, content, lost, streams, float((nats * each).sum()), images, seconds)
+    usual = None if evaluated.own else training_nats(run, priors)
+    count, words = (0, "") if usual is None else unlike(nats, usual, model.levels)
+    if count:
+        of = f"{count:,} of {len(images):,} images"
+        print(f"note: {of} are unlike the training images, so they cost more and come back worse: {words}")
     if losses:
         print(f"lossless: what the reconstructions lose takes {lost:,} of the bytes ({lost / len(content):.0%})")
     print(f"next: {command('decompress', '--run', run.path, '--file', arguments.out, '--out', 'FOLDER')}")
@@ -203,21 +211,9 @@ def _losses(model: VQVAE, codes: list[torch.Tensor], images: ImageSet, size: int
 
 
 def _tell(
-    out: Path,
-    content: bytes,
-    lost: int,
-    streams: list[bytes],
-    codes: list[torch.Tensor],
-    label: torch.Tensor,
-    priors: list[Prior],
-    images: ImageSet,
-    seconds: float,
+    out: Path, content: bytes, lost: int, streams: list[bytes], nats: float, images: ImageSet, seconds: float
 ) -> None:
     """Print the size beside what the priors promise; ``lost`` bytes of a lossless file are beyond that promise."""
-    nats = sum(
-        float(report.score_codes(prior, codes[: i + 1], label).nll.sum()) * codes[i][0].numel()
-        for i, prior in enumerate(priors)
-    )
     promised, coded, told = nats / math.log(2) / 8, sum(map(len, streams)), len(content) - lost
     count, pixels = len(images), math.prod(images.images.shape[2:])
     print(
