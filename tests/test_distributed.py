@@ -16,7 +16,7 @@ from torchrun import torchrun
 from vqvae2 import CodeStore, checkpoint, distributed
 from vqvae2.errors import UserError
 from vqvae2.quantizer import Codebook
-from vqvae2.stages import evaluate, extract_codes, sample
+from vqvae2.stages import evaluate, extract_codes, recognition, sample
 
 pytest_plugins = ["tiny_run_fixtures"]
 
@@ -119,11 +119,12 @@ def test_two_processes_log_what_one_logs(trainings, codebook):
             assert other[name] == pytest.approx(mine[name], rel=2e-5, abs=1e-9), name
 
 
-SHARED = {
-    sample: ["sample.py", "--num", "5", "--chunk-size", "2", "--label", "diagnosis=atrophy", "--seed", "7"],
-    evaluate: ["evaluate.py"],
-    extract_codes: ["extract_codes.py", "--allow-collapse", "--overwrite", "--batch-size", "16"],
-}
+SHARED = [
+    (sample, ["sample.py", "--num", "5", "--chunk-size", "2", "--label", "diagnosis=atrophy", "--seed", "7"]),
+    (evaluate, ["evaluate.py"]),
+    (sample, ["sample.py", "--num", "5", "--chunk-size", "2", "--reject", "0.5", "--out", "run/chosen"]),
+    (extract_codes, ["extract_codes.py", "--allow-collapse", "--overwrite", "--batch-size", "16"]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +135,20 @@ def shared(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
     """
     folder = tmp_path_factory.mktemp("shared")
     threads = torch.get_num_threads()
+    shutil.copytree(chain.run, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recognition, "STEPS", 2)
+        assert evaluate.main(["--run", str(folder / "run"), "--classifier", "diagnosis"]) == 0
     for processes in (1, 2):
         place = folder / str(processes)
-        shutil.copytree(chain.run, place / "run")
+        shutil.copytree(folder / "run", place / "run")
         for name in ("samples", "report"):
             shutil.rmtree(place / "run" / name)
-        for stage, (script, *flags) in SHARED.items():
+        for stage, (script, *flags) in SHARED:
             if processes == 1:
                 torch.set_num_threads(1)
-                code = stage.main(["--run", str(place / "run"), *flags])
+                own = [str(place / flag) if flag.startswith("run/") else flag for flag in flags]
+                code = stage.main(["--run", str(place / "run"), *own])
                 torch.set_num_threads(threads)
                 assert code == 0
                 continue
@@ -160,11 +166,15 @@ def test_two_processes_extract_the_same_codes(shared):
     assert all(np.array_equal(a, b) for a, b in zip(one.read(), two.read(), strict=True))
 
 
-def test_two_processes_sample_the_same_bytes(shared):
-    names = {path.name for path in (shared[1] / "samples").iterdir()}
-    assert {path.name for path in (shared[2] / "samples").iterdir()} == names
-    for name in names:
-        assert (shared[1] / "samples" / name).read_bytes() == (shared[2] / "samples" / name).read_bytes(), name
+@pytest.mark.parametrize("folder", ["samples", "chosen"])
+def test_two_processes_sample_the_same_bytes(shared, folder):
+    names = {path.name for path in (shared[1] / folder).iterdir()}
+    assert {path.name for path in (shared[2] / folder).iterdir()} == names
+    assert {"00004.png", "grid.png", "samples.json"} <= names
+    for name in names - {"samples.json"}:
+        assert (shared[1] / folder / name).read_bytes() == (shared[2] / folder / name).read_bytes(), name
+    one, two = (json.loads((shared[n] / folder / "samples.json").read_text()) for n in (1, 2))
+    assert {**one, "arguments": two["arguments"]} == two  # but for --out as it was typed
 
 
 def test_two_processes_report_the_same_figures(shared):

@@ -84,4 +84,7 @@ def test_anomaly_maps_say_so(run, noise, call, monkeypatch):
     assert list(about["nats_per_code"]) == ["0.png", "1.png", "2.png"]
     assert all(low <= high for low, high in about["normal_nats_per_code"].values())
     monkeypatch.setattr(anomaly, "unlike", lambda *_: (0, ""))
-    assert "unlike" not in call(evaluate.main, *flags).out
+    monkeypatch.setattr(anomaly, "_MOST", 1.0)
+    assert "note" not in call(evaluate.main, *flags).out
+    monkeypatch.setattr(anomaly, "_MOST", -1.0)
+    assert "note: in 3 of 3 images more than" in call(evaluate.main, *flags).out

@@ -50,6 +50,7 @@ _NORMAL = 32  # images from which the threshold is taken
 _BATCH = 24
 _SHOWN = 12
 _HIGH = 0.99  # an image's score is this quantile of its map
+_MOST = 0.3  # of the foreground; more of it above the threshold is no lesion
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,11 @@ def write_anomalies(
     for row in rows[:5]:
         part = "more than all normal images" if row["above_normal"] == 1 else f"more than {row['above_normal']:.0%}"
         print(f"{row['file']}: score {row['score']:.2f} ({part}), {row['share']:.1%} of it above the threshold")
+    if everywhere := sum(row["share"] > _MOST for row in rows):
+        print(
+            f"note: in {everywhere:,} of {len(images):,} images more than {_MOST:.0%} of the foreground lies above the "
+            "threshold, which speaks for another kind of image, not for a lesion"
+        )
     count, words = unlike(seen.nats, usual_nats, model.levels)
     if count:
         print(f"note: {count:,} of {len(images):,} images are unlike the normal ones, so maps may mean little: {words}")
