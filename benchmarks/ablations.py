@@ -96,6 +96,7 @@ PRIOR_ROWS: dict[str, dict[str, Any]] = {
     "weight decay on embeddings and position tables too": {"decay": "all"},
     "without weight decay": {"training": {"weight_decay": 0.0}},
     "AdamW": {"training": {"optimizer": "adamw"}},
+    "AdamW, three times the rate": {"training": {"optimizer": "adamw", "learning_rate": 3e-3}},
     "without attention": {"model": {"attention_every": 0}},
     "position_logits": {"model": {"position_logits": True}},
     "in raster order (of the top; the preset's is mirrored)": {"model": {"mirrored": False}},

@@ -134,7 +134,7 @@ def _part(folder: Path, images: int, share: int) -> Path:
     if share == 1:
         return jpegs(folder, images)
     place = folder / f"part-{images // share}"
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     for path in sorted(jpegs(folder, images).iterdir())[: images // share]:
         if not (place / path.name).exists():
             os.link(path, place / path.name)
@@ -369,7 +369,7 @@ def volumes(folder: Path, images: int) -> dict[str, Any]:
     import nibabel
 
     place = folder / "volumes"
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(500):
         path = place / f"sub-{i:04d}_T1w.nii"

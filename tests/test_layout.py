@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pictures import ADNI, every, labels_of, picture, save, ten, write
 
@@ -185,6 +185,7 @@ def trees(draw: st.DrawFn) -> dict[str, tuple[str, str, str]]:
 
 @settings(deadline=None)  # the machine may be busy
 @given(trees(), st.integers(0, 3))
+@example({f"p{person}/0.png": ("", "", f"p{person}") for person in ("0016", "0032")}, 0)  # no sizes in pixels
 def test_any_tree_is_understood_as_it_was_made(tree, seed):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

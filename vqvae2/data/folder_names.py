@@ -18,7 +18,7 @@ def differ_by_size(names: Sequence[str], stems: Sequence[str]) -> bool:
     Such as ``data128x128`` and ``data256x256``, or ``celeba_hq_128`` and ``celeba_hq_256``.
     """
     distinct = set(names)
-    sizes = {name: re.findall(r"(?<!\d)\d{2,4}(?!\d)", name) for name in distinct}
+    sizes = {name: re.findall(r"(?<!\d)[1-9]\d{1,3}(?!\d)", name) for name in distinct}
     if not 1 < len(distinct) <= 6 or any(not found or int(found[-1]) % 16 for found in sizes.values()):
         return False
     words = ({word for word in re.split(r"[\W_]+|\d+x?\d*(?:px?)?", name.lower()) if word} for name in distinct)

@@ -389,6 +389,8 @@ ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "ye
 MISSING = {
     *("", "-", "--", "'--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "\\n"),
     *("unknown", "unk", "missing", "undefined", "unspecified", "not specified", "not available", "not recorded"),
+    *("not stated", "not provided", "not collected", "not tested", "not performed", "not entered", "withheld"),
+    *("unknown or not reported", "n.d.", "n.k.", "(blank)", "–", "—", "redacted", "[redacted]"),
     *("not known", "not reported", "not applicable", "not evaluated", "not assessed", "not done", "no data", "empty"),
     *("[not available]", "[not applicable]", "[not evaluated]", "[unknown]", "[discrepancy]"),
     *("prefer not to answer", "prefer not to say", "refused", "don't know", "do not know"),

@@ -17,6 +17,15 @@ from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 _ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
+_CONTRASTS = (
+    "ce",
+    "acq",
+    "echo",
+    "inv",
+    "mt",
+    "flip",
+    "trc",
+)  # entities by which images of one suffix differ in contrast
 _DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
 _FREESURFER = ("T1.mgz", "brain.mgz", "norm.mgz", "orig.mgz", "nu.mgz")
 _AVERAGE = re.compile(r"fsaverage.*|.*_average", re.IGNORECASE)
@@ -293,6 +302,8 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
             f"volumes of several kinds are read together: {told}, such as {examples}; --bids-suffix KIND reads one "
             "alone"
         )
+    elif not tree and not choice.suffix:
+        _ask_of_modalities(layout)
 
 
 def _choose_entities(layout: Layout, choice: Choice) -> None:
@@ -328,6 +339,46 @@ def _choose_entities(layout: Layout, choice: Choice) -> None:
                 (f"{len(parts) - len(rows):,} volumes", f"not {name}={value or 'none'} (--bids-entity)")
             )
         keep(layout, rows)
+    _ask_of_contrasts(layout, [name for name in _CONTRASTS if name not in wanted])
+
+
+def _ask_of_contrasts(layout: Layout, names: Sequence[str]) -> None:
+    """Ask about volumes of BIDS that differ in contrast, such as those with and without a contrast agent."""
+    files = [key.rsplit("/", 1)[-1] for key in layout.keys]
+    files = [name for name in files if name.startswith("sub-")]
+    for name in names:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for file in files:
+            groups[dict(part.split("-", 1) for part in stem_of(file).split("_") if "-" in part).get(name, "")].append(
+                file
+            )
+        if len(groups) > 1:
+            common = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
+            told = ", ".join(f"{value or 'none'} ({len(own):,})" for value, own in common[:5])
+            examples = ", ".join(own[0] for _, own in common[:3])
+            without = f", --exclude '*_{name}-*' those without" if "" in groups else ""
+            layout.doubts.append(
+                f"volumes that differ in {name} are read together: {told}, such as {examples}; --bids-entity "
+                f"{name}=NAME reads one alone{without}"
+            )
+
+
+def _ask_of_modalities(layout: Layout) -> None:
+    """Ask about volumes whose names say that several devices took them, such as CT and PET."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in layout.keys:
+        words = re.split(r"[\W_\d]+", stem_of(key.rsplit("/", 1)[-1]))
+        found = {word for word in words if rules.MODALITIES.fullmatch(word)}
+        if len(found) == 1:
+            groups[found.pop()].append(key)
+    if len({"mr" if word.lower() == "mri" else word.lower() for word in groups}) > 1:
+        common = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
+        told = ", ".join(f"{word} ({len(keys):,})" for word, keys in common[:5])
+        examples = ", ".join(keys[0] for _, keys in common[:3])
+        layout.doubts.append(
+            f"volumes of several kinds are read together: {told}, such as {examples}; --exclude '*{common[-1][0]}*' "
+            "leaves one out"
+        )
 
 
 def _with_those_who_lack_it(layout: Layout, name: str, parts: list[str], rows: list[int]) -> list[int]:

@@ -183,7 +183,7 @@ def _by_nibabel(path: Path) -> Any:
 
 
 def _by_simpleitk(files: tuple[Path, ...]) -> Any:
-    """Read MHA, NRRD or DICOM, as an image of nibabel; SimpleITK applies the rescale slope of DICOM."""
+    """Read MHA, NRRD or DICOM, as an image of nibabel; SimpleITK applies DICOM's slope, and turns MONOCHROME1."""
     import nibabel
     import SimpleITK
 
