@@ -49,6 +49,13 @@ _PLANE = re.compile(r"ax(?:ial)?|cor(?:onal)?|sag(?:ittal)?", re.IGNORECASE)
 _SPAN = re.compile(r"(?:month|week|year|day)s|mos?|wks|yrs", re.IGNORECASE)
 
 
+_MONTH = re.compile(rules.YEAR_MONTH)
+_OASIS = re.compile(r"(?:OAS\d_\d+_MR|OAS\d+_.*?d)(\d+)")
+_SESSION = re.compile(r"(?<![A-Za-z])ses(?:sion)?[ _-]?([a-z0-9]+)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$")  # .rf.HASH: an export's copy
+_KEPT = 1 << 18  # names whose parts are kept: several rules ask for each, one after the other
+
+
 class Token(NamedTuple):
     """A part of a name: its text, where it begins and ends, and its role: of `rules.WORDS`, "number", or ""."""
 
@@ -58,7 +65,7 @@ class Token(NamedTuple):
     role: str
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=_KEPT)
 def words_of(name: str) -> tuple[Token, ...]:
     """Split a name at ``_``, ``-``, dots and blanks, and tell what each part means.
 
@@ -67,7 +74,7 @@ def words_of(name: str) -> tuple[Token, ...]:
     """
     parts: list[tuple[str, int, bool]] = []
     for match in _TOKEN.finditer(name):
-        month_alone = re.fullmatch(rules.YEAR_MONTH, match[0])
+        month_alone = _MONTH.fullmatch(match[0])
         if month_alone and not re.search(r"\d", name[: match.start()]):
             year, month = match.start(), match.start() + len("2001-")
             parts += [(name[year : month - 1], year, False), (name[month : match.end()], month, False)]
@@ -85,7 +92,7 @@ def words_of(name: str) -> tuple[Token, ...]:
         )
         if text.isdecimal() and of_number and not date:
             role = of_number
-        elif role and re.fullmatch(_BEGINNING, text) and _begins(tokens):
+        elif role and _BEGINNING.fullmatch(text) and _begins(tokens):
             role, taken = "", ""  # a letter that begins a name is the person's, and no_1000 an image of a class
         elif _SPAN.fullmatch(text) and tokens and tokens[-1].role == "number" and not digits_follow:  # 12 months
             role, tokens[-1] = "visit", tokens[-1]._replace(role="visit")
@@ -120,9 +127,10 @@ def person_in(text: str) -> str:
     return who if re.search(r"\d", who) else ""
 
 
+@lru_cache(maxsize=_KEPT)
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
-    return re.sub(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$", "", name)  # .rf.HASH: an export's copy
+    return _SUFFIX.sub("", name)
 
 
 def copy_of(name: str, others: Collection[str] = ()) -> str:
@@ -348,9 +356,9 @@ def visit_of(key: str) -> str:
     for name in reversed(key.split("/")):
         words = [token for token in words_of(name) if token.role == "visit"]
         text = " ".join(token.text.lower() for token in words)
-        if oasis := re.search(r"(?:OAS\d_\d+_MR|OAS\d+_.*?d)(\d+)", name):
+        if oasis := _OASIS.search(name):
             return str(int(oasis[1]))
-        session = re.search(r"(?<![A-Za-z])ses(?:sion)?[ _-]?([a-z0-9]+)", name, re.IGNORECASE)
+        session = _SESSION.search(name)
         if session and not session[1].startswith("sion"):
             return _visit(session[1].lower())
         text = rules.NO_VISIT.sub("", text).strip()
