@@ -24,6 +24,7 @@ document.getElementById("page").addEventListener("load", (event) => {{
     images: page.images.length,
     broken: [...page.images].filter((image) => !image.naturalWidth || !image.alt).map((image) => image.alt),
     width: root.scrollWidth,
+    narrowest: Math.min(...[...page.images].map((image) => image.getBoundingClientRect().width)),
     wide: wide.slice(0, 3),
     outside: event.target.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name)
       .filter((name) => !name.startsWith("data:")),
@@ -60,6 +61,7 @@ def test_the_report_is_whole_in_a_browser(chain: Chain, tmp_path: Path, width: i
     assert found["outside"] == []
     assert found["headings"] >= 6
     assert found["width"] <= width, found["wide"]
+    assert found["narrowest"] >= 300 + (width < 640) * 340, "on a phone figures scroll, and can be read"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here; .ci/run installs it")

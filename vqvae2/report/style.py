@@ -61,7 +61,7 @@ th:first-child, td:first-child { padding-left: 0; }
 figure { margin: 26px 0 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; }
 figure .scroll { margin: 0; }
-@media (max-width: 640px) { figure img { max-width: 720px; } }
+@media screen and (max-width: 640px) { figure img { min-width: 640px; max-width: none; } }
 figcaption { margin-top: 8px; font-size: 13px; color: var(--soft); }
 figcaption b { color: var(--ink); font-weight: 600; }
 footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--line); font-size: 12.5px;
@@ -79,7 +79,7 @@ footer p { margin: 44px 0 28px; padding-top: 12px; border-top: 1px solid var(--l
   header, main, footer { max-width: none; padding: 0; }
   h2, h3 { break-after: avoid; }
   figure, .card, .box, tr, pre { break-inside: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; break-inside: avoid; }
   table { font-size: 8.5pt; }
   th { font-size: 8pt; }
   th, td { padding: 4px 5px; white-space: normal; }
