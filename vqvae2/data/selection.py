@@ -17,15 +17,7 @@ from vqvae2.errors import UserError
 
 LayoutChoice = Literal["auto", "flat", "classes", "subjects", "splits", "volumes", "bids"]
 _ONE_OF = ("space", "res", "desc", "rec", "part")  # entities of BIDS of which one image has several makings
-_CONTRASTS = (
-    "ce",
-    "acq",
-    "echo",
-    "inv",
-    "mt",
-    "flip",
-    "trc",
-)  # entities by which images of one suffix differ in contrast
+_CONTRASTS = ("ce", "acq", "echo", "inv", "mt", "flip", "trc")  # by which images of one suffix differ in contrast
 _DERIVED = re.compile(r"(?:^|/)(?:derivatives|sourcedata|code)/")
 _FREESURFER = ("T1.mgz", "brain.mgz", "norm.mgz", "orig.mgz", "nu.mgz")
 _AVERAGE = re.compile(r"fsaverage.*|.*_average", re.IGNORECASE)
@@ -346,16 +338,15 @@ def _ask_of_contrasts(layout: Layout, names: Sequence[str]) -> None:
     """Ask about volumes of BIDS that differ in contrast, such as those with and without a contrast agent."""
     files = [key.rsplit("/", 1)[-1] for key in layout.keys]
     files = [name for name in files if name.startswith("sub-")]
+    entities = [dict(part.split("-", 1) for part in stem_of(file).split("_") if "-" in part) for file in files]
     for name in names:
         groups: dict[str, list[str]] = defaultdict(list)
-        for file in files:
-            groups[dict(part.split("-", 1) for part in stem_of(file).split("_") if "-" in part).get(name, "")].append(
-                file
-            )
+        for file, own in zip(files, entities, strict=True):
+            groups[own.get(name, "")].append(file)
         if len(groups) > 1:
             common = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
-            told = ", ".join(f"{value or 'none'} ({len(own):,})" for value, own in common[:5])
-            examples = ", ".join(own[0] for _, own in common[:3])
+            told = ", ".join(f"{value or 'none'} ({len(there):,})" for value, there in common[:5])
+            examples = ", ".join(there[0] for _, there in common[:3])
             without = f", --exclude '*_{name}-*' those without" if "" in groups else ""
             layout.doubts.append(
                 f"volumes that differ in {name} are read together: {told}, such as {examples}; --bids-entity "
