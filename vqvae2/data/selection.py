@@ -295,7 +295,7 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
             "alone"
         )
     elif not tree and not choice.suffix:
-        _ask_of_modalities(layout)
+        _ask_of_devices(layout)
 
 
 def _choose_entities(layout: Layout, choice: Choice) -> None:
@@ -354,7 +354,7 @@ def _ask_of_contrasts(layout: Layout, names: Sequence[str]) -> None:
             )
 
 
-def _ask_of_modalities(layout: Layout) -> None:
+def _ask_of_devices(layout: Layout) -> None:
     """Ask about volumes whose names say that several devices took them, such as CT and PET."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in layout.keys:
