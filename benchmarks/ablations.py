@@ -286,7 +286,7 @@ def told(figures: dict[str, float]) -> str:
 
 
 def tell(runs: dict[str, list[dict[str, Any]]], naive: dict[str, dict[str, float]]) -> None:
-    """Print the mean over the seeds, and the range; of the seconds a step the smallest, which nothing disturbed."""
+    """Print the mean over the seeds, and the range, and the smallest of the seconds a step."""
     for name, figures in naive.items():
         print(f"{name:52} {told(figures)}")
     for row, found in runs.items():

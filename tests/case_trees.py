@@ -8,8 +8,19 @@ import numpy as np
 from pictures import save
 from PIL import Image
 
+from vqvae2.data.layout import read_layout
+from vqvae2.data.selection import Choice, Layout
+
 Make = Callable[[Path], list[str]]
 """Fills a folder; returns the flags that go with it, beside --data."""
+
+
+def lay(folder: Path, names: list[str], **choice: object) -> Layout:
+    """The layout of a folder of empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return read_layout(folder, Choice(**choice))
 
 
 def slices(folder: Path, names: list[str]) -> Path:

@@ -10,12 +10,12 @@ import case_trees
 import nibabel as nib
 import numpy as np
 import pytest
-from case_trees import head, slices, volume, volumes
+from case_trees import head, lay, slices, volume, volumes
 from pictures import every, labels_of, save
 
 from vqvae2.data import DataConfig, ImageData, open_data, rules
 from vqvae2.data.layout import read_layout
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Choice
 from vqvae2.data.splits import overlap
 from vqvae2.data.subjects import guess_subjects, is_mask, known_subject, words_of
 from vqvae2.data.tables import join
@@ -47,14 +47,6 @@ def people(data: ImageData) -> set[str]:
 
 def classes(data: ImageData) -> dict[str, set[str]]:
     return {name: set(values) for name, values in data.attributes.items()}
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 @pytest.mark.parametrize("cohort", rules.COHORTS, ids=lambda cohort: cohort.example)

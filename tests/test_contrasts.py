@@ -1,26 +1,18 @@
 """Volumes of several contrasts or devices are asked about, and values that run the other way are turned."""
 
 import re
-from pathlib import Path
 
 import case_trees
 import numpy as np
 import pytest
+from case_trees import lay
 
 from vqvae2.data import rules
 from vqvae2.data.layout import read_layout
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Choice
 from vqvae2.data.volume_files import read_canonical
 
 P = range(1, 9)
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """A few files that lie beside the folders of all others: an overview, a template, a logo."""
 
 import shlex
-from pathlib import Path
 
 import pytest
+from case_trees import lay
 
-from vqvae2.data.layout import read_layout
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Layout
 
 PEOPLE = ("P{:02}", "sub-{:02}", "{:04}", "patient{}", "Smith{}", "OAS1_{:04}_MR1")
 TREES = {
@@ -21,13 +20,6 @@ TREES = {
     "BIDS": ["{p}/anat/{p}_T1w.nii.gz", "{p}/anat/{p}_T2w.nii.gz"],
     "BIDS, classes above": ["{c}/{p}/anat/{p}_T1w.nii.gz", "{c}/{p}/anat/{p}_T2w.nii.gz"],
 }
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 def tree(forms: list[str], person: str, first: int = 0) -> list[str]:

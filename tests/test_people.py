@@ -1,28 +1,17 @@
 """Whom names show: people are neither torn over splits nor put together, and what is uncertain is said."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from case_trees import dicom_series, head
+from case_trees import dicom_series, head, lay
 from pictures import save
 
 from vqvae2.data import DataConfig, ImageData, ImageSet, open_data
 from vqvae2.data.layout import read_layout
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Choice
 from vqvae2.data.subjects import guess_subjects, known_subject
 from vqvae2.data.tables import join, read_table
 from vqvae2.errors import UserError
 from vqvae2.stages.data_report import check_subjects
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
-
 
 VISITS = {
     "year and month": ("sub{p:02}_{v}_T1", ("2019-01", "2020-02")),

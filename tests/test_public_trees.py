@@ -3,28 +3,18 @@ within classes, depth and label maps beside images."""
 
 import hashlib
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
-from case_trees import head, volume
+from case_trees import head, lay, volume
 from pictures import save, write
 
 from vqvae2.data import DataConfig, open_data
-from vqvae2.data.layout import read_layout
 from vqvae2.data.scans import processed
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Layout
 from vqvae2.errors import UserError
 
 P = range(1, 9)
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 def doubts(layout: Layout) -> str:

@@ -1,25 +1,15 @@
 """Trees of public data sets that can be misread: what is certain is read so, what is not is said with a flag."""
 
 import re
-from pathlib import Path
 
 import pytest
-from case_trees import slices
+from case_trees import lay, slices
 
 from vqvae2.data import DataConfig, mask_rules, open_data, rules
-from vqvae2.data.layout import read_layout
-from vqvae2.data.selection import Choice, Layout
+from vqvae2.data.selection import Layout
 from vqvae2.data.splits import assign, overlap
 from vqvae2.data.subjects import copy_of, guess_subjects
 from vqvae2.errors import UserError
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 def whom(layout: Layout) -> dict[str, str]:

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from case_trees import lay
 from PIL import Image
 
 from vqvae2.data import DataConfig, open_data
-from vqvae2.data.layout import read_layout
 from vqvae2.data.scans import processed, under_heads
-from vqvae2.data.selection import Choice, Layout
 from vqvae2.data.tables import join, read_table
 from vqvae2.errors import UserError
 
@@ -22,14 +21,6 @@ JOINED = (
     "{p:02}v{s}_{k}",
     "sub{p:02}fu{s}_{k}",
 )
-
-
-def lay(folder: Path, names: list[str], **choice: object) -> Layout:
-    """The layout of a folder of empty files of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder, Choice(**choice))
 
 
 TREES: dict[str, dict[str, object]] = {  # files -> whom they show

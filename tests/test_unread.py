@@ -1,9 +1,9 @@
 """What lies beside the data and is not read, and words, columns and flags that were passed over without a word."""
 
 import shlex
-from pathlib import Path
 
 import pytest
+from case_trees import lay
 from pictures import write
 
 from vqvae2.data import DataConfig, open_data
@@ -11,14 +11,6 @@ from vqvae2.data.layout import read_layout
 from vqvae2.data.selection import Choice
 from vqvae2.data.tables import read_table
 from vqvae2.errors import UserError
-
-
-def lay(folder: Path, names: list[str]) -> object:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return read_layout(folder)
-
 
 PEOPLE = [f"P{n:02}/{k}.png" for n in range(12) for k in range(3)]
 

@@ -111,7 +111,7 @@ def _is_class_or_mask(folder: str) -> bool:
     return bool(rest and masks) and all(map(mask_rules.CLASS_OR_MASK.fullmatch, masks))
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def _mask_words(folder: str) -> tuple[str, ...]:
     """The words of a folder's name that mean masks."""
     return tuple(word.text.lower() for word in words_of(spaced(folder)) if word.role == "mask")
@@ -198,19 +198,19 @@ def _has(pattern: str, parts: Sequence[str]) -> bool:
     return any(re.search(pattern, part) for part in parts)
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def _parts(name: str) -> tuple[str, ...]:
     """The parts of a name in lower case, without those that tell the kind of image or that it is one."""
     words = [word for word in words_of(spaced(name)) if word.role not in ("kind", "thing")]
     return tuple(word.text.lower() for word in words)
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def _rule(parts: tuple[str, ...]) -> mask_rules.Beside | None:
     return next((rule for rule in mask_rules.BESIDE if any(map(rule.words.fullmatch, parts))), None)
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def _is_plain(folder: str) -> bool:
     """Whether a folder's name says no more than that it holds images, or of which kind."""
     images = mask_rules.IMAGES.fullmatch(folder.lower()) or rules.MODALITIES.fullmatch(folder)

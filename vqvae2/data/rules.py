@@ -386,6 +386,8 @@ REDCAP_EVENT = re.compile(r".+_arm_\d+", re.IGNORECASE)
 """Cells that name a visit as REDCap does: ``baseline_year_1_arm_1``, in BIDS ``ses-baselineYear1Arm1``."""
 ABBREVIATIONS = {"m": "male", "f": "female", "l": "left", "r": "right", "y": "yes", "n": "no", "t": "true"}
 """Cells that may mean the same class as the word, which the report asks about."""
+NAMES_KEPT = 1 << 18
+"""Names whose reading is kept, since several rules ask for each, one after the other."""
 MISSING = {
     *("", "-", "--", "'--", ".", "?", "??", "n/a", "n.a.", "na", "<na>", "nan", "nat", "null", "nil", "none", "\\n"),
     *("unknown", "unk", "missing", "undefined", "unspecified", "not specified", "not available", "not recorded"),

@@ -288,14 +288,22 @@ def choose_kind(layout: Layout, choice: Choice, tree: bool) -> None:
             groups.setdefault(kind, []).append(key)
     if len(groups) > 1:
         common = sorted(groups.items(), key=lambda one: -len(one[1]))
-        told = ", ".join(f"{kind} ({len(keys):,})" for kind, keys in common[:6])
-        examples = ", ".join(keys[0] for _, keys in common[:3])
         layout.doubts.append(
-            f"volumes of several kinds are read together: {told}, such as {examples}; --bids-suffix KIND reads one "
-            "alone"
+            f"volumes of several kinds are read together: {_listed(common[:6])}; --bids-suffix KIND reads one alone"
         )
     elif not tree and not choice.suffix:
         _ask_of_devices(layout)
+
+
+def _listed(groups: Sequence[tuple[str, list[str]]]) -> str:
+    """Groups of files in words: how many each has, and the first file of the first three."""
+    told = ", ".join(f"{name or 'none'} ({len(files):,})" for name, files in groups)
+    return f"{told}, such as {', '.join(files[0] for _, files in groups[:3])}"
+
+
+def _entities(name: str) -> dict[str, str]:
+    """The ``key-value`` parts of a file's name."""
+    return dict(part.split("-", 1) for part in stem_of(name).split("_") if "-" in part)
 
 
 def _choose_entities(layout: Layout, choice: Choice) -> None:
@@ -303,7 +311,7 @@ def _choose_entities(layout: Layout, choice: Choice) -> None:
     wanted = dict(choice.entities)
     for name in (*wanted, *(name for name in _ONE_OF if name not in wanted)):
         names = [key.rsplit("/", 1)[-1] for key in layout.keys]
-        parts = [dict(part.split("-", 1) for part in stem_of(n).split("_") if "-" in part).get(name, "") for n in names]
+        parts = [_entities(n).get(name, "") for n in names]
         there = Counter(part for part, n in zip(parts, names, strict=True) if n.startswith("sub-"))
         value = wanted.get(name, "")
         known = name in wanted
@@ -338,19 +346,17 @@ def _ask_of_contrasts(layout: Layout, names: Sequence[str]) -> None:
     """Ask about volumes of BIDS that differ in contrast, such as those with and without a contrast agent."""
     files = [key.rsplit("/", 1)[-1] for key in layout.keys]
     files = [name for name in files if name.startswith("sub-")]
-    entities = [dict(part.split("-", 1) for part in stem_of(file).split("_") if "-" in part) for file in files]
+    entities = list(map(_entities, files))
     for name in names:
         groups: dict[str, list[str]] = defaultdict(list)
         for file, own in zip(files, entities, strict=True):
             groups[own.get(name, "")].append(file)
         if len(groups) > 1:
             common = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
-            told = ", ".join(f"{value or 'none'} ({len(there):,})" for value, there in common[:5])
-            examples = ", ".join(there[0] for _, there in common[:3])
             without = f", --exclude '*_{name}-*' those without" if "" in groups else ""
             layout.doubts.append(
-                f"volumes that differ in {name} are read together: {told}, such as {examples}; --bids-entity "
-                f"{name}=NAME reads one alone{without}"
+                f"volumes that differ in {name} are read together: {_listed(common[:5])}; --bids-entity {name}=NAME "
+                f"reads one alone{without}"
             )
 
 
@@ -364,11 +370,9 @@ def _ask_of_devices(layout: Layout) -> None:
             groups[found.pop()].append(key)
     if len({"mr" if word.lower() == "mri" else word.lower() for word in groups}) > 1:
         common = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
-        told = ", ".join(f"{word} ({len(keys):,})" for word, keys in common[:5])
-        examples = ", ".join(keys[0] for _, keys in common[:3])
         layout.doubts.append(
-            f"volumes of several kinds are read together: {told}, such as {examples}; --exclude '*{common[-1][0]}*' "
-            "leaves one out"
+            f"volumes of several kinds are read together: {_listed(common[:5])}; --exclude '*{common[-1][0]}*' leaves "
+            "one out"
         )
 
 

@@ -9,7 +9,7 @@ _WORDS = (re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+"), re.compile(r"[a-z]+"))  #
 _GLUED = re.compile(r"(?<=.)(?:set|data|images?)$")  # testset
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def said_split(name: str) -> str:
     """Return the split whose word a name holds; "" for none. A name that says train and val is of training images.
 

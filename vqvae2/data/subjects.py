@@ -53,7 +53,6 @@ _MONTH = re.compile(rules.YEAR_MONTH)
 _OASIS = re.compile(r"(?:OAS\d_\d+_MR|OAS\d+_.*?d)(\d+)")
 _SESSION = re.compile(r"(?<![A-Za-z])ses(?:sion)?[ _-]?([a-z0-9]+)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(\.rf\.[0-9a-f]{20,})?(\.nii)?(\.gz)?\.[A-Za-z]+\d?$")  # .rf.HASH: an export's copy
-_KEPT = 1 << 18  # names whose parts are kept: several rules ask for each, one after the other
 
 
 class Token(NamedTuple):
@@ -65,7 +64,7 @@ class Token(NamedTuple):
     role: str
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def words_of(name: str) -> tuple[Token, ...]:
     """Split a name at ``_``, ``-``, dots and blanks, and tell what each part means.
 
@@ -127,7 +126,7 @@ def person_in(text: str) -> str:
     return who if re.search(r"\d", who) else ""
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=rules.NAMES_KEPT)
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix and without the .nii or .nii.gz of the volume that it was cut from."""
     return _SUFFIX.sub("", name)

@@ -205,7 +205,7 @@ def measure_distances(
         return
     spaces = report.feature_spaces(models.vqvae, beside.real, models.missing) | further
     found["distances"] = report.set_distances(beside.real, made, spaces)
-    whole = report.read_samples(drawn.folder, models.decoders, models.hashes) if drawn is not None else None
+    whole = report.read_samples(drawn.folder, models.decoders, models.hashes) if drawn is not None and further else None
     if whole is not None and max(len(whole), len(beside.images)) > COMPARED:
         for space, features_of in further.items():
             found["distances"][space]["samples"] |= report.frechet_of_all(whole, beside.images, features_of)
